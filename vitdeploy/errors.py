@@ -1,0 +1,67 @@
+"""Errors a user can act on: what happened, why, and what to type next."""
+
+from __future__ import annotations
+
+
+class VitDeployError(Exception):
+    """Base of every error that is the user's to fix; the command line prints it without a traceback.
+
+    `what` happened, `why` (optional) and `fix`: the next thing to type or change (optional).
+    `exit_code` follows the command line's contract: 2 wrong usage or bad input, 1 a gate failed.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, why: str | None = None, fix: str | None = None) -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """The message, one line for each part that is known."""
+        labelled = [self.what, self.why and f"  why: {self.why}", self.fix and f"  try: {self.fix}"]
+        return [line for line in labelled if line]
+
+
+class UsageError(VitDeployError):
+    """A name, option or value that does not exist or does not fit."""
+
+
+class ModelError(VitDeployError):
+    """A network that cannot be built as asked, or does not admit the image size."""
+
+
+class CheckpointError(VitDeployError):
+    """A checkpoint that is missing, damaged, unsafe or of another network."""
+
+
+class ExportError(VitDeployError):
+    """A network that cannot be captured, lowered or written."""
+
+
+class BundleError(VitDeployError):
+    """A bundle that is incomplete, altered, of a newer schema or not a bundle."""
+
+
+class InputError(VitDeployError):
+    """An image or array that a session cannot take."""
+
+
+class BackendError(VitDeployError):
+    """A runtime that is missing or refuses the model."""
+
+
+class MissingDependencyError(BackendError):
+    """A package that this command needs and this environment lacks."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed",
+            why=f"{needed_for} needs it",
+            fix=f"pip install 'vitdeploy[{extra}]'",
+        )
+
+
+class GateError(VitDeployError):
+    """Numbers that do not hold: parity with PyTorch, or an accuracy gate."""
+
+    exit_code = 1
