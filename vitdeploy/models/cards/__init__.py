@@ -1,0 +1,1 @@
+"""Cards as data, one file a family; nothing here imports torch."""

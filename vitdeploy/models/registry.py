@@ -1,0 +1,186 @@
+"""The zoo: one card for each network, and the way from a name to a module."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cache
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from vitdeploy.errors import MissingDependencyError, ModelError, UsageError
+from vitdeploy.runtime.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CARD_MODULES = ("lemevit", "dualvit", "qnavit", "saevit", "cagevit")
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a module's numbers came from; travels into every manifest.
+
+    kind: `random` (seeded initialisation), `checkpoint` or `module` (a user's live module).
+    """
+
+    kind: str
+    detail: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything about a network that is not a weight.
+
+    name            `family_variant`, or `family_variant.tag` for one with weights in this package
+    network         `module:class` of the PyTorch definition, imported only when built
+    hyperparameters keyword arguments of that class beside num_classes and image_size
+    image_size      (height, width) in pixels
+    parameters      exact count at 1000 classes (or at num_classes for a tagged card)
+    macs            published multiply-adds at image_size, in units of 1e9; None where not published
+    top1            published ImageNet-1K top-1 in percent; None where not published
+    source          paper and code the definition follows
+    reconstruction  empty where official code exists; otherwise which facts are the paper's
+    checkpoint      file name under models/weights for a tagged card
+    other_sizes     further sizes with published results: (image_size, macs, top1)
+    """
+
+    name: str
+    family: str
+    network: str
+    hyperparameters: Mapping[str, Any]
+    preprocessing: Preprocessing
+    parameters: int
+    source: str
+    macs: float | None = None
+    top1: float | None = None
+    image_size: tuple[int, int] = (224, 224)
+    num_classes: int = 1000
+    labels: tuple[str, ...] = ()
+    reconstruction: str = ""
+    checkpoint: str | None = None
+    other_sizes: tuple[tuple[tuple[int, int], float | None, float | None], ...] = ()
+    weights: Weights = field(default_factory=lambda: Weights("random", f"seed {RANDOM_SEED}"))
+
+    def resized(self, image_size: tuple[int, int]) -> ModelCard:
+        """The same card for inputs of `image_size` (height, width)."""
+        return replace(self, image_size=image_size, preprocessing=replace(self.preprocessing, size=image_size))
+
+    def tuned(self, hyperparameters: Mapping[str, Any]) -> ModelCard:
+        """The same card with some hyperparameters replaced; a UsageError for one that it does not have."""
+        unknown = sorted(set(hyperparameters) - set(self.hyperparameters))
+        if unknown:
+            raise UsageError(
+                f"{self.name} has no hyperparameter {unknown[0]!r}", fix=", ".join(self.hyperparameters) or None
+            )
+        return replace(self, hyperparameters={**self.hyperparameters, **hyperparameters})
+
+
+@cache
+def cards() -> Mapping[str, ModelCard]:
+    """All cards by name, in the order of the families' files."""
+    modules = [importlib.import_module(f"vitdeploy.models.cards.{name}") for name in CARD_MODULES]
+    return {card.name: card for module in modules for card in module.CARDS}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the zoo that match a shell pattern, e.g. `lemevit_*`."""
+    return fnmatch.filter(cards(), pattern)
+
+
+def find_card(name: str) -> ModelCard:
+    """The card called `name`; a UsageError offers the closest names."""
+    if name in cards():
+        return cards()[name]
+    close = get_close_matches(name, cards(), n=3, cutoff=0.4)
+    raise UsageError(
+        f"there is no model called {name!r}",
+        fix=f"{' or '.join(close)}" if close else "vitdeploy models",
+    )
+
+
+def as_image_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an int (square) or a pair; a UsageError for anything else."""
+    try:
+        height, width = map(index, (size, size) if isinstance(size, SupportsIndex) else size)
+    except (TypeError, ValueError):
+        raise UsageError(f"{size!r} is not an image size", fix="one number of pixels, or (height, width)") from None
+    if height < 1 or width < 1:
+        raise UsageError(f"an image cannot be {height}x{width} pixels")
+    return height, width
+
+
+def build(card: ModelCard) -> nn.Module:
+    """The network of a card, its weights drawn from a fixed seed; on the meta device where that is the default."""
+    import torch
+
+    module, _, cls = card.network.partition(":")
+    network = getattr(importlib.import_module(module), cls)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model: nn.Module = network(num_classes=card.num_classes, image_size=card.image_size, **card.hyperparameters)
+    return model
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The network called `name` in eval mode; `.card` describes it.
+
+    `hyperparameters` replaces some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels.
+
+    Without a checkpoint (given, or part of a tagged name like `lemevit_tiny.eurosat`) the weights are random with a
+    fixed seed, and `model.card.weights.kind` says `random`.
+    `forward([N, 3, H, W]) -> [N, num_classes]`; `forward_features` gives the pyramid, high resolution first.
+    Raises UsageError for an unknown name or hyperparameter, ModelError for a size the network does not admit and CheckpointError for a
+    checkpoint that does not fit.
+    """
+    card = find_card(name)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("torch", needed_for="building a model", extra="export") from None
+    from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint
+
+    path = Path(checkpoint) if checkpoint else _packaged_weights(card)
+    saved = read_checkpoint(path) if path else None
+    if saved:
+        card = saved.describe(card)
+    if num_classes is not None and num_classes != card.num_classes:
+        if num_classes < 1:
+            raise UsageError(f"a classifier needs at least one class, not {num_classes}")
+        card = replace(card, num_classes=num_classes, labels=())
+    if image_size is not None:
+        card = card.resized(as_image_size(image_size))
+    if hyperparameters:
+        card = card.tuned(hyperparameters)
+
+    model = build(card)
+    if saved:
+        load_checkpoint(model, saved, model_name=card.name)
+    model.card = card  # type: ignore[assignment]
+    return model.eval()
+
+
+def _packaged_weights(card: ModelCard) -> Path | None:
+    if card.checkpoint is None:
+        return None
+    path = Path(__file__).parent / "weights" / card.checkpoint
+    if not path.exists():
+        raise ModelError(
+            f"the weights of {card.name} are missing from this installation",
+            why=f"{path} does not exist",
+            fix="pip install --force-reinstall vitdeploy",
+        )
+    return path
