@@ -1,0 +1,115 @@
+"""A bundle of a few kilobytes whose outputs are known by hand, for tests that need any bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.runtime.preprocess import Preprocessing
+
+SIZE = 8
+LABELS = ("ant", "bee", "cat", "dog")
+WEIGHT = np.random.default_rng(0).normal(size=(3, len(LABELS))).astype(np.float32)
+
+
+def tiny_logits(images: np.ndarray) -> np.ndarray:
+    """What the tiny model computes: mean of each channel, then one linear layer."""
+    return (images.astype(np.float64).mean(axis=(2, 3)) @ WEIGHT.astype(np.float64)).astype(np.float32)
+
+
+def tiny_model(batch: int | str = "batch", *, pyramid: bool = False) -> bytes:
+    """The same as an ONNX file; with `pyramid` two outputs, `fine` and `coarse`, instead of `logits`."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, SIZE, SIZE])
+    if pyramid:
+        nodes = [
+            helper.make_node("AveragePool", ["images"], ["fine"], kernel_shape=[2, 2], strides=[2, 2]),
+            helper.make_node("AveragePool", ["images"], ["coarse"], kernel_shape=[4, 4], strides=[4, 4]),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("fine", TensorProto.FLOAT, [batch, 3, 4, 4]),
+            helper.make_tensor_value_info("coarse", TensorProto.FLOAT, [batch, 3, 2, 2]),
+        ]
+    else:
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ]
+        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(LABELS)])]
+    weights = [] if pyramid else [numpy_helper.from_array(WEIGHT, "weight")]
+    graph = helper.make_graph(nodes, "tiny", [images], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def tiny_images(count: int = 6) -> np.ndarray:
+    """Normalised images [count, 3, 8, 8]."""
+    return np.random.default_rng(1).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def tiny_manifest(batch: int | str = "batch", *, pyramid: bool = False, precision: str = "fp32") -> Manifest:
+    """A manifest that fits `tiny_model`."""
+    outputs = (TensorSpec("logits", "float32", (batch, len(LABELS))),)
+    if pyramid:
+        outputs = (
+            TensorSpec("fine", "float32", (batch, 3, 4, 4)),
+            TensorSpec("coarse", "float32", (batch, 3, 2, 2)),
+        )
+    return Manifest(
+        model=ModelRecord("tiny", "tests", (SIZE, SIZE), len(LABELS), WeightsRecord("random", "seed 0")),
+        precision=precision,
+        target="portable",
+        opset=17,
+        preprocessing=Preprocessing(size=(SIZE, SIZE), mode="stretch", crop_ratio=1.0),
+        inputs=(TensorSpec("images", "float32", (batch, 3, SIZE, SIZE)),),
+        outputs=outputs,
+        labels=LABELS,
+        tools={"onnx": onnx.__version__},
+        graph={"nodes_before": 5, "nodes_after": 3, "passes": []},
+    )
+
+
+def fill(writer: BundleWriter, batch: int | str = "batch", *, error: float = 0.0, pyramid: bool = False) -> None:
+    """The files of the tiny bundle; `error` is added to the reference logits, so that parity breaks."""
+    images = tiny_images()
+    outputs = {"logits": tiny_logits(images) + np.float32(error)}
+    if pyramid:
+        blocks = {name: images.reshape(6, 3, SIZE // k, k, SIZE // k, k) for name, k in (("fine", 2), ("coarse", 4))}
+        outputs = {name: block.mean(axis=(3, 5)) for name, block in blocks.items()}
+    writer.write_bytes(MODEL, tiny_model(batch, pyramid=pyramid))
+    writer.write_reference(inputs={"images": images}, outputs=outputs)
+
+
+def write_tiny_bundle(
+    path: Path,
+    batch: int | str = "batch",
+    *,
+    error: float = 0.0,
+    pyramid: bool = False,
+    precision: str = "fp32",
+    force: bool = False,
+) -> Bundle:
+    """The tiny bundle, committed at `path`."""
+    with BundleWriter(path, force=force) as writer:
+        fill(writer, batch, error=error, pyramid=pyramid)
+        writer.seal(tiny_manifest(batch, pyramid=pyramid, precision=precision))
+        return writer.commit()
+
+
+def failing_after(calls: int, error: BaseException) -> Callable[..., None]:
+    """A function that raises `error` at its call number `calls`, counted from zero."""
+    remaining = [calls]
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        remaining[0] -= 1
+        if remaining[0] < 0:
+            raise error
+
+    return fail

@@ -1,0 +1,92 @@
+"""Backends by themselves: what they report, what they refuse, how errors come out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model
+from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
+from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.runtime.backends import Options, backend_names, find_backend
+
+
+@pytest.fixture(params=backend_names())
+def name(request: pytest.FixtureRequest) -> str:
+    reason = find_backend(request.param).available()
+    if reason is not None:
+        pytest.skip(reason)
+    found: str = request.param
+    return found
+
+
+def test_the_signature_is_reported(name: str) -> None:
+    fixed = find_backend(name).load(tiny_model(2))
+    assert fixed.inputs == (TensorSpec("images", "float32", (2, 3, 8, 8)),)
+    assert fixed.outputs == (TensorSpec("logits", "float32", (2, 4)),)
+    dynamic = find_backend(name).load(tiny_model())
+    assert isinstance(dynamic.inputs[0].shape[0], str)
+    assert dynamic.inputs[0].shape[1:] == (3, 8, 8)
+
+
+def test_a_model_runs_from_its_bytes(name: str) -> None:
+    backend = find_backend(name).load(tiny_model())
+    images = tiny_images()
+    np.testing.assert_allclose(backend.run({"images": images})["logits"], tiny_logits(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [b"", b"not a model", tiny_model()[:-30]])
+def test_a_file_that_is_no_model_is_refused(name: str, model: bytes) -> None:
+    with pytest.raises(BackendError, match=f"{name} cannot load the model\n  why: ."):
+        find_backend(name).load(model)
+
+
+def test_what_a_runtime_raises_becomes_a_backend_error(name: str) -> None:
+    backend = find_backend(name).load(tiny_model(2))
+    with pytest.raises(BackendError, match=f"{name} failed while it ran the model\n  why: ."):
+        backend.run({"images": np.zeros((2, 3, 5, 5), np.float32)})
+
+
+def test_description_is_plain_json(name: str) -> None:
+    import json
+
+    told = find_backend(name).load(tiny_model()).describe()
+    assert json.loads(json.dumps(told)) == told
+    assert told.keys() >= {"backend", "version", "device", "precision", "threads"}
+
+
+def test_openvino_computes_in_single_precision_unless_asked() -> None:
+    pytest.importorskip("openvino")
+    openvino = find_backend("openvino")
+    assert openvino.load(tiny_model()).describe()["precision"] == "fp32"
+    asked = openvino.load(tiny_model(), options=Options(precision="bf16")).describe()["precision"]
+    assert asked in ("bf16", "fp32"), "fp32 where the CPU has no bf16"
+
+
+def test_onnxruntime_cannot_be_asked_for_a_precision() -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(UsageError, match="precision of the graph's types"):
+        find_backend("onnxruntime").load(tiny_model(), options=Options(precision="bf16"))
+
+
+def test_openvino_prefers_its_own_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    openvino = pytest.importorskip("openvino")
+    folder = tmp_path_factory.mktemp("ir")
+    with BundleWriter(folder / "b") as writer:
+        writer.write_bytes(MODEL, b"never read")
+        (folder / "source.onnx").write_bytes(tiny_model())
+        openvino.save_model(
+            openvino.convert_model(folder / "source.onnx"), writer.path / "model.xml", compress_to_fp16=False
+        )
+        writer.write_reference(inputs={}, outputs={})
+        writer.seal(tiny_manifest())
+        bundle = writer.commit()
+    backend = find_backend("openvino").open(Bundle.open(bundle.path))
+    images = tiny_images()
+    np.testing.assert_allclose(backend.run({"images": images})["logits"], tiny_logits(images), rtol=0, atol=1e-6)
+    assert backend.inputs[0].name == "images"
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(UsageError, match="onnxruntime or openvino"):
+        find_backend("caffe")

@@ -1,0 +1,89 @@
+"""What an import brings along, and what the package offers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vitdeploy
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "tensorrt", "polygraphy")
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints for `code`."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "vitdeploy",
+        "vitdeploy.bundle",
+        "vitdeploy.errors",
+        "vitdeploy.runtime.preprocess",
+        "vitdeploy.runtime.backends",
+        "vitdeploy.runtime.session",
+        "vitdeploy.validation.parity",
+        "vitdeploy.validation.verify",
+    ],
+)
+def test_an_import_brings_no_framework_and_no_backend(module: str) -> None:
+    loaded = python(f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])")
+    assert loaded == ""
+
+
+def test_the_package_itself_does_not_even_bring_numpy() -> None:
+    assert python("import sys, vitdeploy; print('numpy' in sys.modules, 'PIL' in sys.modules)") == "False False"
+
+
+def test_the_device_side_never_imports_the_workshop() -> None:
+    code = (
+        "import sys, vitdeploy; vitdeploy.load; vitdeploy.verify; vitdeploy.Session; vitdeploy.Bundle;"
+        "print(*[name for name in sys.modules if name.startswith(('vitdeploy.models', 'vitdeploy.export'))])"
+    )
+    assert python(code) == ""
+
+
+def test_loading_a_bundle_imports_the_backend_it_uses_and_no_other(tmp_path: Path) -> None:
+    from tests.bundles import write_tiny_bundle
+
+    pytest.importorskip("onnxruntime")
+    bundle = write_tiny_bundle(tmp_path / "b")
+    code = (
+        f"import sys, vitdeploy; report = vitdeploy.verify({str(bundle.path)!r}, runtime='onnxruntime');"
+        f"print(report.passed, *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert python(code) == "True onnxruntime"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in vitdeploy.__all__:
+        assert callable(getattr(vitdeploy, name)), name
+    assert set(vitdeploy.__all__) <= set(dir(vitdeploy))
+    with pytest.raises(AttributeError, match="no attribute 'exprot'"):
+        vitdeploy.exprot  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["import vitdeploy", "import vitdeploy.export", "from vitdeploy import export", "vitdeploy.list_models()"]
+)
+def test_export_can_be_called_whatever_was_imported_first(first: str) -> None:
+    code = (
+        f"import vitdeploy; {first}; import vitdeploy.export as package;"
+        "print(callable(vitdeploy.export), package is vitdeploy.export)"
+    )
+    assert python(code) == "True True"
+
+
+def test_the_version_is_the_projects() -> None:
+    stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert stated is not None
+    assert stated[1] == vitdeploy.__version__
