@@ -1,0 +1,1 @@
+"""Proof: parity with PyTorch, accuracy on data."""
