@@ -1,0 +1,114 @@
+"""The order of the rewrites between capture and precision, and the record of what each did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from vitdeploy.errors import ExportError
+from vitdeploy.export.composites import is_composite
+from vitdeploy.export.lowering.attention import lower_attention
+from vitdeploy.export.lowering.deconvolution import lower_deconvolution
+from vitdeploy.export.lowering.layer_norm import lower_layer_norm
+from vitdeploy.export.lowering.opset import lower_opset
+from vitdeploy.export.passes.fold_batch_norm import FoldBatchNorm
+from vitdeploy.export.passes.fold_query_scale import FoldQueryScale
+from vitdeploy.export.passes.fold_residual_conv import FoldResidualConv
+from vitdeploy.export.passes.fuse_layer_norm import FuseLayerNorm
+from vitdeploy.export.passes.gelu_form import GeluForm
+from vitdeploy.export.passes.hoist_broadcast import HoistBroadcast
+from vitdeploy.export.passes.merge_shared_linear import MergeSharedLinear
+from vitdeploy.export.passes.merge_transposes import MergeTransposes
+from vitdeploy.export.passes.split_qkv import SplitQKV
+from vitdeploy.export.passes.static_shapes import StaticShapes
+from vitdeploy.export.targets import Target
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+# Shapes first, since every later pass asks for them; GEMMs merge before transposes, which then see the final structure.
+_BEFORE_FOLDING = (StaticShapes, HoistBroadcast)
+_AFTER_FOLDING = (
+    FuseLayerNorm,
+    SplitQKV,
+    FoldQueryScale,
+    FoldBatchNorm,
+    FoldResidualConv,
+    MergeSharedLinear,
+    MergeTransposes,
+    GeluForm,
+)
+
+
+def lower(model: ir.Model, target: Target) -> list[Record]:
+    """Turn the composites of a captured graph into the target's standard operators, in place."""
+    records = [
+        _record("lower_attention", lower_attention(model, target)),
+        _record("lower_deconvolution", lower_deconvolution(model, target)),
+    ]
+    model.functions.clear()
+    model.graph.opset_imports.pop("vitdeploy", None)
+    left = [str(node.name) for node in model.graph if is_composite(node)]
+    if left:
+        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left")
+    return records
+
+
+def optimize(model: ir.Model, target: Target) -> tuple[ir.Model, list[Record]]:
+    """Simplify a lowered graph without changing its outputs beyond rounding, and state it in the target's opset.
+
+    Returns the graph and one record for each rewrite: its name and what it changed.
+    """
+    records = [_run(kind(target), model) for kind in _BEFORE_FOLDING]
+    model, folded = _simplify(model)
+    records.append(folded)
+    records += [_run(kind(target), model) for kind in _AFTER_FOLDING]
+    records.append(_record("lower_layer_norm", lower_layer_norm(model, target)))
+    records.append(_record("lower_opset", lower_opset(model, target)))
+    _tidy(model)
+    return model, records
+
+
+def node_count(model: ir.Model) -> int:
+    """Nodes that compute something (constants are not counted)."""
+    return sum(node.op_type != "Constant" for node in model.graph)
+
+
+def _run(graph_pass: Any, model: ir.Model) -> Record:
+    log.debug("%s", graph_pass.name)
+    graph_pass(model)
+    return _record(graph_pass.name, graph_pass.changes)
+
+
+def _simplify(model: ir.Model) -> tuple[ir.Model, Record]:
+    """Constant folding, shape inference and the stock fusions of onnxsim."""
+    import onnxsim
+
+    before = node_count(model)
+    # A batched MatMul + Add as Gemm costs two Reshapes around it, and hides attention from every fuser.
+    proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"])
+    simplified = ir.from_proto(proto)
+    return simplified, _record("onnxsim", [f"{before} nodes became {node_count(simplified)}"])
+
+
+def _tidy(model: ir.Model) -> None:
+    passes: tuple[Callable[[ir.Model], Any], ...] = (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.TopologicalSortPass(),
+    )
+    for step in passes:
+        step(model)
+
+
+def _record(name: str, changes: list[str]) -> Record:
+    return {"pass": name, "changes": changes}

@@ -1,0 +1,321 @@
+"""The recipe: module, capture, lowering, optimization, precision, bundle, proof."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.errors import ExportError, GateError, MissingDependencyError, UsageError
+from vitdeploy.export.graph import Array
+from vitdeploy.export.outputs import Outputs, choose_outputs
+from vitdeploy.export.reference import REFERENCE_IMAGES, reference_images
+from vitdeploy.export.source import resolve
+from vitdeploy.export.targets import Target, find_target
+from vitdeploy.models.registry import ModelCard
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("vitdeploy.export")
+
+PRECISIONS = ("fp32", "fp16")
+DYNAMIC = "dynamic"
+TOOLS = ("vitdeploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "numpy", "pillow")
+
+
+def export(
+    source: str | nn.Module,
+    output: str | Path,
+    *,
+    precision: str = "fp32",
+    target: str = "portable",
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    batch: int | str = 1,
+    checkpoint: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    reference: Array | Sequence[str | Path] | None = None,
+    features: bool = False,
+    force: bool = False,
+) -> Bundle:
+    """Export `source` to the folder `output` and prove it: the bundle exists only if its numbers hold.
+
+    source      a name of the zoo, a module, or `file.py:function` that returns one
+    precision   `fp32` or `fp16` (inputs and outputs stay float32)
+    target      a row of `targets.TARGETS`
+    image_size  pixels, an int or (height, width); None for the card's
+    batch       images a call takes, or `dynamic`
+    checkpoint  weights for a model of the zoo; without any it gets seeded random ones, and the manifest says so
+    labels      names of the classes in the order of the logits
+    hyperparameters  replaces some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels
+    reference   pictures to prove the bundle on: paths, or normalised float32 [n, 3, H, W]; None for `reference_images`
+    features    export the feature pyramid instead of the logits: one output a stride, high resolution first
+    force       replace an existing bundle
+
+    Raises UsageError, ModelError and CheckpointError for input that does not fit, ExportError where the network cannot
+    be exported, BundleError where the folder cannot be written, and GateError where the outputs differ from PyTorch's.
+    """
+    plan = _check(precision, target, batch)
+    clock = _Clock()
+    with BundleWriter(output, force=force) as writer:
+        with clock.step("building the network"):
+            model, card = resolve(
+                source,
+                num_classes=num_classes,
+                image_size=image_size,
+                checkpoint=checkpoint,
+                labels=labels,
+                hyperparameters=hyperparameters,
+            )
+            if card.weights.kind == "random":
+                log.warning(
+                    "WARNING: %s has no trained weights, exporting SEEDED RANDOM ones (%s); see --checkpoint",
+                    card.name,
+                    card.weights.detail,
+                )
+        with clock.step("computing the PyTorch reference"):
+            wanted = choose_outputs(model, features=features)
+            inputs, outputs = _reference(model, card, plan, reference, wanted)
+        graph, counts, records = _build_graph(model, inputs, list(outputs), wanted, plan, clock)
+        _pin(graph, getattr(model, "float32_modules", ()))
+        del model
+        precision_report: dict[str, Any] = {"precision": plan.precision}
+        if plan.precision == "fp16":
+            with clock.step("setting half precision from the reference activations"):
+                graph, precision_report = _half(graph, inputs, outputs, plan)
+        with clock.step("writing the bundle"):
+            _write(graph, writer, plan.target)
+            writer.write_reference(inputs={"images": inputs}, outputs=outputs)
+            manifest = _manifest(graph, card, plan, wanted)
+            manifest.graph.update(counts, nodes=_nodes(graph), passes=records, seconds=clock.seconds)
+            manifest.precision_report.update(precision_report)
+            bundle = writer.seal(manifest)
+        with clock.step("verifying the files against PyTorch"):
+            _prove(bundle, plan)
+        return writer.commit()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    precision: str
+    target: Target
+    batch: int | None  # None: dynamic
+
+
+def _check(precision: str, target: str, batch: int | str) -> _Plan:
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}", fix=f"--precision {' or '.join(PRECISIONS)}")
+    if batch != DYNAMIC and (not isinstance(batch, int) or batch < 1):
+        raise UsageError(f"a batch is a positive number or {DYNAMIC!r}, not {batch!r}", fix=f"--batch 1 or {DYNAMIC}")
+    plan = _Plan(precision, find_target(target), batch if isinstance(batch, int) else None)
+    for package, name in (("onnx_ir", "onnx-ir"), ("onnxsim", "onnxsim"), ("onnxruntime", "onnxruntime")):
+        _need(package, name)
+    if plan.target.name == "openvino":
+        _need("openvino", "openvino", extra="openvino")
+    return plan
+
+
+def _need(module: str, package: str, extra: str = "export") -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(package, needed_for="vitdeploy export", extra=extra)
+
+
+def _reference(
+    model: nn.Module, card: ModelCard, plan: _Plan, given: Array | Sequence[str | Path] | None, wanted: Outputs
+) -> tuple[Array, dict[str, Array]]:
+    """Reference images and what PyTorch FP32 makes of them, by output name."""
+    import torch
+
+    height, width = card.image_size
+    count = plan.batch * -(-REFERENCE_IMAGES // plan.batch) if plan.batch else REFERENCE_IMAGES
+    if given is None:
+        images = reference_images(count, card.preprocessing)
+    else:
+        images = given if isinstance(given, np.ndarray) else _pictures(given, card, plan.batch or 1)
+    if images.ndim != 4 or images.shape[1:] != (3, height, width) or images.dtype != np.float32:
+        raise UsageError(
+            f"reference images are {images.dtype} {list(images.shape)}", fix=f"float32 [n, 3, {height}, {width}]"
+        )
+    if plan.batch and len(images) % plan.batch:
+        raise UsageError(f"{len(images)} reference images do not fill batches of {plan.batch}")
+    step = plan.batch or len(images)
+    with torch.inference_mode():
+        if plan.precision == "fp16" and callable(prepare := getattr(model, "prepare_fp16", None)):
+            prepare(torch.from_numpy(images[:step]))
+        parts = [
+            wanted.named(wanted.call(model, torch.from_numpy(images[i : i + step])))
+            for i in range(0, len(images), step)
+        ]
+    outputs = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+    broken = [name for name, array in outputs.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ExportError(f"PyTorch itself returns NaN or Inf in {broken[0]}", fix="check the checkpoint")
+    return images, outputs
+
+
+def _pictures(paths: Sequence[str | Path], card: ModelCard, batch: int) -> Array:
+    """The pictures as the network sees them, the last one repeated to fill a batch."""
+    from vitdeploy.runtime.preprocess import preprocess_batch
+
+    paths = [*paths, *[paths[-1]] * (-len(paths) % batch)]
+    return preprocess_batch(paths, card.preprocessing)
+
+
+def _build_graph(
+    model: nn.Module, inputs: Array, names: list[str], wanted: Outputs, plan: _Plan, clock: _Clock
+) -> tuple[ir.Model, dict[str, int], list[dict[str, Any]]]:
+    import torch
+
+    from vitdeploy.export.capture import capture
+    from vitdeploy.export.optimize import lower, node_count, optimize
+
+    example = torch.from_numpy(inputs[: plan.batch or 2])
+    with clock.step("capturing the graph"):
+        graph = capture(model, example, dynamic_batch=plan.batch is None, output_names=names, call=wanted.call)
+    counts = {"nodes_captured": node_count(graph)}
+    with clock.step(f"lowering and optimizing for {plan.target.name}"):
+        records = lower(graph, plan.target)
+        graph, more = optimize(graph, plan.target)
+    return graph, counts, records + more
+
+
+def _pin(graph: ir.Model, modules: Sequence[str]) -> None:
+    """Keep the modules that a network declares as `float32_modules` in FP32, a discrete selection for instance."""
+    from vitdeploy.export.precision import keep_single
+
+    for node in graph.graph:
+        path = str(node.name).rpartition("/")[0]
+        owner = next((name for name in modules if path == name or path.startswith(f"{name}.")), None)
+        if owner:
+            keep_single(node, f"the network declares that {owner} computes in FP32")
+
+
+def _half(graph: ir.Model, inputs: Array, outputs: Mapping[str, Array], plan: _Plan) -> tuple[ir.Model, dict[str, Any]]:
+    from vitdeploy.export.precision import to_half
+    from vitdeploy.validation.parity import BOUNDS, compare_outputs
+
+    images = inputs[: plan.batch or len(inputs)]
+    expected = {name: array[: len(images)] for name, array in outputs.items()}
+
+    def quality(actual: Mapping[str, Array]) -> float:
+        report = compare_outputs(expected, actual, runtime="emulation", precision="fp16")
+        return min(output.snr_db for output in report.outputs)
+
+    bound = BOUNDS["fp16"].min_snr_db
+    assert bound is not None
+    typed, report = to_half(graph, {"images": images}, quality, min_snr_db=bound)
+    if not report.snr_db >= bound:
+        raise GateError(
+            f"half precision reaches {report.snr_db:.1f} dB against PyTorch FP32, the bound is {bound:.0f} dB",
+            why="; ".join(list(report.kept.values())[-3:]) or None,
+            fix="--precision fp32, or check the weights",
+        )
+    return typed, {"precision": "fp16", **report.to_dict()}
+
+
+def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
+    import onnx
+
+    graph.ir_version = min(graph.ir_version, 10)
+    graph.producer_name, graph.producer_version = "vitdeploy", metadata.version("vitdeploy")
+    for node in graph.graph:
+        node.metadata_props.clear()
+    proto = ir.to_proto(graph)
+    foreign = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
+    if foreign or proto.functions:
+        raise ExportError(f"the graph still holds operators of {', '.join(sorted(foreign)) or 'local functions'}")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0]) from error
+    model = writer.write_bytes(MODEL, proto.SerializeToString())
+    if target.name == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(str(model)), str(model.with_suffix(".xml")), compress_to_fp16=False)
+
+
+def _manifest(graph: ir.Model, card: ModelCard, plan: _Plan, wanted: Outputs) -> Manifest:
+    labels = () if wanted.strides or len(card.labels) != card.num_classes else card.labels
+    return Manifest(
+        model=ModelRecord(
+            name=card.name,
+            family=card.family,
+            image_size=card.image_size,
+            num_classes=card.num_classes,
+            weights=WeightsRecord(**asdict(card.weights)),
+        ),
+        precision=plan.precision,
+        target=plan.target.name,
+        opset=plan.target.opset,
+        preprocessing=card.preprocessing,
+        labels=labels,
+        inputs=tuple(_spec(value) for value in graph.graph.inputs),
+        outputs=tuple(_spec(value) for value in graph.graph.outputs),
+        tools=_tool_versions(),
+        graph={"strides": dict(zip(wanted.names, wanted.strides, strict=True))} if wanted.strides else {},
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=str(value.name), dtype=str(np.dtype(value.dtype.numpy())), shape=shape)
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {}
+    for tool in TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[tool] = metadata.version(tool)
+    return versions
+
+
+def _nodes(graph: ir.Model) -> int:
+    from vitdeploy.export.optimize import node_count
+
+    return node_count(graph)
+
+
+def _prove(bundle: Bundle, plan: _Plan) -> None:
+    """Open the files as the device will and hold their outputs against PyTorch's; the result goes into the manifest."""
+    from vitdeploy.validation.verify import verify
+
+    runtime = "openvino" if plan.target.name == "openvino" else "onnxruntime"
+    report = verify(bundle, runtime=runtime)
+    if not report.passed:
+        raise GateError(
+            f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
+            why="; ".join(report.failures),
+            fix="vitdeploy export … --precision fp32" if plan.precision != "fp32" else None,
+        )
+    bundle.update_results(parity=[report.parity.to_dict()])
+
+
+@dataclass
+class _Clock:
+    """Seconds a step; each step is announced before it runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        log.info("%s …", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        log.info("%s: %.1f s", name, self.seconds[name])
