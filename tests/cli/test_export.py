@@ -1,0 +1,125 @@
+"""`vitdeploy export` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.export.targets import TARGETS
+
+
+def load_source(path: Path) -> torch.nn.Module:
+    namespace: dict[str, object] = {}
+    exec(path.read_text(), namespace)
+    model = namespace["build"]()  # type: ignore[operator]
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def test_the_bundle_holds_everything_a_device_needs(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    bundle.check_files()
+    manifest = bundle.manifest
+    assert set(manifest.files) == {"model.onnx", "reference.npz"}
+    assert manifest.model.weights.kind == "module"
+    assert manifest.model.image_size == (16, 24)
+    assert (manifest.precision, manifest.target, manifest.opset) == ("fp16", "portable", 17)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs] == [("images", "float32", (1, 3, 16, 24))]
+    assert [(spec.name, spec.dtype) for spec in manifest.outputs] == [("logits", "float32")]
+    assert {"torch", "onnx", "onnxsim", "onnxruntime", "vitdeploy"} <= set(manifest.tools)
+    assert manifest.parity[0]["passed"] is True
+    assert manifest.precision_report["snr_db"] >= 45
+    assert any(record["changes"] for record in manifest.graph["passes"])
+
+
+def test_the_reference_is_what_pytorch_says(tiny_bundle: Path, model_file: Path) -> None:
+    reference = Bundle.open(tiny_bundle).reference()
+    with torch.no_grad():
+        expected = load_source(model_file)(torch.from_numpy(reference.inputs["images"])).numpy()
+    np.testing.assert_allclose(reference.outputs["logits"], expected, rtol=0, atol=1e-6)
+
+
+def test_what_ships_holds_standard_operators_only(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / "model.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert [opset.domain for opset in model.opset_import] == [""]
+    assert len(model.functions) == 0
+    assert "ConvTranspose" not in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_exports_a_users_own_model(target: str, model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    source = f"{model_file}:build"
+    assert main(["export", source, "--image-size", "16", "--target", target, "--batch", "dynamic", "-o", str(out)]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest.opset == TARGETS[target].opset
+    assert manifest.inputs[0].shape[0] == "batch"
+    assert ("model.xml" in manifest.files) == (target == "openvino")
+    assert main(["verify", str(out)]) == 0
+
+
+def test_json_is_one_object_on_standard_output(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"{model_file}:build", "--image-size", "16", "--json", "-o", str(tmp_path / "b")]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert summary["precision"] == "fp32"
+    assert summary["parity"][0]["passed"] is True
+    assert "capturing the graph" in err
+
+
+def test_an_export_is_deterministic(model_file: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["export", f"{model_file}:build", "--image-size", "16", "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
+
+
+def test_an_existing_bundle_needs_force(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", f"{model_file}:build", "--image-size", "16", "-o", str(tmp_path / "b")]
+    assert main(command) == 0
+    before = (tmp_path / "b/manifest.json").read_bytes()
+    assert main(command) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "b/manifest.json").read_bytes() == before
+    assert main([*command, "--force"]) == 0
+
+
+def test_pictures_can_be_the_reference(model_file: Path, tmp_path: Path, shared: Path) -> None:
+    pictures = sorted((shared / "data/kodak").glob("0[1-3].png"))
+    out = tmp_path / "b"
+    arguments = ["--image-size", "32", "--batch", "2", "--reference", *map(str, pictures), "-o", str(out)]
+    assert main(["export", f"{model_file}:build", *arguments]) == 0
+    images = Bundle.open(out).reference().inputs["images"]
+    assert images.shape == (4, 3, 32, 32)
+    np.testing.assert_array_equal(images[2], images[3])
+
+
+def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(model_file.read_text() + "\nimport time\nprint('started', flush=True)\ntime.sleep(30)\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-m", "vitdeploy", "export", f"{slow}:build", "--image-size", "16", "-o", "out/b"]
+    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    assert [path.name for path in work.iterdir()] == ["out"]  # it was at work
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(work.iterdir()) == []

@@ -1,0 +1,173 @@
+"""Export a network to a verified bundle.
+
+SOURCE is a model of the zoo (see `vitdeploy models`) or `file.py:function`, where the function returns a torch module.
+
+  vitdeploy export lemevit_tiny.eurosat --fp16
+  vitdeploy export lemevit_small --checkpoint weights.pth --num-classes 51 --target tensorrt10 --batch dynamic
+  vitdeploy export my_model.py:build --image-size 256x192 -o build/mine
+
+The bundle exists only if its files reproduce the PyTorch outputs; otherwise the command fails and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+
+HELP = "export a network to a verified bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vitdeploy export`."""
+    parser.add_argument("source", metavar="SOURCE", help="model name, or file.py:function")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--fp16", action="store_const", const="fp16", dest="precision", default="fp32", help="half precision"
+    )
+    precision.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default) or fp16")
+    parser.add_argument("--target", default="portable", metavar="T", help="see docs/targets.md (default: portable)")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help=".safetensors, or .pth read without running code"
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the checkpoint's classifier")
+    parser.add_argument("--image-size", type=image_size, metavar="N", help="pixels: N, or HEIGHTxWIDTH")
+    parser.add_argument("--batch", type=batch, default=1, metavar="N", help="images a call: N (default 1) or 'dynamic'")
+    parser.add_argument(
+        "--set",
+        type=hyperparameter,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyperparameter of the network, e.g. windows=8,8,16,8",
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="pictures to prove the bundle on (default: synthetic)",
+    )
+    parser.add_argument("--features", action="store_true", help="export the feature pyramid instead of the logits")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./MODEL-TARGET-PRECISION")
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """`224` or `256x192` (height x width)."""
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 224, or 256x192 for height x width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def batch(text: str) -> int | str:
+    """`8` or `dynamic`."""
+    if text == "dynamic":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a batch: write a positive number, or dynamic")
+    return int(text)
+
+
+def hyperparameter(text: str) -> tuple[str, Any]:
+    """`windows=8,8,16,8` as a name and a Python value."""
+    key, equals, value = text.partition("=")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = None
+    if not key or not equals or parsed is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE with a number or numbers as the value")
+    return key, parsed
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and print where the bundle is and how well it matches."""
+    from vitdeploy.errors import UsageError
+    from vitdeploy.export.pipeline import export
+
+    start = time.perf_counter()
+    labels = None
+    if args.labels:
+        try:
+            labels = args.labels.read_text().split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read {args.labels}", why=str(error)) from error
+        labels = [line.strip() for line in labels if line.strip()]
+    name = Path(args.source.partition(":")[0]).stem if ":" in args.source else args.source
+    bundle = export(
+        args.source,
+        args.output or Path(f"{name}-{args.target}-{args.precision}"),
+        precision=args.precision,
+        target=args.target,
+        image_size=args.image_size,
+        num_classes=args.num_classes,
+        batch=args.batch,
+        checkpoint=args.checkpoint,
+        labels=labels,
+        hyperparameters=dict(args.set),
+        reference=args.reference,
+        features=args.features,
+        force=args.force,
+    )
+    summary = summarize(bundle, seconds=time.perf_counter() - start)
+    print(json.dumps(summary) if args.json else _table(summary))
+    return 0
+
+
+def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
+    """What a user wants to know first, as JSON."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model.name,
+        "weights": manifest.model.weights.kind,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "nodes": {"captured": manifest.graph["nodes_captured"], "shipped": manifest.graph["nodes"]},
+        "kept_fp32": len(manifest.precision_report.get("kept_fp32", [])),
+        "half_snr_db": manifest.precision_report.get("snr_db"),
+        "parity": manifest.parity,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _table(summary: dict[str, Any]) -> str:
+    from vitdeploy.cli.table import render
+
+    random = summary["weights"] == "random"
+    rows = [
+        ["bundle", summary["bundle"]],
+        ["model", summary["model"] + (" (SEEDED RANDOM WEIGHTS)" if random else "")],
+        ["form", f"{summary['precision']} for {summary['target']}"],
+        ["size", f"{summary['bytes'] / 1e6:.1f} MB"],
+        ["nodes", f"{summary['nodes']['captured']} captured, {summary['nodes']['shipped']} shipped"],
+    ]
+    if summary["precision"] == "fp16":
+        kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
+        rows.append(
+            ["half precision", f"{summary['half_snr_db']:.1f} dB against PyTorch FP32 (emulated rounding){kept}"]
+        )
+    for report in summary["parity"]:
+        for output in report["outputs"]:
+            rows.append(
+                [
+                    f"{output['name']} in {report['runtime']}",
+                    f"max error {output['max_abs']:.2e} ({output['max_relative']:.1e} of the largest), "
+                    f"{output['snr_db']:.1f} dB",
+                ]
+            )
+    rows.append(["time", f"{summary['seconds']:.1f} s"])
+    return render(rows)

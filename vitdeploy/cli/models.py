@@ -1,0 +1,68 @@
+"""List the zoo: parameters, multiply-adds, published top-1, resolution and where the numbers come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+HELP = "list the models of the zoo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vitdeploy models`."""
+    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'lemevit_*' (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the cards that match."""
+    from vitdeploy.errors import UsageError
+    from vitdeploy.models.registry import cards, list_models
+
+    names = list_models(args.pattern)
+    if not names:
+        raise UsageError(f"no model matches {args.pattern!r}", fix="vitdeploy models")
+    rows = [_row(cards()[name]) for name in names]
+    if args.json:
+        print(json.dumps({"models": rows}, indent=1))
+        return 0
+    from vitdeploy.cli.table import render
+
+    header = ("model", "params", "GMACs", "top-1", "size", "weights", "source")
+    print(render([_cells(row) for row in rows], header=header))
+    notes = {row["family"]: row["reconstruction"] for row in rows if row["reconstruction"]}
+    for family, note in notes.items():
+        print(f"\n{family} is a RECONSTRUCTION: {note}")
+    return 0
+
+
+def _row(card: Any) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "family": card.family,
+        "parameters": card.parameters,
+        "gmacs": card.macs,
+        "top1": card.top1,
+        "image_size": list(card.image_size),
+        "num_classes": card.num_classes,
+        "other_sizes": [
+            {"image_size": list(size), "gmacs": macs, "top1": top1} for size, macs, top1 in card.other_sizes
+        ],
+        "weights": card.checkpoint or "none published here; give --checkpoint",
+        "source": card.source,
+        "reconstruction": card.reconstruction,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    height, width = row["image_size"]
+    source = row["source"]
+    return [
+        row["name"] + (" *" if row["reconstruction"] else ""),
+        f"{row['parameters'] / 1e6:.2f}M",
+        "-" if row["gmacs"] is None else f"{row['gmacs']:.2f}",
+        "-" if row["top1"] is None else f"{row['top1']:.2f}",
+        f"{height}" if height == width else f"{height}x{width}",
+        "included" if "/" not in row["weights"] and row["weights"].endswith(".safetensors") else "-",
+        source if len(source) <= 60 else source[:57] + "...",
+    ]
