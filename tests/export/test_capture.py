@@ -48,7 +48,7 @@ def test_nodes_are_named_after_their_modules_and_weights_after_their_keys() -> N
     assert "stem/Conv" in names
     assert "head.1/MatMul" in names
     assert len(names) == len(list(model.graph))
-    assert {"model.stem.weight", "model.meta", "model.head.1.bias"} <= set(model.graph.initializers)
+    assert {"stem.weight", "meta", "head.1.bias"} <= set(model.graph.initializers)
 
 
 def test_a_module_that_decides_by_its_data_is_refused_with_the_cause() -> None:

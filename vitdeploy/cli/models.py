@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from vitdeploy.cli.table import render
 
     header = ("model", "params", "GMACs", "top-1", "size", "weights", "source")
-    print(render([_cells(row) for row in rows], header=header))
+    print(render([cells for row in rows for cells in _lines(row)], header=header))
     notes = {row["family"]: row["reconstruction"] for row in rows if row["reconstruction"]}
     for family, note in notes.items():
         print(f"\n{family} is a RECONSTRUCTION: {note}")
@@ -54,15 +54,18 @@ def _row(card: Any) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    height, width = row["image_size"]
+def _lines(row: dict[str, Any]) -> list[list[str]]:
+    """One line for the default size and one for each other size with published results."""
     source = row["source"]
     return [
-        row["name"] + (" *" if row["reconstruction"] else ""),
-        f"{row['parameters'] / 1e6:.2f}M",
-        "-" if row["gmacs"] is None else f"{row['gmacs']:.2f}",
-        "-" if row["top1"] is None else f"{row['top1']:.2f}",
-        f"{height}" if height == width else f"{height}x{width}",
-        "included" if "/" not in row["weights"] and row["weights"].endswith(".safetensors") else "-",
-        source if len(source) <= 60 else source[:57] + "...",
+        [
+            row["name"] + (" *" if row["reconstruction"] else ""),
+            f"{row['parameters'] / 1e6:.2f}M",
+            "-" if sized["gmacs"] is None else f"{sized['gmacs']:.2f}",
+            "-" if sized["top1"] is None else f"{sized['top1']:.2f}",
+            "x".join(str(side) for side in dict.fromkeys(sized["image_size"])),
+            "included" if row["weights"].endswith(".safetensors") else "-",
+            source if len(source) <= 60 else source[:57] + "...",
+        ]
+        for sized in (row, *row["other_sizes"])
     ]

@@ -91,7 +91,8 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, Record]:
 
     before = node_count(model)
     # A batched MatMul + Add as Gemm costs two Reshapes around it, and hides attention from every fuser.
-    proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"])
+    skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
+    proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=skipped, skip_fuse_bn=True)
     simplified = ir.from_proto(proto)
     return simplified, _record("onnxsim", [f"{before} nodes became {node_count(simplified)}"])
 

@@ -245,7 +245,11 @@ def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
     if target.name == "openvino":
         import openvino
 
-        openvino.save_model(openvino.convert_model(str(model)), str(model.with_suffix(".xml")), compress_to_fp16=False)
+        try:
+            converted = openvino.convert_model(str(model))
+            openvino.save_model(converted, str(model.with_suffix(".xml")), compress_to_fp16=False)
+        except RuntimeError as error:
+            raise ExportError("OpenVINO cannot convert or write the model", why=str(error).splitlines()[0]) from error
 
 
 def _manifest(graph: ir.Model, card: ModelCard, plan: _Plan, wanted: Outputs) -> Manifest:
@@ -318,4 +322,5 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
-        log.info("%s: %.1f s", name, self.seconds[name])
+        if self.seconds[name] >= 1:
+            log.info("%s: %.1f s", name, self.seconds[name])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vitdeploy.errors import CheckpointError, MissingDependencyError, UsageError, VitDeployError
 from vitdeploy.models.flax_msgpack import read_flax_params
 from vitdeploy.models.misfit import adapt, find_misfit, likely_model
-from vitdeploy.models.registry import ModelCard, Weights, as_image_size
+from vitdeploy.models.registry import ModelCard, Weights, as_image_size, find_card
 from vitdeploy.runtime.preprocess import Preprocessing
 
 ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -45,7 +45,7 @@ class SavedCheckpoint:
     sha256    of the file
     entry     which part of the file `state` is, such as `state_dict_ema`; empty for the whole file
     metadata  what the file says about itself (safetensors): JSON under `vitdeploy` with any of num_classes, labels,
-              image_size and preprocessing, or the first three of these as JSON entries of their own
+              image_size, hyperparameters and preprocessing, or the first three of these as JSON entries of their own
     """
 
     path: Path
@@ -138,14 +138,18 @@ def load_checkpoint(model: nn.Module, saved: SavedCheckpoint, *, model_name: str
 def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, Tensor], card: ModelCard) -> None:
     """Write a safetensors file that `create_model(card.name, checkpoint=path)` needs nothing else for.
 
-    Classes, labels, size and preprocessing of `card` travel inside. The file appears complete or not at all; folders
+    Classes, labels, size and preprocessing of `card` travel inside, and hyperparameters where they are not those of the
+    zoo's card of that name. The file appears complete or not at all; folders
     on the way are made. Raises CheckpointError where it cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"cannot write a checkpoint as {path.name}", fix=f"{path.stem}.safetensors")
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
-    facts = {key: getattr(card, key) for key in PLAIN_KEYS} | {"preprocessing": asdict(card.preprocessing)}
+    facts = {key: getattr(card, key) for key in PLAIN_KEYS} | {
+        "hyperparameters": _own_hyperparameters(card),
+        "preprocessing": asdict(card.preprocessing),
+    }
     data = _safetensors().torch.save(
         {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
         metadata={METADATA_KEY: json.dumps(facts)},
@@ -162,7 +166,15 @@ def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, T
         raise CheckpointError(f"{path} cannot be written", why=error.strerror, fix="another folder") from error
 
 
+def _own_hyperparameters(card: ModelCard) -> dict[str, Any]:
+    """What makes the network another than the zoo's; the rest stays out, so that another variant's name is a misfit."""
+    published = find_card(card.name).hyperparameters
+    return {key: value for key, value in card.hyperparameters.items() if value != published[key]}
+
+
 def _restate(card: ModelCard, facts: Mapping[str, Any]) -> ModelCard:
+    if "hyperparameters" in facts:
+        card = card.tuned({key: _as_tuple(value) for key, value in facts["hyperparameters"].items()})
     if "preprocessing" in facts:
         preprocessing = Preprocessing(**{key: _as_tuple(value) for key, value in facts["preprocessing"].items()})
         card = replace(card, preprocessing=preprocessing).resized(as_image_size(preprocessing.size))

@@ -33,7 +33,7 @@ class FoldBatchNorm(GraphPass):
     name: ClassVar[str] = "fold_batch_norm"
     expects: ClassVar[str] = "Weights are initializers."
     guarantees: ClassVar[str] = (
-        "No BatchNormalization that has one reader stands behind a convolution or in front of a spatial mean."
+        "No BatchNormalization is the only reader of a convolution, or is read by nothing but a spatial mean."
     )
 
     def rewrite(self, model: ir.Model) -> list[str]:

@@ -1,0 +1,69 @@
+"""Fair timing on a noisy machine: candidates take turns; what is reported is the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of every call: each round runs every candidate once, in a new random order."""
+    order = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    for number in range(-warmup, rounds):
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            candidates[name]()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the ratios taken round by round."""
+    ratios = sorted(a / b for a, b in zip(numerator, denominator, strict=True))
+    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return {"median": round(median, 4), "q1": round(low, 4), "q3": round(high, 4), "rounds": len(ratios)}
+
+
+def process(command: Sequence[str]) -> dict[str, float]:
+    """Wall seconds and peak memory (MB) of one whole process."""
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    errors = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{errors.decode()}")
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1024,
+    }
+
+
+def environment(packages: Sequence[str]) -> dict[str, Any]:
+    """What changes results: processor, cores, versions, date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in packages},
+    }
