@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -189,6 +190,23 @@ def test_save_checkpoint_is_all_that_create_model_needs(tmp_path: Path) -> None:
     assert [child.name for child in path.parent.iterdir()] == ["pets.safetensors"]
 
 
+def test_hyperparameters_that_differ_from_the_zoo_travel_with_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    trained = create_model("qnavit_tiny", num_classes=2, image_size=64, hyperparameters={"windows": (8, 8, 4, 2)})
+    save_checkpoint(path, trained, trained.card)
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["vitdeploy"])
+    assert facts["hyperparameters"] == {"windows": [8, 8, 4, 2]}
+
+    loaded = create_model("qnavit_tiny", checkpoint=path)
+    assert loaded.card.hyperparameters == trained.card.hyperparameters
+    assert same(loaded.state_dict(), trained.state_dict())
+    rewindowed = create_model("qnavit_tiny", checkpoint=path, hyperparameters={"windows": (4, 4, 2, 2)})
+    assert rewindowed.card.hyperparameters["windows"] == (4, 4, 2, 2)
+    assert "does not fit qnavit_small" in refusal(path, "qnavit_small").what
+    assert "no hyperparameter 'windows'" in (refusal(path, "saevit_xs").why or "")
+
+
 def test_the_users_options_come_before_what_the_file_says(tmp_path: Path) -> None:
     model = create_model("lemevit_tiny", num_classes=3, image_size=32)
     save_checkpoint(tmp_path / "a.safetensors", model, model.card)
@@ -211,6 +229,8 @@ def test_plain_entries_for_classes_labels_and_size_are_understood() -> None:
         {"preprocessing": {"size": [64, 64], "colour": "green"}},
         {"preprocessing": {"mode": "squeeze"}},
         {"preprocessing": 5},
+        {"hyperparameters": {"windows": [7, 7, 14, 7]}},
+        {"hyperparameters": 5},
         7,
     ],
 )

@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-# Shapes first, since every later pass asks for them; GEMMs merge before transposes, which then see the final structure.
-_BEFORE_FOLDING = (StaticShapes, HoistBroadcast)
+# Shapes first, since every later pass asks for them. The q/k/v idiom moves the batch off axis 0, where HoistBroadcast
+# looks for it, so it is undone before. GEMMs merge before transposes, which then see the final structure.
+_BEFORE_FOLDING = (StaticShapes, SplitQKV, HoistBroadcast)
 _AFTER_FOLDING = (
     FuseLayerNorm,
-    SplitQKV,
     FoldQueryScale,
     FoldBatchNorm,
     FoldResidualConv,
@@ -47,12 +47,14 @@ _AFTER_FOLDING = (
 
 def lower(model: ir.Model, target: Target) -> list[Record]:
     """Turn the composites of a captured graph into the target's standard operators, in place."""
+    opsets = model.graph.opset_imports
+    opsets[""] = max(opsets[""], target.opset)  # Attention needs the newer one at once; going down comes last
     records = [
         _record("lower_attention", lower_attention(model, target)),
         _record("lower_deconvolution", lower_deconvolution(model, target)),
     ]
     model.functions.clear()
-    model.graph.opset_imports.pop("vitdeploy", None)
+    opsets.pop("vitdeploy", None)
     left = [str(node.name) for node in model.graph if is_composite(node)]
     if left:
         raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left")

@@ -18,12 +18,14 @@ from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord,
 from vitdeploy.errors import ExportError, GateError, MissingDependencyError, UsageError
 from vitdeploy.export.graph import Array
 from vitdeploy.export.outputs import Outputs, choose_outputs
+from vitdeploy.export.precision import pin_modules
 from vitdeploy.export.reference import REFERENCE_IMAGES, reference_images
 from vitdeploy.export.source import resolve
 from vitdeploy.export.targets import Target, find_target
 from vitdeploy.models.registry import ModelCard
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
 log = logging.getLogger("vitdeploy.export")
@@ -88,12 +90,14 @@ def export(
             wanted = choose_outputs(model, features=features)
             inputs, outputs = _reference(model, card, plan, reference, wanted)
         graph, counts, records = _build_graph(model, inputs, list(outputs), wanted, plan, clock)
-        _pin(graph, getattr(model, "float32_modules", ()))
+        pin_modules(graph, getattr(model, "float32_modules", ()))
         del model
         precision_report: dict[str, Any] = {"precision": plan.precision}
         if plan.precision == "fp16":
             with clock.step("setting half precision from the reference activations"):
-                graph, precision_report = _half(graph, inputs, outputs, plan)
+                judged = plan.batch or len(inputs)
+                expected = {name: array[:judged] for name, array in outputs.items()}
+                graph, precision_report = half_precision(graph, inputs[:judged], expected)
         with clock.step("writing the bundle"):
             _write(graph, writer, plan.target)
             writer.write_reference(inputs={"images": inputs}, outputs=outputs)
@@ -192,23 +196,14 @@ def _build_graph(
     return graph, counts, records + more
 
 
-def _pin(graph: ir.Model, modules: Sequence[str]) -> None:
-    """Keep the modules that a network declares as `float32_modules` in FP32, a discrete selection for instance."""
-    from vitdeploy.export.precision import keep_single
+def half_precision(graph: ir.Model, images: Array, expected: Mapping[str, Array]) -> tuple[ir.Model, dict[str, Any]]:
+    """A typed FP16 copy of an optimized FP32 graph, and what the manifest records of it.
 
-    for node in graph.graph:
-        path = str(node.name).rpartition("/")[0]
-        owner = next((name for name in modules if path == name or path.startswith(f"{name}.")), None)
-        if owner:
-            keep_single(node, f"the network declares that {owner} computes in FP32")
-
-
-def _half(graph: ir.Model, inputs: Array, outputs: Mapping[str, Array], plan: _Plan) -> tuple[ir.Model, dict[str, Any]]:
+    `expected` is what PyTorch FP32 makes of `images` [n, 3, H, W], by output name. Raises GateError where half
+    precision does not reach the bound on them.
+    """
     from vitdeploy.export.precision import to_half
     from vitdeploy.validation.parity import BOUNDS, compare_outputs
-
-    images = inputs[: plan.batch or len(inputs)]
-    expected = {name: array[: len(images)] for name, array in outputs.items()}
 
     def quality(actual: Mapping[str, Array]) -> float:
         report = compare_outputs(expected, actual, runtime="emulation", precision="fp16")
@@ -226,7 +221,8 @@ def _half(graph: ir.Model, inputs: Array, outputs: Mapping[str, Array], plan: _P
     return typed, {"precision": "fp16", **report.to_dict()}
 
 
-def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
+def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
+    """A finished graph as the file that ships; ExportError unless it is valid ONNX of standard operators."""
     import onnx
 
     graph.ir_version = min(graph.ir_version, 10)
@@ -241,15 +237,15 @@ def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0]) from error
-    model = writer.write_bytes(MODEL, proto.SerializeToString())
+    return proto
+
+
+def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
+    model = writer.write_bytes(MODEL, standard_onnx(graph).SerializeToString())
     if target.name == "openvino":
         import openvino
 
-        try:
-            converted = openvino.convert_model(str(model))
-            openvino.save_model(converted, str(model.with_suffix(".xml")), compress_to_fp16=False)
-        except RuntimeError as error:
-            raise ExportError("OpenVINO cannot convert or write the model", why=str(error).splitlines()[0]) from error
+        openvino.save_model(openvino.convert_model(str(model)), str(model.with_suffix(".xml")), compress_to_fp16=False)
 
 
 def _manifest(graph: ir.Model, card: ModelCard, plan: _Plan, wanted: Outputs) -> Manifest:

@@ -8,7 +8,7 @@ operators.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,15 @@ class HalfReport:
 def keep_single(node: ir.Node, reason: str) -> None:
     """Mark `node` to stay FP32 whatever its activations; the mark is gone from what ships."""
     node.metadata_props[_PIN] = reason
+
+
+def pin_modules(model: ir.Model, modules: Sequence[str]) -> None:
+    """Mark every node of the modules that a network declares as `float32_modules`, such as a discrete selection."""
+    for node in model.graph:
+        path = str(node.name).rpartition("/")[0]
+        owner = next((name for name in modules if path == name or path.startswith(f"{name}.")), None)
+        if owner:
+            keep_single(node, f"the network declares that {owner} computes in FP32")
 
 
 def to_half(

@@ -138,9 +138,9 @@ def load_checkpoint(model: nn.Module, saved: SavedCheckpoint, *, model_name: str
 def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, Tensor], card: ModelCard) -> None:
     """Write a safetensors file that `create_model(card.name, checkpoint=path)` needs nothing else for.
 
-    Classes, labels, size and preprocessing of `card` travel inside, and hyperparameters where they are not those of the
-    zoo's card of that name. The file appears complete or not at all; folders
-    on the way are made. Raises CheckpointError where it cannot be written.
+    Classes, labels, size and preprocessing of `card` travel inside, and hyperparameters that differ from the zoo's.
+    The file appears complete or not at all; folders on the way are made. Raises CheckpointError where it cannot be
+    written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -288,7 +288,7 @@ class DualViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> logits [B, num_classes]."""
         x, s = self._stages(images, self.semantic_queries())[-1]
-        logits: Tensor = self.head(self.norm4(self.post_network[0](x, s)[:, 0]))
+        logits: Tensor = self.head(self.norm4(self.post_network[0](x, s).squeeze(1)))
         if self.aux_head is not None:
             logits = logits + 0.5 * self.aux_head(self.norm4(x)).amax(dim=1)
         return logits

@@ -143,8 +143,8 @@ def create_model(
     Without a checkpoint (given, or part of a tagged name like `lemevit_tiny.eurosat`) the weights are random with a
     fixed seed, and `model.card.weights.kind` says `random`.
     `forward([N, 3, H, W]) -> [N, num_classes]`; `forward_features` gives the pyramid, high resolution first.
-    Raises UsageError for an unknown name or hyperparameter, ModelError for a size the network does not admit and CheckpointError for a
-    checkpoint that does not fit.
+    Raises UsageError for an unknown name or hyperparameter, ModelError for a size the network does not admit and
+    CheckpointError for a checkpoint that does not fit.
     """
     card = find_card(name)
     try:

@@ -175,7 +175,7 @@ def _treats_images_alike(node: ir.Node, equal: dict[ir.Value, ir.Node]) -> bool:
     if any(isinstance(dim, str) for shape in outputs if shape for dim in shape[1:]):
         return False
     rank = len(outputs[0] or ())
-    if node.op_type in ELEMENTWISE:
+    if node.op_type in ELEMENTWISE or (node.op_type == "Attention" and rank == 4):
         return all(value is None or _same_for_all(value, rank, equal) for value in node.inputs)
     if node.op_type == "MatMul":
         if rank == 2:  # axis 0 of the right factor is summed over

@@ -1,0 +1,92 @@
+"""Networks of the zoo with weights under which a mistake of the exporter shows, and images to compare them on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitdeploy.export.reference import reference_images
+from vitdeploy.models.registry import build, cards, create_model, find_card
+
+IMAGES = 5
+
+# Every kind of block once or twice, at a size of seconds: what each family's options make of its smallest variant.
+SHALLOW: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "lemevit": ("lemevit_tiny", {"depth": (1, 1, 1, 1, 1)}),
+    "dualvit": ("dualvit_s", {"depths": (1, 1, 2, 1)}),
+    "qnavit": ("qnavit_tiny", {"attention": (0, 0, 1, 1), "local": (1, 1, 1, 0), "windows": (2, 2, 2, 2)}),
+    "saevit": ("saevit_xs", {"depths": (1, 1, 1, 1)}),
+    "cagevit": ("cagevit_tiny", {"depth": 2}),
+}
+SHALLOW_SIZE = (64, 64)
+
+# A size beside the default that each family admits: not square, and odd where it may be.
+OTHER_SIZES: Mapping[str, tuple[tuple[int, int], dict[str, Any]]] = {
+    "lemevit": ((101, 128), {}),
+    "dualvit": ((101, 128), {}),
+    "qnavit": ((256, 256), {"windows": (8, 8, 16, 8)}),
+    "saevit": ((96, 128), {}),
+    "cagevit": ((80, 128), {}),
+}
+
+
+def zoo_model(name: str, *, other_size: bool = False) -> tuple[nn.Module, np.ndarray]:
+    """A variant at its default or at its family's other size, and IMAGES images [n, 3, H, W] for it."""
+    size, hyperparameters = OTHER_SIZES[cards()[name].family] if other_size else (None, None)
+    return prepared(create_model(name, image_size=size, hyperparameters=hyperparameters))
+
+
+def shallow_model(family: str) -> tuple[nn.Module, np.ndarray]:
+    """A family's network with few blocks at SHALLOW_SIZE and 10 classes, and IMAGES images for it."""
+    name, hyperparameters = SHALLOW[family]
+    card = find_card(name).resized(SHALLOW_SIZE)
+    card = replace(card, num_classes=10, hyperparameters={**card.hyperparameters, **hyperparameters})
+    model = build(card).eval()
+    model.card = card  # type: ignore[assignment]
+    return prepared(model)
+
+
+def prepared(model: nn.Module) -> tuple[nn.Module, np.ndarray]:
+    """The model with telling weights (those of a trained one stay), and images for it."""
+    images = reference_images(IMAGES, model.card.preprocessing)  # type: ignore[union-attr, arg-type]
+    if model.card.weights.kind == "random":  # type: ignore[union-attr]
+        make_telling(model, torch.from_numpy(images))
+    return model, images
+
+
+@torch.no_grad()
+def make_telling(model: nn.Module, images: torch.Tensor) -> None:
+    """Seeded weights by which every part of the network shows in its outputs.
+
+    A fresh network hides much: biases are zero, scales one, layer scales 1e-6, and attention scores so small that the
+    softmax is uniform. Here maps keep the variance of what they read, and nothing is zero or one. BatchNorm statistics
+    are those of `images`, as training would leave them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        path, _, leaf = name.rpartition(".")
+        if leaf in ("weight", "key") and parameter.ndim > 1:
+            gain = 0.2 if path.endswith("pos_embed") else 1.0  # x + conv(x) would double the variance each time
+            parameter.copy_(gain * noise / prod(parameter.shape[1:]) ** 0.5)
+        elif leaf.startswith("gamma"):
+            parameter.copy_(0.3 + 0.1 * noise)
+        elif parameter.min() == parameter.max():
+            parameter.add_(0.3 * noise)
+        else:
+            parameter.copy_(0.5 * noise)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.add_(0.1)  # a channel that is constant on these images stays tame
