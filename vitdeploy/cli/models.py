@@ -30,9 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     header = ("model", "params", "GMACs", "top-1", "size", "weights", "source")
     print(render([cells for row in rows for cells in _lines(row)], header=header))
-    notes = {row["family"]: row["reconstruction"] for row in rows if row["reconstruction"]}
-    for family, note in notes.items():
-        print(f"\n{family} is a RECONSTRUCTION: {note}")
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        notes.setdefault(row["reconstruction"], []).append(row["name"])
+    notes.pop("", None)
+    for note, variants in notes.items():
+        print(f"\n* RECONSTRUCTION: {', '.join(variants)}. {note}")
     return 0
 
 
