@@ -80,6 +80,17 @@ def test_json_is_one_object_on_standard_output(
     assert "capturing the graph" in err
 
 
+def test_what_a_users_module_prints_does_not_spoil_the_json(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = tmp_path / "loud.py"
+    loud.write_text(model_file.read_text() + "\nprint('loading my weights')\n")
+    assert main(["export", f"{loud}:build", "--image-size", "16", "--json", "-o", str(tmp_path / "b")]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["model"] == "Tiny"
+    assert "loading my weights" in err
+
+
 def test_an_export_is_deterministic(model_file: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert main(["export", f"{model_file}:build", "--image-size", "16", "-o", str(tmp_path / name)]) == 0
@@ -112,9 +123,9 @@ def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     command = [sys.executable, "-m", "vitdeploy", "export", f"{slow}:build", "--image-size", "16", "-o", "out/b"]
-    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
+    process = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "started\n" in iter(process.stderr.readline, "")
     assert [path.name for path in work.iterdir()] == ["out"]  # it was at work
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)

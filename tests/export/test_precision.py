@@ -176,3 +176,12 @@ def test_ranges_are_those_of_the_tensors_themselves() -> None:
     assert seen["a"].max_abs == pytest.approx((x * x).max())
     assert seen["a"].half_snr_db == pytest.approx(half_snr_db(x * x), abs=0.01)
     assert ops(model) == {"Mul": 1, "Neg": 1}  # the graph itself is left alone
+
+
+def test_a_graph_of_fixed_batch_is_watched_over_all_samples() -> None:
+    body = "g (float[1, 8] x) => (float[1, 8] y) { a = Mul (x, x) y = Neg (a) }"
+    model = parsed(HEADER + body)
+    x = np.concatenate([normal(1, 8), normal(1, 8, scale=5.0)])
+    seen = activation_ranges(model, {"x": x})
+    assert seen["a"].max_abs == pytest.approx((x * x).max())
+    assert seen["a"].half_snr_db == pytest.approx(half_snr_db(x * x), abs=0.01)

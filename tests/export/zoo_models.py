@@ -42,10 +42,10 @@ def zoo_model(name: str, *, other_size: bool = False) -> tuple[nn.Module, np.nda
     return prepared(create_model(name, image_size=size, hyperparameters=hyperparameters))
 
 
-def shallow_model(family: str) -> tuple[nn.Module, np.ndarray]:
-    """A family's network with few blocks at SHALLOW_SIZE and 10 classes, and IMAGES images for it."""
+def shallow_model(family: str, image_size: tuple[int, int] = SHALLOW_SIZE) -> tuple[nn.Module, np.ndarray]:
+    """A family's network with few blocks and 10 classes, and IMAGES images for it."""
     name, hyperparameters = SHALLOW[family]
-    card = find_card(name).resized(SHALLOW_SIZE)
+    card = find_card(name).resized(image_size)
     card = replace(card, num_classes=10, hyperparameters={**card.hyperparameters, **hyperparameters})
     model = build(card).eval()
     model.card = card  # type: ignore[assignment]

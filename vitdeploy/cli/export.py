@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,21 +108,22 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"cannot read {args.labels}", why=str(error)) from error
         labels = [line.strip() for line in labels if line.strip()]
     name = Path(args.source.partition(":")[0]).stem if ":" in args.source else args.source
-    bundle = export(
-        args.source,
-        args.output or Path(f"{name}-{args.target}-{args.precision}"),
-        precision=args.precision,
-        target=args.target,
-        image_size=args.image_size,
-        num_classes=args.num_classes,
-        batch=args.batch,
-        checkpoint=args.checkpoint,
-        labels=labels,
-        hyperparameters=dict(args.set),
-        reference=args.reference,
-        features=args.features,
-        force=args.force,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's own module prints is not the result
+        bundle = export(
+            args.source,
+            args.output or Path(f"{name}-{args.target}-{args.precision}"),
+            precision=args.precision,
+            target=args.target,
+            image_size=args.image_size,
+            num_classes=args.num_classes,
+            batch=args.batch,
+            checkpoint=args.checkpoint,
+            labels=labels,
+            hyperparameters=dict(args.set),
+            reference=args.reference,
+            features=args.features,
+            force=args.force,
+        )
     summary = summarize(bundle, seconds=time.perf_counter() - start)
     print(json.dumps(summary) if args.json else _table(summary))
     return 0

@@ -17,7 +17,13 @@ from vitdeploy.export.graph import Array
 
 
 def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs of the graph exactly as written (ONNX Runtime, CPU, no rewriting)."""
+    """Outputs of the graph exactly as written (ONNX Runtime, CPU, no rewriting), for any number of samples."""
+    parts = _run_batches(model, inputs)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _run_batches(model: ir.Model, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """The outputs of each batch: a graph of fixed batch takes its samples a batch at a time."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -26,7 +32,11 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     payload = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    samples = len(next(iter(inputs.values())))
+    fixed = session.get_inputs()[0].shape[0]
+    step = fixed if isinstance(fixed, int) else samples
+    batches = ({name: array[i : i + step] for name, array in inputs.items()} for i in range(0, samples, step))
+    return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,15 @@ def activation_ranges(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str,
     for index, value in enumerate(values):
         for statistic in _statistics(watched.graph, value, f"watch.{index}"):
             watched.graph.outputs.append(statistic)
-    measured = run(watched, inputs)
+    parts = _run_batches(watched, inputs)
+
+    def seen(index: int, statistic: str) -> list[float]:
+        return [float(part[f"watch.{index}.{statistic}"]) for part in parts]
+
     return {
         str(value.name): Range(
-            max_abs=float(measured[f"watch.{index}.max"]),
-            half_snr_db=_decibel(float(measured[f"watch.{index}.signal"]), float(measured[f"watch.{index}.noise"])),
+            max_abs=float(np.max(seen(index, "max"))),
+            half_snr_db=_decibel(sum(seen(index, "signal")), sum(seen(index, "noise"))),
         )
         for index, value in enumerate(values)
     }
