@@ -25,11 +25,12 @@ from torch import nn
 
 from tests.export.zoo_models import SHALLOW, shallow_model, zoo_model
 from vitdeploy import export, verify
+from vitdeploy.export.artifact import standard_onnx
 from vitdeploy.export.capture import capture
 from vitdeploy.export.graph import Array
 from vitdeploy.export.optimize import lower, optimize
 from vitdeploy.export.outputs import choose_outputs
-from vitdeploy.export.pipeline import half_precision, standard_onnx
+from vitdeploy.export.pipeline import half_precision
 from vitdeploy.export.precision import pin_modules
 from vitdeploy.export.targets import TARGETS, Target
 from vitdeploy.models.registry import cards

@@ -96,8 +96,8 @@ def hyperparameter(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Export and print where the bundle is and how well it matches."""
+    from vitdeploy import export
     from vitdeploy.errors import UsageError
-    from vitdeploy.export.pipeline import export
 
     start = time.perf_counter()
     labels = None

@@ -6,16 +6,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
-from vitdeploy.errors import ExportError, GateError, MissingDependencyError, UsageError
+from vitdeploy.bundle import Bundle, BundleWriter
+from vitdeploy.errors import ExportError, GateError, UsageError
+from vitdeploy.export import need
+from vitdeploy.export.artifact import describe, write_model
 from vitdeploy.export.graph import Array
 from vitdeploy.export.outputs import Outputs, choose_outputs
 from vitdeploy.export.precision import pin_modules
@@ -25,14 +26,12 @@ from vitdeploy.export.targets import Target, find_target
 from vitdeploy.models.registry import ModelCard
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
 
 log = logging.getLogger("vitdeploy.export")
 
 PRECISIONS = ("fp32", "fp16")
 DYNAMIC = "dynamic"
-TOOLS = ("vitdeploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "numpy", "pillow")
 
 
 def export(
@@ -97,10 +96,10 @@ def export(
             with clock.step("setting half precision from the reference activations"):
                 graph, precision_report = half_precision(graph, inputs, outputs)
         with clock.step("writing the bundle"):
-            _write(graph, writer, plan.target)
+            write_model(graph, writer, plan.target)
             writer.write_reference(inputs={"images": inputs}, outputs=outputs)
-            manifest = _manifest(graph, card, plan, wanted)
-            manifest.graph.update(counts, nodes=_nodes(graph), passes=records, seconds=clock.seconds)
+            manifest = describe(graph, card, wanted, target=plan.target, precision=plan.precision)
+            manifest.graph.update(counts, passes=records, seconds=clock.seconds)
             manifest.precision_report.update(precision_report)
             bundle = writer.seal(manifest)
         with clock.step("verifying the files against PyTorch"):
@@ -121,18 +120,9 @@ def _check(precision: str, target: str, batch: int | str) -> _Plan:
     if batch != DYNAMIC and (not isinstance(batch, int) or batch < 1):
         raise UsageError(f"a batch is a positive number or {DYNAMIC!r}, not {batch!r}", fix=f"--batch 1 or {DYNAMIC}")
     plan = _Plan(precision, find_target(target), batch if isinstance(batch, int) else None)
-    for package, name in (("onnx_ir", "onnx-ir"), ("onnxsim", "onnxsim"), ("onnxruntime", "onnxruntime")):
-        _need(package, name)
     if plan.target.name == "openvino":
-        _need("openvino", "openvino", extra="openvino")
+        need("openvino", "openvino", extra="openvino")
     return plan
-
-
-def _need(module: str, package: str, extra: str = "export") -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(package, needed_for="vitdeploy export", extra=extra)
 
 
 def _reference(
@@ -217,76 +207,6 @@ def half_precision(graph: ir.Model, images: Array, expected: Mapping[str, Array]
             fix="--precision fp32, or check the weights",
         )
     return typed, {"precision": "fp16", **report.to_dict()}
-
-
-def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
-    """A finished graph as the file that ships; ExportError unless it is valid ONNX of standard operators."""
-    import onnx
-
-    graph.ir_version = min(graph.ir_version, 10)
-    graph.producer_name, graph.producer_version = "vitdeploy", metadata.version("vitdeploy")
-    for node in graph.graph:
-        node.metadata_props.clear()
-    proto = ir.to_proto(graph)
-    foreign = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
-    if foreign or proto.functions:
-        raise ExportError(f"the graph still holds operators of {', '.join(sorted(foreign)) or 'local functions'}")
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0]) from error
-    return proto
-
-
-def _write(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
-    model = writer.write_bytes(MODEL, standard_onnx(graph).SerializeToString())
-    if target.name == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.convert_model(str(model)), str(model.with_suffix(".xml")), compress_to_fp16=False)
-
-
-def _manifest(graph: ir.Model, card: ModelCard, plan: _Plan, wanted: Outputs) -> Manifest:
-    labels = () if wanted.strides or len(card.labels) != card.num_classes else card.labels
-    return Manifest(
-        model=ModelRecord(
-            name=card.name,
-            family=card.family,
-            image_size=card.image_size,
-            num_classes=card.num_classes,
-            weights=WeightsRecord(**asdict(card.weights)),
-        ),
-        precision=plan.precision,
-        target=plan.target.name,
-        opset=plan.target.opset,
-        preprocessing=card.preprocessing,
-        labels=labels,
-        inputs=tuple(_spec(value) for value in graph.graph.inputs),
-        outputs=tuple(_spec(value) for value in graph.graph.outputs),
-        tools=_tool_versions(),
-        graph={"strides": dict(zip(wanted.names, wanted.strides, strict=True))} if wanted.strides else {},
-    )
-
-
-def _spec(value: ir.Value) -> TensorSpec:
-    assert value.shape is not None
-    assert value.dtype is not None
-    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return TensorSpec(name=str(value.name), dtype=str(np.dtype(value.dtype.numpy())), shape=shape)
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {}
-    for tool in TOOLS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[tool] = metadata.version(tool)
-    return versions
-
-
-def _nodes(graph: ir.Model) -> int:
-    from vitdeploy.export.optimize import node_count
-
-    return node_count(graph)
 
 
 def _prove(bundle: Bundle, plan: _Plan) -> None:
