@@ -52,13 +52,18 @@ class WeightsRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The network; `image_size` is (height, width) in pixels."""
+    """The network; `image_size` is (height, width) in pixels.
+
+    hyperparameters  keyword arguments of a network of the zoo; empty in a bundle of a user's own module, and in one
+                     that was written before they were recorded
+    """
 
     name: str
     family: str
     image_size: tuple[int, int]
     num_classes: int
     weights: WeightsRecord
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(min(self.image_size) >= 1, f"image_size {self.image_size} has an empty side")

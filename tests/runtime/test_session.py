@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -16,11 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.bundles import LABELS, SIZE, tiny_images, tiny_logits, write_tiny_bundle
-from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, BundleError, InputError, MissingDependencyError, UsageError
-from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BackendError, InputError, MissingDependencyError, UsageError
+from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.preprocess import Preprocessing, preprocess_batch
-from vitdeploy.runtime.session import AUTO_ORDER, Session, load
+from vitdeploy.runtime.session import Session, load
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +37,9 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "pyramid", pyramid=True)
 
 
-@pytest.fixture(params=backend_names())
-def runtime(request: pytest.FixtureRequest) -> str:
-    reason = find_backend(request.param).available()
-    if reason is not None:
-        pytest.skip(reason)
-    name: str = request.param
-    return name
-
-
 @pytest.fixture
-def session(dynamic: Bundle, runtime: str) -> Session:
-    return load(dynamic, runtime=runtime)
+def session(dynamic: Bundle, any_runtime: str) -> Session:
+    return load(dynamic, runtime=any_runtime)
 
 
 # Running
@@ -241,17 +231,6 @@ def test_a_closed_session_says_so(dynamic: Bundle, runtime: str) -> None:
         session(tiny_images(1))
 
 
-def test_threads_get_what_they_asked_for(session: Session) -> None:
-    images = tiny_images(8)
-    expected = [session(images[i : i + 1]) for i in range(8)]
-
-    def work(i: int) -> bool:
-        return all(np.array_equal(session(images[i : i + 1]), expected[i]) for _ in range(100))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(8)))
-
-
 def test_closing_lets_the_calls_under_way_end(dynamic: Bundle, runtime: str) -> None:
     images = tiny_images()
     expected = tiny_logits(images)
@@ -287,40 +266,7 @@ def test_a_forked_process_is_told_to_load_its_own(session: Session) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_a_bundle_may_disappear_once_it_is_loaded(runtime: str, tmp_path: Path) -> None:
-    session = load(write_tiny_bundle(tmp_path / "b"), runtime=runtime)
-    shutil.rmtree(tmp_path / "b")
-    images = tiny_images()
-    np.testing.assert_allclose(session(images), tiny_logits(images), rtol=0, atol=1e-6)
-
-
-def test_memory_stays_flat_over_many_calls(session: Session) -> None:
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        pytest.skip("needs /proc")
-
-    def resident() -> int:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    images = tiny_images(1)
-    for _ in range(500):
-        session(images)
-    before = resident()
-    for _ in range(3000):
-        session(images)
-    assert resident() - before < 2 << 20
-
-
 # Loading
-
-
-def test_an_altered_model_is_never_given_to_a_runtime(runtime: str, tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "b")
-    data = bytearray((bundle.path / MODEL).read_bytes())
-    data[len(data) // 2] ^= 1
-    (bundle.path / MODEL).write_bytes(data)
-    with pytest.raises(BundleError, match=f"{MODEL} is not the file that was exported"):
-        load(bundle.path, runtime=runtime)
 
 
 def test_the_options_are_what_describe_tells(dynamic: Bundle, runtime: str) -> None:
@@ -366,14 +312,3 @@ def test_a_runtime_that_cannot_be_imported_is_told_apart_from_a_missing_one(
     monkeypatch.delitem(sys.modules, package, raising=False)
     with pytest.raises(BackendError, match=r"cannot be imported\n.*libcudart(.|\n)*--force-reinstall"):
         load(dynamic, runtime=runtime)
-
-
-def test_auto_takes_the_first_that_is_installed_and_says_why(dynamic: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    for choice in AUTO_ORDER:
-        if find_backend(choice.runtime).available() is None:
-            with load(dynamic) as session:
-                assert session.backend.name == choice.runtime
-                assert session.describe()["reason"] == choice.reason != ""
-        monkeypatch.setitem(sys.modules, find_backend(choice.runtime).package, None)
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        load(dynamic)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from PIL import Image
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, InputError, UsageError
+from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, Options, find_backend
-from vitdeploy.runtime.preprocess import Picture, preprocess_batch
+from vitdeploy.runtime.preprocess import Picture, preprocess
+from vitdeploy.runtime.stream import stream
 
 Array = NDArray[Any]
 
@@ -31,44 +34,39 @@ class Prediction:
     index: int
 
 
-class Choice(NamedTuple):
-    """A runtime that `auto` considers, and why it stands where it stands."""
-
-    runtime: str
-    reason: str
-
-
-# Measured on an AVX-512 EPYC, CPU time of one thread, LeMeViT-Tiny at 224: OpenVINO in FP32 takes 22.9 ms for the FP32
-# graph and 23.0 ms for the FP16 one, ONNX Runtime 25.4 and 29.7 ms.
-AUTO_ORDER = (
-    Choice("openvino", "it is the fastest measured of those that are installed"),
-    Choice("onnxruntime", "nothing faster is installed"),
-)
-
-
 def load(
-    bundle: Bundle | str | Path, *, runtime: str = "auto", threads: int | None = None, precision: str | None = None
+    bundle: Bundle | str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Session:
     """The bundle, loaded by a runtime and ready to run.
 
-    runtime    a name of `vitdeploy.runtime.backends`, or `auto`: the first of AUTO_ORDER that is installed
-    threads    threads of computation; None leaves it to the runtime
-    precision  `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None computes as exactly as it can
+    runtime     a name of `vitdeploy.runtime.backends`, or `auto`: the fastest that is installed and reproduces the
+                reference outputs of the bundle
+    threads     threads of computation; None leaves it to the runtime
+    streams     calls that are computed at once, see `Session.map`; None leaves it to the runtime
+    precision   `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None for the most exact one
+    device      `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for
+    cache       folder in which compiled models wait for the next load; it must be trusted like a program
+    checkpoint  file with the weights, for the runtime `torch`
 
-    Raises BundleError for a bundle that is damaged or altered, UsageError for an unknown runtime or option,
-    MissingDependencyError for a runtime that is not installed and BackendError for one that refuses the model.
+    Raises BundleError for a bundle that is damaged or altered, UsageError for an unknown runtime or an option that it
+    cannot follow, MissingDependencyError for a runtime that is not installed, BackendError for one that refuses the
+    model, and GateError where `auto` finds none that reproduces the reference.
     """
-    options = Options(threads=threads, precision=precision)
+    options = Options(
+        threads=threads, streams=streams, precision=precision, device=device, cache=cache, checkpoint=checkpoint
+    )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    choice = _choose() if runtime == "auto" else Choice(runtime, "it was asked for")
-    backend = find_backend(choice.runtime).open(opened, options)
-    return Session(opened, backend, reason=choice.reason)
-
-
-def _choose() -> Choice:
-    installed = (choice for choice in AUTO_ORDER if find_backend(choice.runtime).available() is None)
-    # Where there is none, opening the last one says what is missing and how to get it.
-    return next(installed, AUTO_ORDER[-1])
+    if runtime == "auto":
+        return load_fastest(opened, options)
+    return Session(opened, find_backend(runtime).open(opened, options), reason="it was asked for")
 
 
 class Session:
@@ -117,15 +115,39 @@ class Session:
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", why="both are at least 1")
         single = isinstance(pictures, (str, Path, Image.Image, np.ndarray))
-        fixed = self._input.shape[0]
-        size = fixed if isinstance(fixed, int) else batch_size
-        recipe = self.bundle.manifest.preprocessing
-        results: list[list[Prediction]] = []
-        for chunk in _chunks([pictures] if single else pictures, size):  # type: ignore[arg-type, list-item]
-            padding = chunk[-1:] * (size - len(chunk)) if isinstance(fixed, int) else []
-            logits = self(preprocess_batch(chunk + padding, recipe))
-            results += [self._best(row, top_k) for row in logits[: len(chunk)]]
-        return results
+        chosen: Iterable[Any] = [pictures] if single else pictures  # type: ignore[assignment]
+        rows = _raising(self._stream(chosen, self._pixels, batch_size, whole_batches=False))
+        return [self._best(row, top_k) for row in rows]
+
+    @overload
+    def map(
+        self, images: Iterable[Array | Picture], *, batch_size: int = ..., on_error: Literal["raise"] = ...
+    ) -> Iterator[Array]: ...
+
+    @overload
+    def map(
+        self, images: Iterable[Array | Picture], *, batch_size: int = ..., on_error: Literal["return"]
+    ) -> Iterator[Array | Exception]: ...
+
+    def map(
+        self, images: Iterable[Array | Picture], *, batch_size: int = 8, on_error: str = "raise"
+    ) -> Iterator[Array | Exception]:
+        """Logits for every item of `images`, in order, computed ahead so that the device never waits.
+
+        An item is one image, float32 [3, H, W] (normalised) or a picture as `predict` takes it, and gives logits
+        [classes]; or it is a batch [N, 3, H, W], which runs as it is and gives [N, classes]. Images are gathered to
+        batches: of `batch_size` where the model's batch is dynamic, else of its fixed one, the last filled up.
+
+        `images` is read by the thread that iterates, no further ahead than two batches for each call under way. An
+        item that fails raises in its turn and ends the rest (`on_error="raise"`), or stands as its exception in its
+        place and the rest goes on (`"return"`).
+        """
+        if on_error not in ("raise", "return"):
+            raise UsageError(f"on_error is {on_error!r}", fix="raise or return")
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}", why="it is at least 1")
+        results = self._stream(images, self._tensor, batch_size, whole_batches=True)
+        return _raising(results) if on_error == "raise" else results
 
     def describe(self) -> dict[str, Any]:
         """What runs where, as JSON values: model, weights, backend, version, device, precision really used, threads."""
@@ -159,6 +181,42 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         return f"<Session {self.bundle.manifest.model.name} on {self.backend.name}, {state}>"
+
+    def _stream(
+        self, items: Iterable[Any], prepare: Callable[[Any], Array], batch_size: int, *, whole_batches: bool
+    ) -> Generator[Array | Exception, None, None]:
+        fixed = self._input.shape[0]
+        size, least = (fixed, fixed) if isinstance(fixed, int) else (batch_size, 1)
+        # One more than compute at once: it prepares its batch meanwhile.
+        return stream(
+            _batches(items, size, whole_batches=whole_batches),
+            lambda batch: self._compute(batch, prepare, least),
+            workers=self.backend.streams + 1,
+        )
+
+    def _compute(
+        self, batch: list[Any] | Array, prepare: Callable[[Any], Array], least: int
+    ) -> list[Array | Exception]:
+        """The logits of each item, or why there are none: a bad item does not spoil the others of its batch."""
+        if isinstance(batch, np.ndarray):
+            return [_attempt(self, batch)]
+        prepared = [_attempt(prepare, item) for item in batch]
+        good = [image for image in prepared if isinstance(image, np.ndarray)]
+        if not good:
+            return prepared
+        found = _attempt(self, np.stack(good + good[-1:] * (least - len(good))))
+        rows = iter([found] * len(good) if isinstance(found, Exception) else found)
+        return [next(rows) if isinstance(image, np.ndarray) else image for image in prepared]
+
+    def _tensor(self, image: Any) -> Array:
+        """One image as the model takes it [3, H, W]; pictures are preprocessed."""
+        if not isinstance(image, np.ndarray) or image.dtype == np.uint8:
+            return self._pixels(image)
+        one: Array = _checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
+        return one
+
+    def _pixels(self, picture: Picture) -> Array:
+        return preprocess(picture, self.bundle.manifest.preprocessing)
 
     def _best(self, logits: Array, top_k: int) -> list[Prediction]:
         if logits.ndim != 1:
@@ -195,12 +253,39 @@ def _checked(array: Any, spec: TensorSpec) -> Array:
     return np.require(array, spec.dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
-def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    chunk: list[Picture] = []
-    for picture in pictures:
-        chunk.append(picture)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _attempt(function: Callable[[Any], Array], argument: Any) -> Array | Exception:
+    try:
+        return function(argument)
+    except Exception as error:
+        return error
+
+
+def _raising(results: Generator[Array | Exception, None, None]) -> Iterator[Array]:
+    with contextlib.closing(results):
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def _batches(items: Iterable[Any], size: int, *, whole_batches: bool) -> Iterator[list[Any] | Array]:
+    """Items gathered to lists of at most `size`; with `whole_batches` an array [N, 3, H, W] passes alone."""
+    gathered: list[Any] = []
+    try:
+        for item in items:
+            if whole_batches and isinstance(item, np.ndarray) and item.ndim == 4:
+                if gathered:
+                    yield gathered
+                yield item
+                gathered = []
+                continue
+            gathered.append(item)
+            if len(gathered) == size:
+                yield gathered
+                gathered = []
+    except Exception:
+        if gathered:
+            yield gathered
+        raise
+    if gathered:
+        yield gathered

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.bundle import Bundle, TensorSpec
+from vitdeploy.runtime.auto import attempts
+from vitdeploy.runtime.backends import Options
 from vitdeploy.runtime.session import Session, load
 from vitdeploy.validation.parity import ParityReport, compare_outputs
 
@@ -73,8 +75,21 @@ def verify(bundle: Bundle | str | Path, *, runtime: str = "auto", threads: int |
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
+    if runtime == "auto":
+        return _verify_fastest(opened, Options(threads=threads))
     with load(opened, runtime=runtime, threads=threads) as session:
         return verify_session(session)
+
+
+def _verify_fastest(bundle: Bundle, options: Options) -> VerifyReport:
+    """The report of the runtime that `auto` takes; where none holds, of the fastest that loads the bundle."""
+    reports = []
+    for session, report in attempts(bundle, options):
+        session.close()
+        if report.passed:
+            return report
+        reports.append(report)
+    return reports[0]
 
 
 def verify_session(session: Session) -> VerifyReport:

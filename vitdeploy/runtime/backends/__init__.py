@@ -8,10 +8,20 @@ from vitdeploy.errors import UsageError
 from vitdeploy.runtime.backends.base import Backend, Options
 from vitdeploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.runtime.backends.openvino import OpenVinoBackend
+from vitdeploy.runtime.backends.tensorrt import TensorRtBackend
+from vitdeploy.runtime.backends.torch import TorchBackend
 
 __all__ = ["Backend", "Options", "backend_names", "find_backend"]
 
-_BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (OnnxRuntimeBackend, OpenVinoBackend)}
+_BACKENDS: dict[str, type[Backend]] = {
+    backend.name: backend
+    for backend in (
+        OnnxRuntimeBackend,
+        OpenVinoBackend,
+        TensorRtBackend,
+        TorchBackend,
+    )
+}
 
 
 def backend_names() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -22,17 +23,28 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class Options:
     """What a user may ask of any backend; one that cannot do it says so.
 
-    threads    threads of computation; None leaves it to the backend
-    precision  `fp32`, `bf16` or `fp16`: precision in which floating-point operations are computed, where a backend
-               lets one choose; None means the most exact one
+    threads     threads of computation; None leaves it to the backend
+    streams     calls that are computed at once, see `Session.map`; None leaves it to the backend
+    precision   `fp32`, `bf16` or `fp16`: precision in which floating-point operations are computed, where a backend
+                lets one choose; None means the most exact one
+    device      `CPU`, `GPU` or `NPU`, or a name of the backend's own such as `GPU.1` or `CUDAExecutionProvider`; None
+                means the one the backend was made for
+    cache       folder in which compiled models wait for the next load; it must be trusted like a program
+    checkpoint  file with the weights of the bundle, for the backend `torch`
     """
 
     threads: int | None = None
+    streams: int | None = None
     precision: str | None = None
+    device: str | None = None
+    cache: str | Path | None = None
+    checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"{self.threads} threads cannot compute anything", fix="--threads 1 or more")
+        if self.streams is not None and self.streams < 1:
+            raise UsageError(f"{self.streams} streams cannot compute anything", fix="streams=1 or more")
         if self.precision not in (None, *PRECISIONS):
             raise UsageError(f"there is no precision {self.precision!r}", fix=" or ".join(PRECISIONS))
 
@@ -41,13 +53,17 @@ class Backend(ABC):
     """A model that a runtime has loaded.
 
     `inputs` and `outputs` are the signature as the runtime reports it. `run` may be called from several threads at
-    once; `close` lets the calls under way end and refuses new ones. Subclasses fill the hooks `_load`, `_run` and
-    `_facts`; what they raise reaches the caller as a BackendError.
+    once; `close` lets the calls under way end and refuses new ones; `streams` is how many calls at once keep the device
+    busy. Subclasses fill the hooks `_load`, `_run` and `_facts`, what they raise reaches the caller as a BackendError,
+    and name in `refuses` the options that they cannot follow, each with the reason.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
+    refuses: ClassVar[Mapping[str, str]] = {"checkpoint": "it runs the model file of the bundle"}
+
+    streams: int = 2
 
     def __init__(self, native: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         # The handle is the state: taken by every call, dropped by `close`, freed when the last call is done with it.
@@ -85,13 +101,15 @@ class Backend(ABC):
     @classmethod
     def load(cls, model: bytes, weights: bytes = b"", options: Options | None = None) -> Backend:
         """A model from the contents of its file or files (`weights` only where a format keeps them apart)."""
-        cls.require()
+        options = cls._admit(options)
         try:
-            return cls._load(model, weights, options or Options())
+            backend = cls._load(model, weights, options)
         except VitDeployError:
             raise
         except Exception as error:
-            raise BackendError(f"{cls.name} cannot load the model", why=_one_line(error)) from error
+            raise BackendError(f"{cls.name} cannot load the model", why=one_line(error)) from error
+        backend.streams = options.streams or backend.streams
+        return backend
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name, as new arrays. Inputs must fit `self.inputs`, C-contiguous and of native byte order."""
@@ -109,7 +127,7 @@ class Backend(ABC):
         except VitDeployError:
             raise
         except Exception as error:
-            raise BackendError(f"{self.name} failed while it ran the model", why=_one_line(error)) from error
+            raise BackendError(f"{self.name} failed while it ran the model", why=one_line(error)) from error
 
     def close(self) -> None:
         """Frees the model once the calls under way are done; closing twice is harmless."""
@@ -121,14 +139,24 @@ class Backend(ABC):
         return self._native is None
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device, precision really used and threads, as JSON values."""
-        return {"backend": self.name, **self._facts()}
+        """Backend, version, device, precision really used, threads and streams, as JSON values."""
+        return {"backend": self.name, **self._facts(), "streams": self.streams}
+
+    @classmethod
+    def _admit(cls, options: Options | None) -> Options:
+        """The options, once it is known that the backend is here and can follow them."""
+        options = options or Options()
+        for option, why in cls.refuses.items():
+            if getattr(options, option) is not None:
+                raise UsageError(f"{cls.name} cannot be told its {option}", why=why, fix=f"leave {option} out")
+        cls.require()
+        return options
 
     @classmethod
     def _broken(cls, error: Exception) -> BackendError:
         return BackendError(
             f"{cls.package} is installed but cannot be imported",
-            why=_one_line(error),
+            why=one_line(error),
             fix=f"pip install --force-reinstall {cls.package}",
         )
 
@@ -143,7 +171,7 @@ class Backend(ABC):
     def _facts(self) -> dict[str, Any]: ...
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The sentence of a runtime's message that says something: the last line that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

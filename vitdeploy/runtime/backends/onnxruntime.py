@@ -1,15 +1,23 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU or through another execution provider."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vitdeploy.bundle import TensorSpec
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import BackendError
 from vitdeploy.runtime.backends.base import Array, Backend, Options
 
 _C_NAMES = {"float": "float32", "double": "float64"}
+
+CPU = "CPUExecutionProvider"
+# The providers that each kind of device has, preferred ones first: onnxruntime.ai/docs/execution-providers.
+PROVIDERS = {
+    "CPU": (CPU,),
+    "GPU": ("CUDAExecutionProvider", "MIGraphXExecutionProvider", "DmlExecutionProvider"),
+    "NPU": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
+}
 
 
 class OnnxRuntimeBackend(Backend):
@@ -18,26 +26,37 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     package = "onnxruntime"
     extra = "onnxruntime"
+    refuses: ClassVar[Mapping[str, str]] = {
+        **Backend.refuses,
+        "precision": "it computes in the precision of the graph's types",
+        "cache": "it compiles nothing that would be worth keeping",
+    }
 
     @classmethod
     def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
         import onnxruntime
 
-        if options.precision is not None:
-            raise UsageError(
-                "onnxruntime computes in the precision of the graph's types",
-                fix="leave the precision out, or export the bundle in another one",
-            )
+        provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
-        return cls(onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"]), options)
+        # The CPU takes the nodes that a provider lacks.
+        session = onnxruntime.InferenceSession(model, settings, providers=list(dict.fromkeys((provider, CPU))))
+        if provider not in session.get_providers():
+            raise BackendError(
+                f"onnxruntime cannot start {provider}",
+                why="its libraries or its device are missing, and it fell back to the CPU",
+                fix="vitdeploy doctor, or device CPU",
+            )
+        return cls(session, options)
 
     def __init__(self, session: Any, options: Options) -> None:
         super().__init__(session, _specs(session.get_inputs()), _specs(session.get_outputs()))
         self._names = [spec.name for spec in self.outputs]
         self._threads = options.threads
+        first = session.get_providers()[0]
+        self._device = "CPU" if first == CPU else first
 
     def _run(self, native: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return dict(zip(self._names, native.run(self._names, inputs), strict=True))
@@ -47,10 +66,22 @@ class OnnxRuntimeBackend(Backend):
 
         return {
             "version": onnxruntime.__version__,
-            "device": "CPU",
-            "precision": "types of the graph (FP16 in FP32 where the CPU has no kernel)",
+            "device": self._device,
+            "precision": f"types of the graph (FP16 in FP32 where the {self._device} has no kernel)",
             "threads": self._threads or "automatic",
         }
+
+
+def _provider(device: str, available: list[str]) -> str:
+    """The execution provider for a kind of device, or the one of that name."""
+    for name in PROVIDERS.get(device.upper(), (device,)):
+        if name in available:
+            return name
+    raise BackendError(
+        f"this onnxruntime has no device {device}",
+        why=f"its execution providers are {', '.join(available)}",
+        fix="one of these as the device, or pip install the onnxruntime made for the device",
+    )
 
 
 def _specs(ports: list[Any]) -> tuple[TensorSpec, ...]:

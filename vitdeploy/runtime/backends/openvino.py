@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO on the CPU, GPU or NPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitdeploy.bundle import Bundle, TensorSpec
+from vitdeploy.errors import BackendError
 from vitdeploy.runtime.backends.base import Array, Backend, Options
 
 IR_MODEL, IR_WEIGHTS = "model.xml", "model.bin"
 
 _ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+# Devices that spread the work over others: docs.openvino.ai, "Inference Devices and Modes".
+_MODES = ("AUTO", "HETERO")
 
 
 class OpenVinoBackend(Backend):
@@ -32,24 +36,35 @@ class OpenVinoBackend(Backend):
     def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
         import openvino
 
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[options.precision or "fp32"],
-        }
-        if options.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = options.threads
         core = openvino.Core()
-        return cls(core.compile_model(core.read_model(model, weights), "CPU", settings))
+        device = _device(options.device or "CPU", core.available_devices)
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.streams is None else "THROUGHPUT"}
+        # An NPU has no FP32 to ask for.
+        precision = options.precision or ("fp32" if "NPU" not in device else None)
+        if precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = _ELEMENT_TYPES[precision]
+        for name, value in (
+            ("INFERENCE_NUM_THREADS", options.threads),
+            ("NUM_STREAMS", options.streams),
+            ("CACHE_DIR", options.cache and str(options.cache)),
+        ):
+            if value is not None:
+                settings[name] = value
+        return cls(core.compile_model(core.read_model(model, weights), device, settings), device)
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, device: str) -> None:
         # An infer request serves one call at a time: idle ones wait here, as many as there ever were calls at once.
         idle: deque[Any] = deque()
         super().__init__((compiled, idle), _specs(compiled.inputs), _specs(compiled.outputs))
         self._names = [spec.name for spec in self.outputs]
-        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+        used, threads = "INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"
+        element = compiled.get_property(used).to_string() if used in known else "the device's own"
         self._settings = {
-            "precision": next((name for name, element in _ELEMENT_TYPES.items() if element == used), used),
-            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            "device": device,
+            "precision": next((name for name, kind in _ELEMENT_TYPES.items() if kind == element), element),
+            "threads": int(compiled.get_property(threads)) if threads in known else "automatic",
         }
 
     def _run(self, native: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -58,14 +73,31 @@ class OpenVinoBackend(Backend):
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        results = request.infer(inputs, share_inputs=True)
+        # Not `infer`: it computes in the calling thread and leaves state there; a thread that ends while the model is
+        # freed then crashes the process (seen with 2026.4; openvinotoolkit/openvino#24509 is of the same kind).
+        request.start_async(inputs, share_inputs=True)
+        request.wait()
+        results = dict(zip(self._names, request.results.values(), strict=True))
         idle.append(request)
-        return dict(zip(self._names, results.values(), strict=True))
+        return results
 
     def _facts(self) -> dict[str, Any]:
         import openvino
 
-        return {"version": openvino.get_version(), "device": "CPU", **self._settings}
+        return {"version": openvino.get_version(), **self._settings}
+
+
+def _device(device: str, available: list[str]) -> str:
+    """The device string as OpenVINO writes it; BackendError where the machine has no such device."""
+    device = device.upper()
+    present = {*available, *(name.partition(".")[0] for name in available)}
+    if device not in present and device.partition(":")[0] not in _MODES:
+        raise BackendError(
+            f"openvino finds no device {device} here",
+            why=f"it finds {', '.join(available)}",
+            fix="one of these as the device, or install the driver of the other",
+        )
+    return device
 
 
 def _specs(ports: list[Any]) -> tuple[TensorSpec, ...]:

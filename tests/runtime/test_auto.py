@@ -1,0 +1,142 @@
+"""`auto`: the fastest runtime that is installed, loads the bundle and gives PyTorch's numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bundles import tiny_images, tiny_logits, tiny_manifest, write_tiny_bundle
+from vitdeploy.bundle import MODEL, Bundle, BundleWriter
+from vitdeploy.errors import BackendError, BundleError, GateError, MissingDependencyError, UsageError
+from vitdeploy.runtime.auto import AUTO_ORDER
+from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.runtime.session import load
+from vitdeploy.validation.verify import verify
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_tiny_bundle(tmp_path / "b")
+
+
+@pytest.fixture
+def two_installed() -> tuple[str, str]:
+    """The two fastest runtimes that are installed; skips where there is nothing to choose between."""
+    installed = [name for name in AUTO_ORDER if find_backend(name).available() is None]
+    if len(installed) < 2:
+        pytest.skip("needs two runtimes")
+    return installed[0], installed[1]
+
+
+def wrong_by(error: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the runtime `name` add `error` to everything it computes."""
+    backend = find_backend(name)
+    honest = backend._run
+
+    def run(self: Any, native: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: array + np.float32(error) for key, array in honest(self, native, inputs).items()}
+
+    monkeypatch.setattr(backend, "_run", run)
+
+
+def test_the_order_names_runtimes_that_exist() -> None:
+    assert set(AUTO_ORDER) <= set(backend_names())
+    assert "torch" not in AUTO_ORDER, "the reference is no runtime for a device"
+
+
+def test_the_first_that_is_installed_is_taken_and_the_missing_ones_are_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[str] = []
+    for name in AUTO_ORDER:
+        if find_backend(name).available() is None:
+            with load(bundle) as session:
+                assert session.backend.name == name
+                reason = session.describe()["reason"]
+                assert reason.startswith("it is the fastest measured")
+                assert all(f"{package} is not installed" in reason for package in missing)
+        monkeypatch.setitem(sys.modules, find_backend(name).package, None)
+        missing.append(find_backend(name).package)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        load(bundle)
+
+
+def test_a_runtime_with_other_numbers_is_passed_over_and_the_reason_kept(
+    bundle: Bundle, two_installed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_installed
+    wrong_by(0.01, first, monkeypatch)
+    with load(bundle) as session:
+        assert session.backend.name == second
+        assert f"after {first} (logits: the relative error is" in session.describe()["reason"]
+        images = tiny_images()
+        np.testing.assert_allclose(session(images), tiny_logits(images), rtol=0, atol=1e-6)
+    report = verify(bundle)
+    assert report.passed
+    assert report.runtime["backend"] == second
+
+
+def test_a_runtime_that_gives_nan_or_breaks_is_passed_over(
+    bundle: Bundle, two_installed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_installed
+    with monkeypatch.context() as patch:
+        wrong_by(float("nan"), first, patch)
+        with load(bundle) as session:
+            assert session.backend.name == second
+            assert "are NaN or Inf" in session.reason
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("illegal instruction")
+
+    for hook in ("_load", "_run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(find_backend(first), hook, broken)
+            with load(bundle) as session:
+                assert session.backend.name == second
+                assert f"after {first} ({first} " in session.reason
+
+
+def test_where_none_gives_the_numbers_none_is_taken(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", error=0.01)
+    with pytest.raises(GateError, match=r"no runtime here reproduces(.|\n)*relative error(.|\n)*vitdeploy verify"):
+        load(bundle)
+    report = verify(bundle)
+    assert not report.passed
+    assert "relative error" in report.failures[0]
+
+
+def test_a_model_that_none_can_load_shows_what_the_first_one_says(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "b") as writer:
+        writer.write_bytes(MODEL, b"not a model")
+        images = tiny_images()
+        writer.write_reference(inputs={"images": images}, outputs={"logits": tiny_logits(images)})
+        writer.seal(tiny_manifest())
+        bundle = writer.commit()
+    with pytest.raises(BackendError, match="cannot load the model"):
+        load(bundle)
+
+
+@pytest.mark.parametrize("name", [MODEL, "reference.npz"])
+def test_an_altered_bundle_is_refused_instead_of_tried_elsewhere(bundle: Bundle, name: str) -> None:
+    data = bytearray((bundle.path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle.path / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
+        load(bundle.path)
+
+
+def test_an_option_that_only_a_later_runtime_follows_takes_that_one(bundle: Bundle) -> None:
+    pytest.importorskip("onnxruntime")
+    with load(bundle, device="CPUExecutionProvider") as session:
+        assert session.backend.name == "onnxruntime"
+
+
+def test_an_option_that_none_follows_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"cannot be told its checkpoint\n.*runs the model file"):
+        load(bundle, checkpoint="weights.pth")

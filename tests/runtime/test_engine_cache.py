@@ -1,0 +1,58 @@
+"""The engine cache: an engine is found for its own key, unaltered, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitdeploy.errors import BackendError
+from vitdeploy.runtime.engine_cache import EngineCache, EngineKey
+
+KEY = EngineKey("0" * 64, "10.3.0", "Orin", 87, {"batch": [1, 8, 32]})
+
+
+def test_the_cache_finds_what_was_stored_for_the_same_key_only(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    assert cache.find(KEY) is None
+    cache.store(KEY, b"code", seconds=1.0)
+    assert cache.find(KEY) == b"code"
+    for field, value in (("model", "1" * 64), ("tensorrt", "10.4.0"), ("gpu", "Thor"), ("sm", 110), ("options", {})):
+        other = EngineKey(**{**vars(KEY), field: value})
+        assert cache.find(other) is None
+        assert other.name != KEY.name
+
+
+def test_an_engine_without_its_own_sidecar_does_not_count(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    cache.store(KEY, b"code", seconds=1.0)
+    sidecar = cache.folder / f"{KEY.name}.json"
+    whole = json.loads(sidecar.read_text())
+    for wrong in ({**whole, "key": {**whole["key"], "model": "1" * 64}}, {**whole, "engine_sha256": "0" * 64}, []):
+        sidecar.write_text(json.dumps(wrong))
+        assert cache.find(KEY) is None
+    sidecar.write_text("{")
+    assert cache.find(KEY) is None
+    sidecar.unlink()
+    assert cache.find(KEY) is None
+
+
+def test_a_write_that_fails_leaves_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = EngineCache(tmp_path / "engines")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(BackendError, match="No space left"):
+        cache.store(KEY, b"code", seconds=1.0)
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_a_folder_others_can_write_to_is_not_trusted(tmp_path: Path) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(BackendError, match="others can write there"):
+        EngineCache(folder)
