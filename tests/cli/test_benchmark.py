@@ -1,0 +1,168 @@
+"""`vitdeploy benchmark`: what it prints and writes, and what it refuses. Real processes, a tiny bundle, two rounds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.bundles import write_tiny_bundle
+from vitdeploy.cli import main
+from vitdeploy.validation.worker import Worker
+
+pytest.importorskip("onnxruntime")
+
+FAST = ("--runtime", "onnxruntime", "--rounds", "2", "--warmup", "0")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny").path
+
+
+def run(*command: object) -> int:
+    try:
+        return main(["benchmark", *(str(part) for part in command)])
+    except SystemExit as stop:  # argparse
+        return int(stop.code or 0)
+
+
+def test_a_table_a_csv_and_a_plot(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, plot = tmp_path / "result.csv", tmp_path / "result.svg"
+    assert run(bundle, *FAST, "--batch", "1,4", "--csv", table, "--plot", plot) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith("tiny")] == [
+        ["tiny", "onnxruntime", "1"],
+        ["tiny", "onnxruntime", "4"],
+    ]
+    assert "loading" in err
+    assert "loading" not in out
+    with table.open() as lines:
+        assert [line["batch"] for line in csv.DictReader(lines)] == ["1", "4"]
+    ElementTree.parse(plot)
+    assert sorted(tmp_path.iterdir()) == [table, plot]
+
+
+def test_json_is_one_object_that_a_later_run_takes_as_its_baseline(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bundle, *FAST, "--json") == 0
+    text = capsys.readouterr().out
+    document = json.loads(text)
+    assert document["candidates"][0]["calls"] >= 2
+    before = tmp_path / "before.json"
+    before.write_text(text)
+
+    assert run(bundle, *FAST, "--baseline", before, "--json") == 0
+    ratio = json.loads(capsys.readouterr().out)["candidates"][0]["ratio"]
+    assert ratio["value"] > 0
+    assert not ratio["paired"]
+
+    assert run(bundle, *FAST, "--baseline", before, "--threads", "1") == 2
+    err = capsys.readouterr().err
+    assert "threads was automatic and is 1" in err
+    assert "--allow-different" in err
+    assert run(bundle, *FAST, "--baseline", before, "--threads", "1", "--allow-different") == 0
+    assert "compared all the same: onnxruntime: threads was automatic and is 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--batch", "0"], "positive numbers"),
+        (["--batch", "1;8"], "positive numbers"),
+        (["--batch", ""], "positive numbers"),
+        (["--runtime", "onnxrt"], "onnxruntime"),
+        (["--runtime", ","], "nothing to measure"),
+        (["--seconds", "0"], "--seconds 10"),
+        (["--seconds", "-3"], "--seconds 10"),
+        (["--rounds", "0"], "--rounds 20"),
+        (["--baseline", "yesterday.json"], "that --json was written to"),
+        (["--csv", "no/such/folder.csv"], "no/such is no folder"),
+        (["--csv", "."], "it is a folder"),
+        (["--plot", "plot.png"], "--plot plot.svg"),
+    ],
+)
+def test_bad_options_get_a_message_and_start_nothing(
+    bundle: Path,
+    arguments: list[str],
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Worker, "__init__", lambda *_: pytest.fail("a process was started"))
+    assert run(bundle, *arguments) == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fixed_batch_cannot_be_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = write_tiny_bundle(tmp_path / "fixed", batch=2).path
+    assert run(fixed, *FAST, "--batch", "8") == 2
+    assert "it was exported for batches of exactly 2" in capsys.readouterr().err
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "nowhere", *FAST, "--json") == 2
+    assert "there is no bundle" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C at turn number `turns`, counted from zero; the warm-up is one."""
+
+    def after(turns: int) -> None:
+        left, turn = [turns], Worker.turn
+
+        def take(self: Worker, calls: int) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return turn(self, calls)
+
+        monkeypatch.setattr(Worker, "turn", take)
+
+    return after
+
+
+def test_an_interrupt_prints_what_was_measured(
+    bundle: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(4)
+    assert run(bundle, *FAST, "--rounds", "1000", "--json") == 130
+    document = json.loads(capsys.readouterr().out)
+    assert document["interrupted"] is True
+    assert document["rounds"] == 3
+
+
+def test_an_interrupt_before_the_first_round_says_that_nothing_was(
+    bundle: Path, interrupt: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(1)
+    assert run(bundle, *FAST, "--csv", tmp_path / "result.csv") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "nothing was measured" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_cannot_be_written_is_printed_all_the_same(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert run(bundle, *FAST, "--csv", tmp_path / "result.csv", "--json") == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rounds"] == 2
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []

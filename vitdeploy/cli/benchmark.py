@@ -1,0 +1,136 @@
+"""Measure latency, throughput, load time and memory of bundles on this machine. Needs no torch.
+
+  vitdeploy benchmark lemevit-fp32 lemevit-fp16 --runtime all
+  vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --plot latency.svg
+  vitdeploy benchmark lemevit-fp16 --json > before.json
+  vitdeploy benchmark lemevit-fp16 --baseline before.json
+
+Candidates (bundle x runtime x batch) take turns in random order, round by round, each in a process of its own, so that
+what slows the machine down slows all of them. A ratio is time per image over the baseline's, the median of the rounds,
+with a 95 % interval; an interval that holds 1 shows no difference. Load time includes the import of the runtime.
+Peak memory is the largest resident set of the process (VmHWM), Python and numpy included; memory that a GPU keeps to
+itself is not in it. A run is compared with an earlier one only if machine, versions, threads, precision, governor and
+power mode are the same, unless --allow-different. Ctrl-C prints what was measured so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import secrets
+from pathlib import Path
+
+HELP = "measure latency, throughput and memory of bundles"
+
+INTERRUPTED = 130
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vitdeploy benchmark`."""
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "--runtime", type=names, default=["auto"], metavar="R", help="names with commas, all, or auto (default)"
+    )
+    parser.add_argument(
+        "--batch", type=numbers, metavar="N", help="images a call, e.g. 1,8 (default: the bundle's, 1 if dynamic)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
+    parser.add_argument("--streams", type=int, metavar="N", help="calls under way at once (default 1)")
+    parser.add_argument("--precision", metavar="P", help="fp32, bf16 or fp16, where the runtime lets one choose")
+    parser.add_argument("--device", metavar="D", help="CPU, GPU, NPU, or the runtime's own name for one")
+    parser.add_argument("--seconds", type=float, metavar="S", help="measure for about so long (default 10)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds")
+    parser.add_argument("--warmup", type=float, default=1.0, metavar="S", help="warm each candidate up (default 1)")
+    parser.add_argument(
+        "--baseline", metavar="B", help="a runtime, one of the bundles, or the JSON file of an earlier run"
+    )
+    parser.add_argument(
+        "--allow-different", action="store_true", help="compare with a run that was made under different settings"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each candidate")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the latencies")
+
+
+def names(text: str) -> list[str]:
+    """`onnxruntime,openvino`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    """`1,8`."""
+    parts = names(text)
+    if not parts or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} are not batches: write positive numbers, e.g. 1,8")
+    return [int(part) for part in parts]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 130 where Ctrl-C stopped it."""
+    from vitdeploy.errors import UsageError, VitDeployError
+    from vitdeploy.validation.benchmark import Benchmark
+    from vitdeploy.validation.benchmark_plot import to_svg
+
+    if args.plot and args.plot.suffix.lower() != ".svg":
+        raise UsageError(f"cannot draw {args.plot}", why="plots are SVG", fix=f"--plot {args.plot.with_suffix('.svg')}")
+    for path in filter(None, (args.csv, args.plot)):
+        _check_writable(path)
+    with Benchmark(
+        args.bundles,
+        runtime=args.runtime,
+        batch=args.batch,
+        seconds=args.seconds,
+        rounds=args.rounds,
+        warmup=args.warmup,
+        baseline=args.baseline,
+        allow_different=args.allow_different,
+        threads=args.threads,
+        streams=args.streams,
+        precision=args.precision,
+        device=args.device,
+    ) as measuring:
+        interrupted = False
+        try:
+            measuring.measure()
+        except KeyboardInterrupt:
+            if not measuring.measured:
+                log.error("nothing was measured: no round was complete")
+                raise
+            interrupted = True
+        report = measuring.report(interrupted=interrupted)
+    print(json.dumps(report.to_dict()) if args.json else report)
+    try:
+        if args.csv:
+            _write(args.csv, report.to_csv())
+        if args.plot:
+            _write(args.plot, to_svg(report))
+    except VitDeployError as error:  # the result is printed already, and one JSON object is enough
+        log.error("error: %s", error)
+        return error.exit_code
+    return INTERRUPTED if interrupted else 0
+
+
+def _check_writable(path: Path) -> None:
+    """Before measuring, not after."""
+    from vitdeploy.errors import UsageError
+
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written to"
+        raise UsageError(f"cannot write {path}", why=why, fix="another file name")
+
+
+def _write(path: Path, text: str) -> None:
+    from vitdeploy.errors import UsageError
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}", why=error.strerror, fix="another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
