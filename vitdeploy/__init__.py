@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitdeploy.export.pipeline import export
     from vitdeploy.models.registry import create_model, list_models
     from vitdeploy.runtime.session import Session, load
+    from vitdeploy.validation.benchmark import benchmark
     from vitdeploy.validation.verify import verify
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "Session",
     "UsageError",
     "VitDeployError",
+    "benchmark",
     "create_model",
     "export",
     "list_models",
@@ -53,6 +55,7 @@ __all__ = [
 _HOME = {
     "Bundle": "vitdeploy.bundle",
     "Session": "vitdeploy.runtime.session",
+    "benchmark": "vitdeploy.validation.benchmark",
     "create_model": "vitdeploy.models.registry",
     "list_models": "vitdeploy.models.registry",
     "load": "vitdeploy.runtime.session",

@@ -11,10 +11,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vitdeploy.cli import export, models, predict, verify
+from vitdeploy.cli import benchmark, check, doctor, export, inspect, models, predict, verify
 from vitdeploy.errors import VitDeployError
 
-COMMANDS = (models, export, verify, predict)
+COMMANDS = (models, export, check, verify, predict, inspect, benchmark, doctor)
 INTERRUPTED = 130
 
 
