@@ -20,7 +20,7 @@ from vitdeploy.export.lowering.attention import lower_attention
 from vitdeploy.export.lowering.deconvolution import lower_deconvolution
 from vitdeploy.export.passes.base import GraphPass
 from vitdeploy.export.passes.static_shapes import StaticShapes
-from vitdeploy.export.targets import TARGETS
+from vitdeploy.export.targets import TARGETS, Target
 
 PORTABLE = TARGETS["portable"]
 
@@ -72,12 +72,14 @@ def assert_same(before: list[np.ndarray], after: list[np.ndarray], tolerance: fl
         assert np.abs(old - new).max(initial=0.0) <= tolerance * max(np.abs(old).max(initial=0.0), 1e-6)
 
 
-def prove(kind: type[GraphPass], model: ir.Model, *batches: np.ndarray, tolerance: float = 1e-5) -> GraphPass:
+def prove(
+    kind: type[GraphPass], model: ir.Model, *batches: np.ndarray, tolerance: float = 1e-5, target: Target | None = None
+) -> GraphPass:
     """Apply the pass in place: every output agrees on every batch of inputs, and a second run finds nothing to do."""
     feeds = [{model.graph.inputs[0].name: batch} for batch in batches]
     before = [run(model, feed) for feed in feeds]
     names, complete = [value.name for value in model.graph.outputs], annotated(model)
-    first, second = kind(PORTABLE), kind(PORTABLE)
+    first, second = kind(target or PORTABLE), kind(target or PORTABLE)
     first(model)
     for feed, outputs in zip(feeds, before, strict=True):
         assert_same(outputs, run(model, feed), tolerance)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.export.graph_cases import PORTABLE, batch, captured, ops, parsed, prove, run
 from vitdeploy.export.passes.hoist_broadcast import HoistBroadcast
 from vitdeploy.export.passes.static_shapes import StaticShapes
+from vitdeploy.export.targets import TARGETS
 
 WEIGHTS = {
     "tokens": batch(1, 4, 6, seed=1),
@@ -81,14 +82,14 @@ def test_any_chain_of_them_gives_the_same_numbers(chain: list[str], images: int)
         body = ALIKE[kind][0].replace("O", f"O{number + 1}")
         steps.append(body.replace("I,", f"O{number},").replace("I)", f"O{number})"))
     model = graph(f"{' '.join(steps)} t = Transpose <perm = [0, 2, 1]> (x) y = MatMul (O{len(chain)}, t)")
-    prove(HoistBroadcast, model, batch(images, 5, 6))
+    prove(HoistBroadcast, model, batch(images, 5, 6), target=TARGETS["onnxruntime"])
     assert "Expand" not in ops(model)
 
 
 @pytest.mark.parametrize(
     ("mixing", "expands"),
     [
-        ("y = MatMul (d, xt)", 0),  # broadcasts by itself
+        ("y = MatMul (d, xt)", 1),  # could broadcast by itself; see below
         ("q = Reshape (d, heads) h = Transpose <perm = [0, 2, 1, 3]> (q) u = Unsqueeze (x0, one) y = Mul (h, u)", 0),
         ("y = Concat <axis = 1> (d, x)", 1),
         ("r = Reshape (d, rows) y = Softmax <axis = 0> (r)", 1),
@@ -104,6 +105,12 @@ def test_the_batch_comes_back_at_the_first_operator_that_mixes(mixing: str, expa
     prove(HoistBroadcast, model, batch(1, 5, 6), batch(2, 5, 6))
     assert shape_of(model, "d") == [1, 4, 6]
     assert ops(model)["Expand"] == expands
+
+
+def test_a_product_broadcasts_where_no_fused_attention_of_tensorrt_is_at_stake() -> None:
+    model = graph("m = MatMul (c, w) d = Add (m, b) xt = Transpose <perm = [0, 2, 1]> (x) y = MatMul (d, xt)")
+    prove(HoistBroadcast, model, batch(1, 5, 6), batch(2, 5, 6), target=TARGETS["onnxruntime"])
+    assert ops(model)["Expand"] == 0
 
 
 def test_an_expand_that_is_mixed_at_once_stays_as_it_is() -> None:
@@ -207,7 +214,7 @@ def test_captured_meta_tokens_leave_no_expand_and_fold_with_their_projection() -
     feed = {"images": batch(3, 8, 3, 3)}
     StaticShapes(PORTABLE)(model)
     before = run(model, feed)
-    prove(HoistBroadcast, model, feed["images"], batch(1, 8, 3, 3))
+    prove(HoistBroadcast, model, feed["images"], batch(1, 8, 3, 3), target=TARGETS["onnxruntime"])
     assert "Shape" not in ops(model)
     proto, _ = onnxsim.simplify(
         ir.serde.serialize_model(model), skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"]

@@ -33,7 +33,8 @@ class HoistBroadcast(GraphPass):
     A value that was expanded over axis 0 stays equal along it through every operator that works on each image on its
     own. The pass computes those values for a batch of one (constant folding then takes them where nothing but weights
     goes in), and brings the batch back at the first operator that mixes them with the images: by that operator's own
-    broadcasting, or by an Expand in front of it.
+    broadcasting, or by an Expand in front of it. The factors of a product get their Expand where TensorRT may be the
+    runtime: its fused attention wants one batch for queries and keys.
     """
 
     name: ClassVar[str] = "hoist_broadcast"
@@ -44,7 +45,7 @@ class HoistBroadcast(GraphPass):
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Find the values that are equal for every image, then redirect whoever mixes them with the images."""
-        work = _Hoist(model.graph)
+        work = _Hoist(model.graph, broadcast_products="tensorrt" not in self.target.runtimes)
         for node in list(model.graph):
             if node.outputs[0] not in work.equal:
                 work.redirect(node)
@@ -55,8 +56,8 @@ class HoistBroadcast(GraphPass):
 class _Hoist:
     """`equal`: the values whose images are all equal, each with the Expand or Tile that its batch comes from."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, *, broadcast_products: bool) -> None:
+        self.graph, self.broadcast_products = graph, broadcast_products
         self.changes: list[str] = []
         self.equal: dict[ir.Value, ir.Node] = {}
         self._single: dict[ir.Value, ir.Value] = {}
@@ -74,7 +75,8 @@ class _Hoist:
         for index, value in enumerate(node.inputs):
             if value is None or value not in self.equal:
                 continue
-            if _broadcasts(node, index, self.equal):
+            may = node.op_type != "MatMul" or self.broadcast_products
+            if may and _broadcasts(node, index, self.equal):
                 node.replace_input_with(index, self.single(value))
                 self.changes.append(f"{node.name}: broadcasts {value.name} over the batch")
             elif not self._is_origin(value):
