@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to print (default 5)")
-    parser.add_argument("--runtime", default="auto", metavar="R", help="onnxruntime, openvino or auto (default)")
+    parser.add_argument(
+        "--runtime", default="auto", metavar="R", help="onnxruntime, openvino, tensorrt, torch or auto (default)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
 
 

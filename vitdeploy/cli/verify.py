@@ -12,7 +12,9 @@ HELP = "check a bundle's hashes, signature and outputs on this machine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy verify`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--runtime", default="auto", metavar="R", help="onnxruntime, openvino or auto (default)")
+    parser.add_argument(
+        "--runtime", default="auto", metavar="R", help="onnxruntime, openvino, tensorrt, torch or auto (default)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
 
 
