@@ -262,11 +262,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 1e-3)")
     parser.add_argument("--augment", choices=("none", "flip", "rot90"), default="flip", help="default: flip")
     parser.add_argument(
-        "--layer-scale",
-        type=float,
-        default=0.1,
-        metavar="X",
-        help="start of Dual-ViT's layer scale (default 0.1)",
+        "--layer-scale", type=float, default=0.1, metavar="X", help="start of Dual-ViT's layer scale (default 0.1)"
     )
     parser.add_argument(
         "--set", type=hyperparameter, action="append", default=[], metavar="KEY=VALUE", help="e.g. windows=8,8,4,2"

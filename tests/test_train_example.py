@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
-from vitdeploy.models.registry import ModelCard, create_model
+from vitdeploy.models.create import create_model
+from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.preprocess import Preprocessing, preprocess_batch
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 40, 220)}

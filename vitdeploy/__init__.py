@@ -24,7 +24,8 @@ from vitdeploy.errors import (
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.export.pipeline import export
-    from vitdeploy.models.registry import create_model, list_models
+    from vitdeploy.models.create import create_model
+    from vitdeploy.models.registry import list_models
     from vitdeploy.runtime.session import Session, load
     from vitdeploy.validation.benchmark import benchmark
     from vitdeploy.validation.verify import verify
@@ -56,7 +57,7 @@ _HOME = {
     "Bundle": "vitdeploy.bundle",
     "Session": "vitdeploy.runtime.session",
     "benchmark": "vitdeploy.validation.benchmark",
-    "create_model": "vitdeploy.models.registry",
+    "create_model": "vitdeploy.models.create",
     "list_models": "vitdeploy.models.registry",
     "load": "vitdeploy.runtime.session",
     "verify": "vitdeploy.validation.verify",

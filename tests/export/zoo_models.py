@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vitdeploy.export.reference import reference_images
-from vitdeploy.models.registry import build, cards, create_model, find_card
+from vitdeploy.models.create import create_model
+from vitdeploy.models.registry import build, cards, find_card
 
 IMAGES = 5
 

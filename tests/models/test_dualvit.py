@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitdeploy.errors import ModelError
 from vitdeploy.models.cards.dualvit import CARDS
 from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from vitdeploy.models.create import create_model
 from vitdeploy.models.dualvit import DualViT, PixelFFN
-from vitdeploy.models.registry import ModelCard, create_model
+from vitdeploy.models.registry import ModelCard
 
 BY_NAME = {card.name: card for card in CARDS}
 

@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from vitdeploy.errors import ModelError
 from vitdeploy.models.cards.lemevit import CARDS
+from vitdeploy.models.create import create_model
 from vitdeploy.models.lemevit import DualCrossAttention, LeMeViT, TiedDualCrossAttention
-from vitdeploy.models.registry import build, create_model
+from vitdeploy.models.registry import build
 from vitdeploy.runtime.preprocess import preprocess
 
 BY_NAME = {card.name: card for card in CARDS}

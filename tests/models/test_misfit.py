@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from vitdeploy.models.create import create_model
 from vitdeploy.models.misfit import likely_model
-from vitdeploy.models.registry import cards, create_model
+from vitdeploy.models.registry import cards
 
 ONE_OF_EACH_FAMILY = list({cards()[name].family: name for name in reversed(list(cards()))}.values())
 

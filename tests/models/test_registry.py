@@ -10,7 +10,8 @@ import torch
 
 from vitdeploy.errors import CheckpointError, ModelError, UsageError
 from vitdeploy.models import registry
-from vitdeploy.models.registry import as_image_size, cards, create_model, find_card, list_models
+from vitdeploy.models.create import create_model
+from vitdeploy.models.registry import as_image_size, cards, find_card, list_models
 
 
 def test_list_models_takes_shell_patterns() -> None:

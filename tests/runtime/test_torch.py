@@ -117,7 +117,7 @@ def test_a_module_of_the_user_is_not_at_hand(bundle: Bundle) -> None:
 
 
 def test_a_packaged_network_is_rebuilt_from_its_name(tmp_path: Path) -> None:
-    from vitdeploy.models.registry import create_model
+    from vitdeploy.models.create import create_model
 
     model = create_model("lemevit_tiny.eurosat")
     card: Any = model.card

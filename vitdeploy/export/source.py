@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UsageError
-from vitdeploy.models.registry import ModelCard, Weights, as_image_size, create_model
+from vitdeploy.models.create import create_model
+from vitdeploy.models.registry import ModelCard, Weights, as_image_size
 from vitdeploy.runtime.preprocess import Preprocessing
 
 if TYPE_CHECKING:
