@@ -193,16 +193,16 @@ def test_save_checkpoint_is_all_that_create_model_needs(tmp_path: Path) -> None:
 
 def test_hyperparameters_that_differ_from_the_zoo_travel_with_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    trained = create_model("qnavit_tiny", num_classes=2, image_size=64, hyperparameters={"windows": (8, 8, 4, 2)})
+    trained = create_model("qnavit_tiny_7x7", num_classes=2, image_size=64, hyperparameters={"windows": (8, 8, 4, 2)})
     save_checkpoint(path, trained, trained.card)
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["vitdeploy"])
-    assert facts["hyperparameters"] == {"windows": [8, 8, 4, 2]}
+    assert facts["hyperparameters"] == {"windows": [8, 8, 4, 2]}  # kernel_size is part of what the name means
 
-    loaded = create_model("qnavit_tiny", checkpoint=path)
+    loaded = create_model("qnavit_tiny_7x7", checkpoint=path)
     assert loaded.card.hyperparameters == trained.card.hyperparameters
     assert same(loaded.state_dict(), trained.state_dict())
-    rewindowed = create_model("qnavit_tiny", checkpoint=path, hyperparameters={"windows": (4, 4, 2, 2)})
+    rewindowed = create_model("qnavit_tiny_7x7", checkpoint=path, hyperparameters={"windows": (4, 4, 2, 2)})
     assert rewindowed.card.hyperparameters["windows"] == (4, 4, 2, 2)
     assert "does not fit qnavit_small" in refusal(path, "qnavit_small").what
     assert "no hyperparameter 'windows'" in (refusal(path, "saevit_xs").why or "")

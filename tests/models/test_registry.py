@@ -88,3 +88,11 @@ def test_missing_packaged_weights_are_explained(monkeypatch: pytest.MonkeyPatch)
 def test_a_checkpoint_that_is_not_there_is_reported_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
         create_model("lemevit_tiny", checkpoint=tmp_path / "gone.pth")
+
+
+def test_a_hyperparameter_of_the_wrong_kind_is_refused_with_the_usual_one() -> None:
+    with pytest.raises(UsageError, match=r"windows=8") as caught:
+        create_model("qnavit_tiny", hyperparameters={"windows": 8})
+    assert "windows=(7, 7, 14, 7)" in str(caught.value)
+    with pytest.raises(UsageError, match="no hyperparameter 'window'"):
+        create_model("qnavit_tiny", hyperparameters={"window": (7, 7, 14, 7)})

@@ -52,7 +52,14 @@ def create_model(
     if hyperparameters:
         card = card.tuned(hyperparameters)
 
-    model = build(card)
+    try:
+        model = build(card)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        if not hyperparameters:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in hyperparameters.items())
+        usual = ", ".join(f"{key}={find_card(name).hyperparameters[key]!r}" for key in hyperparameters)
+        raise UsageError(f"{name} cannot be built with {given}", why=str(error), fix=f"values like {usual}") from error
     if saved:
         load_checkpoint(model, saved, model_name=card.name)
     model.card = card  # type: ignore[assignment]
