@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -132,12 +133,12 @@ def check_every_target(model: nn.Module, images: Array, *, dynamic: bool) -> Non
         lower(graph, target)
         graph, _ = optimize(graph, target)
         pin_modules(graph, pinned)
-        key = ir.to_proto(graph).SerializeToString(deterministic=True)
+        key = sha256(ir.to_proto(graph).SerializeToString(deterministic=True)).digest()
         distinct.setdefault(key, (graph, []))[1].append(target)
 
     failures = []
+    judged = slice(None if dynamic else 2)
     for graph, targets in distinct.values():
-        judged = slice(None) if dynamic else slice(1)
         typed, report = half_precision(graph, images[judged], {name: array[judged] for name, array in expected.items()})
         assert report["snr_db"] >= 45
         for precision, finished in (("fp32", graph), ("fp16", typed)):
@@ -193,7 +194,10 @@ def check_form(proto: onnx.ModelProto, target: Target, *, dynamic: bool) -> None
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", target.opset)]
     assert proto.ir_version <= 10
     operators = Counter(node.op_type for node in proto.graph.node)
-    assert not operators.keys() & SHAPE_OPERATORS
+    if dynamic and "tensorrt" in target.runtimes:
+        # The one query that does not depend on the image gets its batch for TensorRT's fused attention.
+        assert operators.pop("Shape", 0) == operators.pop("Expand", 0) <= 1
+    assert not operators.keys() & {*SHAPE_OPERATORS, "Expand"}
     assert ("LayerNormalization" in operators) == (target.layer_norm == "operator")
     assert ("Gelu" in operators) == (target.gelu == "gelu" and "Erf" not in operators)
     for node in proto.graph.node:

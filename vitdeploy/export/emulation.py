@@ -28,6 +28,7 @@ def _run_batches(model: ir.Model, inputs: Mapping[str, Array]) -> list[dict[str,
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as listed; by default leaves may wait for the end
     options.log_severity_level = 4
     payload = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
@@ -74,9 +75,11 @@ def activation_ranges(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str,
 
 
 def _statistics(graph: ir.Graph, value: ir.Value, name: str) -> list[ir.Value]:
+    made: list[ir.Node] = []
+
     def op(op_type: str, inputs: Sequence[ir.Value], suffix: str = "", **attributes: int) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes)
-        graph.append(node)
+        made.append(node)
         out = node.outputs[0]
         out.type = ir.TensorType(ir.DataType.FLOAT)
         if suffix:
@@ -86,11 +89,17 @@ def _statistics(graph: ir.Graph, value: ir.Value, name: str) -> list[ir.Value]:
     half = op("Cast", [value], to=ir.DataType.FLOAT16.value)
     half.type = ir.TensorType(ir.DataType.FLOAT16)
     error = op("Sub", [value, op("Cast", [half], to=ir.DataType.FLOAT.value)])
-    return [
+    statistics = [
         op("ReduceMax", [op("Abs", [value])], "max", keepdims=0),
         op("ReduceSumSquare", [value], "signal", keepdims=0),
         op("ReduceSumSquare", [error], "noise", keepdims=0),
     ]
+    source = value.producer()
+    if source is None:
+        graph.insert_before(graph[0], made)
+    else:
+        graph.insert_after(source, made)
+    return statistics
 
 
 def _decibel(signal: float, noise: float) -> float:

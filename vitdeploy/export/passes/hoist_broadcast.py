@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.export.graph import UNARY, Builder, attribute, constant, sizes
+from vitdeploy.export.graph import UNARY, Builder, attribute, constant, producer, sizes, static_shape
 from vitdeploy.export.passes.base import GraphPass
 
 # Operators that broadcast all their inputs against each other, the unary ones included.
@@ -139,8 +139,7 @@ class _Hoist:
                 target = add.constant(np.array(shape, dtype=np.int64), "shape")
             else:
                 # The origin's own shape starts with the batch; ones leave the other axes alone.
-                first = add.constant(np.array([0], dtype=np.int64), "first")
-                batch = add.op("Gather", [self.equal[value].inputs[1], first], [1], axis=0)
+                batch = _first_entry(add, self.equal[value].inputs[1])
                 ones = add.constant(np.ones(len(shape) - 1, dtype=np.int64), "ones")
                 target = add.op("Concat", [batch, ones], [len(shape)], axis=0)
             self._expanded[value] = add.op("Expand", [single, target], value.shape)
@@ -148,6 +147,15 @@ class _Hoist:
 
     def _is_origin(self, value: ir.Value) -> bool:
         return self.equal[value] is value.producer()
+
+
+def _first_entry(add: Builder, shape: ir.Value | None) -> ir.Value:
+    """Entry 0 of a computed shape, [1]: what was concatenated in front, or a Gather of it."""
+    node = producer(shape, "Concat")
+    front = node.inputs[0] if node is not None else None
+    if front is not None and static_shape(front) == (1,):
+        return front
+    return add.op("Gather", [shape, add.constant(np.array([0], dtype=np.int64), "first")], [1], axis=0)
 
 
 def _expands_batch(node: ir.Node) -> bool:
