@@ -20,7 +20,8 @@ COMMANDS = [line for line in LINES if re.match(r"(\S*/)?vitdeploy ", line)]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists(command: str) -> None:
-    _parser().parse_args(shlex.split(command)[1:])
+    _, name, *rest = shlex.split(command)
+    assert _parser().parse_args([name, *rest]).command == name
 
 
 def test_the_page_shows_the_whole_way() -> None:

@@ -142,7 +142,7 @@ class Reference:
         return self.linear("head", self.ln("norm", last.mean((2, 3))))
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def assert_equals(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -153,8 +153,8 @@ def test_logits_and_features_equal_the_formulas_on_an_image_that_is_not_square()
     with torch.no_grad():
         maps = reference.stages(images, SMALL["depths"], SMALL["heads"])
         for ours, expected in zip(model.forward_features(images), maps, strict=True):
-            close(ours, expected)
-        close(model(images), reference.logits(maps[-1]))
+            assert_equals(ours, expected)
+        assert_equals(model(images), reference.logits(maps[-1]))
 
 
 @pytest.mark.parametrize("rate", [2, 4])
@@ -162,7 +162,7 @@ def test_a_representative_is_the_mean_of_its_window_weighted_by_the_importance_o
     sampling = stir(AdaptiveSampling(12, heads=3, rate=rate))
     x = torch.randn(2, 12, 8, 16, dtype=torch.float64)
     expected = Reference({f"s.{key}": value for key, value in sampling.state_dict().items()}).sample("s", x, rate)
-    close(sampling(x).detach(), expected)
+    assert_equals(sampling(x).detach(), expected)
 
 
 @pytest.mark.parametrize("rate", [1, 2, 4])
@@ -170,13 +170,15 @@ def test_attention_runs_among_the_samples_and_a_deconvolution_spreads_it(rate: i
     saa = stir(SAA(12, heads=3, rate=rate))
     x = torch.randn(2, 12, 8, 16, dtype=torch.float64)
     expected = Reference({f"a.{key}": value for key, value in saa.state_dict().items()}).saa("a", x, 3, rate)
-    close(saa(x).detach(), expected)
+    assert_equals(saa(x).detach(), expected)
 
 
 def test_the_ffn_adds_the_weighted_detail_of_each_group() -> None:
     ffn = stir(CIFFN(8))
     x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
-    close(ffn(x).detach(), Reference({f"f.{key}": value for key, value in ffn.state_dict().items()}).ciffn("f", x))
+    assert_equals(
+        ffn(x).detach(), Reference({f"f.{key}": value for key, value in ffn.state_dict().items()}).ciffn("f", x)
+    )
 
 
 def test_before_training_sampling_is_a_mean_and_recovery_a_repetition() -> None:

@@ -159,6 +159,7 @@ def test_what_would_not_end_in_fewer_of_them_is_left_alone(body: str) -> None:
 def test_an_output_that_is_the_input_again_keeps_its_name() -> None:
     model = graph(CANCELLING["inverse"])
     prove(MergeTransposes, model, batch(2, 6, 4, 5))
+    assert [value.name for value in model.graph.outputs] == ["y"]
 
 
 def test_unknown_shapes_are_left_alone() -> None:
