@@ -3,9 +3,10 @@
   python examples/train_classifier.py lemevit_tiny photos/ --val held_out/ --image-size 64 -o photos.safetensors
   vitdeploy export lemevit_tiny --checkpoint photos.safetensors --fp16
 
-DATA is a folder with one folder of pictures for each class (`class/file.jpg`), or a zip of such a folder. Classes are
-in the order of their sorted names, or of the lines of a `labels.txt` beside them. All pictures are decoded once and
-kept in memory at the network's size, 3 bytes a pixel.
+DATA is a folder with one folder of pictures for each class (`class/file.jpg`), a zip of such a folder, or an .npz with
+images and the names of their classes (see vitdeploy/data.py). Classes are in the order of their sorted names, or of the
+lines of a `labels.txt` beside them. All pictures are decoded once and kept in memory at the network's size, 3 bytes a
+pixel.
 
 AdamW with cosine decay after a short warm-up, label smoothing, random flips, clipped gradients, bfloat16 autocast.
 Scored and saved are averages of the weights over the last steps. The checkpoint is written after each epoch that is
@@ -16,14 +17,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import math
 import sys
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,25 +28,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from vitdeploy import create_model
 from vitdeploy.cli.export import hyperparameter, image_size
-from vitdeploy.errors import InputError, UsageError, VitDeployError
+from vitdeploy.data import Dataset, open_data
+from vitdeploy.errors import UsageError, VitDeployError
 from vitdeploy.models.cagevit import CageViT
 from vitdeploy.models.checkpoints import save_checkpoint
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing, preprocess
+from vitdeploy.runtime.preprocess import Preprocessing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 WEIGHT_DECAY, LABEL_SMOOTHING, GRADIENT_NORM, GUIDE_LOSS = 0.05, 0.1, 1.0, 0.4
 WARM_UP = 0.05  # of all steps
 AVERAGING = 0.998  # part of the averaged weights that outlives a step; less in the first steps
 INTERRUPTED = 130
-
-Entry = Path | zipfile.Path
-Files = list[tuple[Entry, str]]  # each picture and the name of its class
 
 
 class Pictures(NamedTuple):
@@ -59,54 +52,27 @@ class Pictures(NamedTuple):
     classes: Tensor
 
 
-def find_pictures(data: Path) -> tuple[tuple[str, ...], Files]:
-    """Class names in their order, and the pictures."""
-    if not data.is_dir() and not zipfile.is_zipfile(data):
-        raise UsageError(f"{data} is neither a folder nor a zip of one" if data.exists() else f"there is no {data}")
-    root: Entry = data if data.is_dir() else zipfile.Path(data)
-    files: Files = []
-    for folder in sorted((f for f in root.iterdir() if f.is_dir() and f.name[0] not in "._"), key=lambda f: f.name):
-        entries: list[Entry] = sorted(folder.iterdir(), key=lambda f: f.name)
-        files += [(f, folder.name) for f in entries if f.name.lower().endswith(SUFFIXES) and f.name[0] != "."]
-    if not files:
-        raise UsageError(f"there are no pictures in {data}", why="they are expected as class/file.jpg inside it")
-    order = root / "labels.txt"
-    labels = order.read_text(encoding="utf-8").splitlines() if order.is_file() else dict.fromkeys(c for _, c in files)
-    return tuple(label.strip() for label in labels if label.strip()), files
-
-
-@contextmanager
-def opened(path: Entry) -> Iterator[Image.Image]:
-    """The picture; whatever goes wrong with it becomes an InputError with its name."""
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            yield image
-    except (InputError, OSError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read", why=str(error), fix="repair it, or take it out") from error
-
-
-def choose_recipe(published: Preprocessing, files: Files) -> Preprocessing:
+def choose_recipe(published: Preprocessing, data: Dataset) -> Preprocessing:
     """The network's published preprocessing; nothing but normalisation where all pictures have its size already.
 
     Published recipes enlarge a picture and cut its border off, which would only lose pixels that fit.
     """
-    for path, _ in files:
-        with opened(path) as image:
-            if (image.height, image.width) != published.size:
-                return published
+    for index in range(len(data)):
+        if np.asarray(data.read(index)).shape[:2] != published.size:
+            return published
     return replace(published, mode="stretch", crop_ratio=1.0)
 
 
-def load_pictures(files: Files, labels: Sequence[str], recipe: Preprocessing) -> Pictures:
-    """Decode all files with the package's own preprocessing, short of the normalisation."""
-    if unknown := next((path for path, label in files if label not in labels), None):
-        raise UsageError(f"{unknown} is of none of the classes", why=f"they are {', '.join(labels)}")
-    recipe = replace(recipe, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    pixels = torch.empty((len(files), 3, *recipe.size), dtype=torch.uint8)
-    for row, (path, _) in zip(pixels, files, strict=True):
-        with opened(path) as image:
-            row[:] = torch.from_numpy(np.rint(preprocess(image, recipe) * 255).astype(np.uint8))
-    return Pictures(pixels, torch.tensor([labels.index(label) for _, label in files]))
+def load_pictures(data: Dataset, recipe: Preprocessing) -> Pictures:
+    """Decode all pictures with the package's own preprocessing, short of the normalisation."""
+    if data.targets is None:
+        raise UsageError(f"the pictures of {data.where} have no labels", fix="a folder for each class")
+    pixels = torch.empty((len(data), 3, *recipe.size), dtype=torch.uint8)
+    for index, row in enumerate(pixels):
+        rgb = data.tensor(index, recipe, normalised=False)
+        ordered = rgb[:, :, ::-1] if recipe.channels == "BGR" else rgb
+        row[:] = torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
+    return Pictures(pixels, torch.from_numpy(data.targets))
 
 
 def normalize(pixels: Tensor, recipe: Preprocessing) -> Tensor:
@@ -229,10 +195,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.output} exists", fix="--force, or another -o")
     if min(args.epochs, args.batch) < 1 or args.lr <= 0:
         raise UsageError("--epochs, --batch and --lr must be positive")
-    labels, files = find_pictures(args.data)
+    data = open_data(args.data)
+    labels = data.classes or ()
     if len(labels) < 2:
-        raise UsageError(f"there is only one class in {args.data}: {labels[0]}", fix="a folder for each class")
-    validation_files = find_pictures(args.val)[1] if args.val else []
+        found = f"there is only one class in {args.data}: {labels[0]}" if labels else f"{args.data} names no classes"
+        raise UsageError(found, fix="a folder for each class")
+    unseen = open_data(args.val, labels=labels) if args.val else None
     torch.manual_seed(args.seed)
     model = create_model(
         args.model, num_classes=len(labels), image_size=args.image_size, hyperparameters=dict(args.set)
@@ -244,10 +212,10 @@ def run(args: argparse.Namespace) -> int:
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2].startswith("gamma"):
             nn.init.constant_(parameter, args.layer_scale)
-    card = replace(card, labels=labels, preprocessing=choose_recipe(card.preprocessing, files))
-    print(f"decoding {len(files) + len(validation_files)} pictures of {len(labels)} classes", file=sys.stderr)
-    training = load_pictures(files, labels, card.preprocessing)
-    validation = load_pictures(validation_files, labels, card.preprocessing) if validation_files else None
+    card = replace(card, labels=labels, preprocessing=choose_recipe(card.preprocessing, data))
+    print(f"decoding {len(data) + len(unseen or ())} pictures of {len(labels)} classes", file=sys.stderr)
+    training = load_pictures(data, card.preprocessing)
+    validation = load_pictures(unseen, card.preprocessing) if unseen else None
     return train(model, card, training, validation, args)
 
 
@@ -280,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(parse(argv))
     except VitDeployError as error:
         print("error: " + "\n".join(error.lines()), file=sys.stderr)
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: nothing was written", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
+from vitdeploy.data import open_data
 from vitdeploy.models.create import create_model
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.preprocess import Preprocessing, preprocess_batch
@@ -139,10 +141,10 @@ def test_layer_scale_starts_where_it_is_told_to(
 def test_training_sees_exactly_the_pixels_of_the_packages_preprocessing(
     script: ModuleType, tmp_path: Path, recipe: Preprocessing
 ) -> None:
-    labels, files = script.find_pictures(write_pictures(tmp_path / "data", count=2, size=(50, 41)))
-    pictures = script.load_pictures(files, labels, recipe)
+    folder = write_pictures(tmp_path / "data", count=2, size=(50, 41))
+    pictures = script.load_pictures(open_data(folder), recipe)
     assert pictures.classes.tolist() == [0, 0, 1, 1]
-    expected = preprocess_batch([path for path, _ in files], recipe)
+    expected = preprocess_batch(sorted(folder.rglob("*.png")), recipe)
     np.testing.assert_array_equal(script.normalize(pictures.pixels, recipe).numpy(), expected)
 
 
@@ -242,8 +244,7 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
 ) -> None:
     (tmp_path / "empty").mkdir()
     write_pictures(tmp_path / "one", count=1)
-    for file in (tmp_path / "one" / "red").iterdir():
-        file.unlink()
+    shutil.rmtree(tmp_path / "one" / "red")
     damaged = write_pictures(tmp_path / "damaged", count=2)
     (damaged / "red" / "1.png").write_bytes((damaged / "red" / "0.png").read_bytes()[:900])
     (write_pictures(tmp_path / "other", count=1) / "red").rename(tmp_path / "other" / "green")
@@ -258,13 +259,13 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
         return error
 
     assert "there is no " in refusal("cagevit_tiny", tmp_path / "gone")
-    assert "neither a folder nor a zip" in refusal("cagevit_tiny", tmp_path / "text.zip")
+    assert "text.zip cannot be read" in refusal("cagevit_tiny", tmp_path / "text.zip")
     assert "expected as class/file.jpg" in refusal("cagevit_tiny", tmp_path / "empty")
     assert "only one class" in refusal("cagevit_tiny", tmp_path / "one")
-    assert "1.png cannot be read" in refusal("cagevit_tiny", damaged)
-    assert "1.png cannot be read" in refusal("cagevit_tiny", zipped(damaged))
+    assert f"red/1.png of {damaged} cannot be read" in refusal("cagevit_tiny", damaged)
+    assert f"red/1.png of {damaged}.zip cannot be read" in refusal("cagevit_tiny", zipped(damaged))
     (tmp_path / "damaged.zip").unlink()
-    assert "green/0.png is of none of the classes" in refusal("cagevit_tiny", data, "--val", tmp_path / "other")
+    assert "has pictures of green" in refusal("cagevit_tiny", data, "--val", tmp_path / "other")
     assert "try: cagevit_tiny" in refusal("cagevit_tyni", data)
     assert "no hyperparameter 'windows'" in refusal("cagevit_tiny", data, "--set", "windows=1,1")
     assert "must be positive" in refusal("cagevit_tiny", data, "--lr", "0")

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from vitdeploy.models.create import create_model
     from vitdeploy.models.registry import list_models
     from vitdeploy.runtime.session import Session, load
+    from vitdeploy.validation.accuracy import validate
     from vitdeploy.validation.benchmark import benchmark
+    from vitdeploy.validation.engine import build
     from vitdeploy.validation.verify import verify
 
 __version__ = "0.1.0"
@@ -46,10 +48,12 @@ __all__ = [
     "UsageError",
     "VitDeployError",
     "benchmark",
+    "build",
     "create_model",
     "export",
     "list_models",
     "load",
+    "validate",
     "verify",
 ]
 
@@ -57,9 +61,11 @@ _HOME = {
     "Bundle": "vitdeploy.bundle",
     "Session": "vitdeploy.runtime.session",
     "benchmark": "vitdeploy.validation.benchmark",
+    "build": "vitdeploy.validation.engine",
     "create_model": "vitdeploy.models.create",
     "list_models": "vitdeploy.models.registry",
     "load": "vitdeploy.runtime.session",
+    "validate": "vitdeploy.validation.accuracy",
     "verify": "vitdeploy.validation.verify",
 }
 

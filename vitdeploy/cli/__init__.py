@@ -11,10 +11,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vitdeploy.cli import benchmark, check, doctor, export, inspect, models, predict, verify
+from vitdeploy.cli import benchmark, build, check, doctor, export, inspect, models, predict, validate, verify
 from vitdeploy.errors import VitDeployError
 
-COMMANDS = (models, export, check, verify, predict, inspect, benchmark, doctor)
+COMMANDS = (models, export, check, build, verify, validate, predict, inspect, benchmark, doctor)
 INTERRUPTED = 130
 
 
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except VitDeployError as error:
         return _fail(error.lines(), error.exit_code, as_json=args.json)
-    except KeyboardInterrupt:
-        return _fail(["interrupted; nothing was left behind"], INTERRUPTED, as_json=args.json)
+    except KeyboardInterrupt as stop:
+        return _fail([str(stop) or "interrupted; nothing was left behind"], INTERRUPTED, as_json=args.json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

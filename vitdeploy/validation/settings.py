@@ -29,7 +29,7 @@ def machine_settings(root: Path = ROOT) -> dict[str, Any]:
     frequencies = (text for text in _texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_max_freq")) if text.isdigit())
     facts = {
         "processor": read_cpu(root).name,
-        "cores": _cores(),
+        "cores": usable_cores(),
         "cpu_limit": _cpu_limit(root),
         "governor": _joined(_texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"))),
         "max_mhz": _joined(str(int(kilohertz) // 1000) for kilohertz in frequencies),
@@ -63,7 +63,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,0 +1,80 @@
+"""Measure on your labelled pictures what a bundle lost against PyTorch FP32, and how sure that is.
+
+  vitdeploy validate lemevit-fp16 lemevit-int8 --data photos --runtime all --max-drop 0.5
+  vitdeploy validate lemevit-int8 --data photos.zip --baseline lemevit-fp32 --report drop
+
+DATA is a folder with one folder of pictures for each class (class/file.jpg), a zip of one, or an .npz with images
+(uint8 [N, H, W, 3]) and labels. Classes are found among the bundle's by name; where it has no names, the order of
+DATA's sorted folders or of its labels.txt counts.
+
+The baseline is PyTorch, where it is installed and has the weights, or an FP32 bundle of the same network. A drop is
+given in points of top-1 with its 95 % interval (Tango's score interval of paired proportions) and McNemar's exact
+p-value. A baseline that guesses, or whose labels look shifted, fails the check. Ctrl-C loses nothing: the same command
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from vitdeploy.cli.arguments import add_load_options, load_options, positive
+from vitdeploy.cli.benchmark import names
+
+HELP = "accuracy of bundles and their baseline on your pictures"
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vitdeploy validate`."""
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="labelled pictures")
+    parser.add_argument(
+        "--runtime", type=names, default=["auto"], metavar="R", help="names with commas, all, or auto (default)"
+    )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="BUNDLE", help="FP32 bundle to compare with (default: PyTorch)"
+    )
+    parser.add_argument("--max-drop", type=float, metavar="P", help="exit 1 where more points of top-1 are lost")
+    parser.add_argument("--samples", type=positive, metavar="N", help="so many pictures, every class with its share")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default 0)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped pictures and logits")
+    parser.add_argument("--logits", type=Path, metavar="DIR", help="keep computed logits here (default: user's cache)")
+    parser.add_argument("--no-record", dest="record", action="store_false", help="leave the manifests as they are")
+    add_load_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit 0 when the baseline is sound and no drop is beyond the gate, else 1."""
+    from vitdeploy.errors import VitDeployError
+    from vitdeploy.validation.accuracy import validate
+    from vitdeploy.validation.accuracy_files import check_folder, write_report
+
+    if args.report:
+        check_folder(args.report)
+    try:
+        report = validate(
+            args.bundles,
+            args.data,
+            runtime=args.runtime,
+            baseline=args.baseline,
+            samples=args.samples,
+            seed=args.seed,
+            max_drop=args.max_drop,
+            logits=args.logits,
+            record=args.record,
+            **load_options(args),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from None
+    print(json.dumps(report.to_dict()) if args.json else report)
+    if args.report:
+        try:
+            write_report(report, args.report)
+        except VitDeployError as error:  # the result is printed already, and one JSON object is enough
+            log.error("error: %s", error)
+            return error.exit_code
+    return 0 if report.passed else 1

@@ -1,0 +1,64 @@
+"""How far a long job is, on standard error: a line that renews itself on a terminal, else one every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
+
+
+class Progress:
+    """A context manager around a job of `total` steps; says how long the rest takes if it goes on as it went.
+
+    Silent where the logger of vitdeploy is, and for a job that is over before there was anything to say.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._terminal = sys.stderr.isatty()
+        self._begin = self._told = time.monotonic()
+        self._shown = 0  # steps in the line shown last
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if 0 < self._shown < self.done:
+            self._tell()
+        if self._shown and self._terminal:
+            sys.stderr.write("\n")
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts steps that are done."""
+        self.done += steps
+        if time.monotonic() - self._told >= (TERMINAL_SECONDS if self._terminal else LOG_SECONDS):
+            self._tell()
+
+    def _tell(self) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
+        now = time.monotonic()
+        self._told, self._shown = now, self.done
+        left = (now - self._begin) * (self.total - self.done) / max(1, self.done)
+        line = f"{self.what}: {self.done} of {self.total}, {in_words(now - self._begin)}, {in_words(left)} left"
+        if self._terminal:
+            sys.stderr.write(f"\r{line}\x1b[K")
+            sys.stderr.flush()
+        else:
+            log.info("%s", line)
+
+
+def in_words(seconds: float) -> str:
+    """`42 s`, `7 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
