@@ -1,38 +1,161 @@
-"""docs/jetson.md: its commands parse, its code compiles, its table is the table of platforms."""
+"""docs/jetson.md: its commands parse, its programs run, its container copies what is there, its table is the data."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import sys
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from vitdeploy.cli import _parser
+from tests.bundles import LABELS, SIZE, write_tiny_bundle
+from tests.runtime.conftest import world as world
+from tests.runtime.fake_tensorrt import World
+from vitdeploy.cli import _parser, main
 from vitdeploy.export.targets import TARGETS
 from vitdeploy.validation.capabilities import BOARDS, PLATFORMS, dotted
+from vitdeploy.validation.settings import machine_conditions, machine_settings
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "jetson.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
 LINES = [line.removeprefix("ExecStartPre=") for _, block in BLOCKS for line in block.splitlines()]
-COMMANDS = [line for line in LINES if re.match(r"(\S*/)?vitdeploy ", line)]
+_COMMAND = re.compile(r"(?:^|\s)((?:[~/]\S*/bin/)?vitdeploy [a-z]+(?: .*)?)$")
+COMMANDS = [found[1] for line in LINES if (found := _COMMAND.search(line))]
+PROGRAMS = [block for language, block in BLOCKS if language == "python"]
+BUILDS = [command for command in COMMANDS if shlex.split(command)[1] == "build"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists(command: str) -> None:
-    _, name, *rest = shlex.split(command)
+    _, name, *rest = shlex.split(command.partition(" > ")[0])
     assert _parser().parse_args([name, *rest]).command == name
 
 
 def test_the_page_shows_the_whole_way() -> None:
-    assert {shlex.split(command)[1] for command in COMMANDS} == {"export", "check", "doctor", "verify", "predict"}
+    shown = {shlex.split(command)[1] for command in COMMANDS}
+    assert shown == {"export", "check", "doctor", "build", "verify", "benchmark", "predict"}
 
 
-@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
-def test_its_python_compiles_and_uses_what_is_public(code: str) -> None:
+@pytest.mark.parametrize("command", BUILDS)
+def test_every_build_does_what_the_page_says(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dynamic = "dynamic" in command
+    write_tiny_bundle(tmp_path / ("lemevit-dynamic" if dynamic else "lemevit"), "batch" if dynamic else 2)
+    _, *words = shlex.split(command)
+    words = [word.removeprefix("/opt/vitdeploy/") for word in words]
+    code = main(words)
+    if "--dla" in words:  # this stand-in is no Jetson
+        assert code == 2
+        assert "there is no DLA to build for" in capsys.readouterr().err
+        return
+    assert code == 0
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {word for word in words if word in ("kernels.cache", "builder.log")} <= made
+
+
+def run(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    exec(compile(program, "docs/jetson.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_first_program_predicts_builds_and_describes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_bundle(tmp_path / "lemevit", 1)
+    Image.new("RGB", (SIZE, SIZE), "red").save("photo.jpg")
+    run(PROGRAMS[0], [], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] in LABELS
+    assert lines[1].endswith("pinned")
+    assert lines[2].endswith("True")
+
+
+def test_the_camera_program_answers_every_frame(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [np.full((20, 30, 3), value, np.uint8) for value in (10, 200)]
+
+    class Camera:
+        def __init__(self, *source: Any) -> None:
+            assert source == (0,)
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            return (True, frames.pop()) if frames else (False, None)
+
+    fake = ModuleType("cv2")
+    fake.__dict__.update(SimpleNamespace(VideoCapture=Camera, CAP_GSTREAMER=1800).__dict__)
+    monkeypatch.setitem(sys.modules, "cv2", fake)
+    bundle = write_tiny_bundle(tmp_path / "lemevit", 1)
+    run(PROGRAMS[1], [str(bundle.path), "0"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.split("\t")[0] in LABELS for line in lines)
+
+
+def test_the_watching_program_answers_pictures_and_outlives_broken_ones(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, folder = write_tiny_bundle(tmp_path / "lemevit", 1), tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (SIZE, SIZE), "red").save(folder / "good.jpg")
+    (folder / "bad.jpg").write_bytes(b"no picture")
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(PROGRAMS[2], [str(bundle.path), str(folder)], monkeypatch)
+    bad, good = capsys.readouterr().out.split("good.jpg")
+    assert bad.startswith("bad.jpg\t")
+    assert good.split("\t")[1] in LABELS
+
+
+def test_the_container_copies_and_runs_what_the_page_makes() -> None:
+    (file,) = [block for language, block in BLOCKS if language == "dockerfile"]
+    copied = re.findall(r"^COPY (\S+) (\S+)$", file, re.MULTILINE)
+    assert copied == [("lemevit", "/opt/vitdeploy/lemevit"), ("watch.py", "/opt/vitdeploy/watch.py")]
+    (words,) = re.findall(r"^CMD \[(.*)\]$", file, re.MULTILINE)
+    assert all(target in words for _, target in copied)
+    service = next(block for language, block in BLOCKS if language == "ini")
+    start = re.search(r"^ExecStart=(.*)$", service, re.MULTILINE)
+    assert start is not None
+    assert start[1].split()[:3] == [word.strip(' "') for word in words.split(",")][:3]
+
+
+def test_a_benchmark_on_a_board_records_mode_clocks_and_temperatures(tmp_path: Path) -> None:
+    """Files as they are on an Orin; `vitdeploy benchmark` puts both into its report."""
+    files = {
+        "var/lib/nvpmodel/status": "pmode:0002",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=2 NAME=MODE_30W >",
+        "sys/class/devfreq/17000000.ga10b/governor": "nvhost_podgov",
+        "sys/class/devfreq/17000000.ga10b/min_freq": "306000000",
+        "sys/class/devfreq/17000000.ga10b/max_freq": "612000000",
+        "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
+        "sys/class/thermal/thermal_zone1/temp": "48500",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    settings = machine_settings(tmp_path)
+    assert settings["power_mode"] == "MODE_30W (2)"
+    assert settings["gpu_clocks"] == {"17000000.ga10b": "nvhost_podgov, 306000000 to 612000000 Hz"}
+    assert machine_conditions(tmp_path)["temperatures_c"] == {"gpu-thermal": 48.5}
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_its_python_uses_what_is_public(code: str) -> None:
     import vitdeploy
 
-    compile(code, "docs/jetson.md", "exec")
     for name in re.findall(r"vitdeploy\.(\w+)", code):
         assert name in vitdeploy.__all__
 

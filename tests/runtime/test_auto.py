@@ -14,7 +14,7 @@ from tests.bundles import tiny_images, tiny_logits, tiny_manifest, write_tiny_bu
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.errors import BackendError, BundleError, GateError, MissingDependencyError, UsageError
 from vitdeploy.runtime.auto import AUTO_ORDER
-from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.runtime.backends import Backend, Options, backend_names, find_backend
 from vitdeploy.runtime.session import load
 from vitdeploy.validation.verify import verify
 
@@ -44,6 +44,16 @@ def wrong_by(error: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_run", run)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same machine for every test: building an engine would take minutes."""
+
+    def require(cls: type[Backend]) -> None:
+        raise BackendError("there is no NVIDIA GPU here")
+
+    monkeypatch.setattr(find_backend("tensorrt"), "require", classmethod(require))
+
+
 def test_the_order_names_runtimes_that_exist() -> None:
     assert set(AUTO_ORDER) <= set(backend_names())
     assert "torch" not in AUTO_ORDER, "the reference is no runtime for a device"
@@ -52,18 +62,43 @@ def test_the_order_names_runtimes_that_exist() -> None:
 def test_the_first_that_is_installed_is_taken_and_the_missing_ones_are_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing: list[str] = []
-    for name in AUTO_ORDER:
+    passed_over: list[str] = []
+    for name, praise in AUTO_ORDER.items():
         if find_backend(name).available() is None:
             with load(bundle) as session:
                 assert session.backend.name == name
                 reason = session.describe()["reason"]
-                assert reason.startswith("it is the fastest measured")
-                assert all(f"{package} is not installed" in reason for package in missing)
+                assert reason.startswith(praise)
+                assert all(words in reason for words in passed_over)
         monkeypatch.setitem(sys.modules, find_backend(name).package, None)
-        missing.append(find_backend(name).package)
+        passed_over.append(
+            f"{name} ({'there is no NVIDIA GPU here' if name == 'tensorrt' else name + ' is not installed'})"
+        )
     with pytest.raises(MissingDependencyError, match="pip install"):
         load(bundle)
+
+
+def test_tensorrt_comes_first_where_a_gpu_has_it_and_gives_the_numbers(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    tensorrt, stand_in = find_backend("tensorrt"), find_backend("onnxruntime")
+    monkeypatch.setattr(tensorrt, "require", classmethod(lambda cls: None))
+
+    def build(cls: type[Backend], bundle: Bundle, options: Options) -> Backend:
+        return stand_in.open(bundle, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorrt, "open", classmethod(build))
+        with load(bundle) as session:
+            assert session.reason == "there is a GPU, and it is the one made for it"
+
+    def refuse(cls: type[Backend], bundle: Bundle, options: Options) -> Backend:
+        raise BackendError("TensorRT 10.3.0 does not build this model")
+
+    monkeypatch.setattr(tensorrt, "open", classmethod(refuse))
+    with load(bundle) as session:
+        assert "after tensorrt (TensorRT 10.3.0 does not build this model)" in session.reason
 
 
 def test_a_runtime_with_other_numbers_is_passed_over_and_the_reason_kept(
@@ -73,7 +108,7 @@ def test_a_runtime_with_other_numbers_is_passed_over_and_the_reason_kept(
     wrong_by(0.01, first, monkeypatch)
     with load(bundle) as session:
         assert session.backend.name == second
-        assert f"after {first} (logits: the relative error is" in session.describe()["reason"]
+        assert f"{first} (logits: the relative error is" in session.describe()["reason"]
         images = tiny_images()
         np.testing.assert_allclose(session(images), tiny_logits(images), rtol=0, atol=1e-6)
     report = verify(bundle)
@@ -99,7 +134,7 @@ def test_a_runtime_that_gives_nan_or_breaks_is_passed_over(
             patch.setattr(find_backend(first), hook, broken)
             with load(bundle) as session:
                 assert session.backend.name == second
-                assert f"after {first} ({first} " in session.reason
+                assert f"{first} ({first} " in session.reason
 
 
 def test_where_none_gives_the_numbers_none_is_taken(tmp_path: Path) -> None:

@@ -38,6 +38,35 @@ def test_an_engine_without_its_own_sidecar_does_not_count(tmp_path: Path) -> Non
     assert cache.find(KEY) is None
 
 
+def test_an_engine_that_was_not_verified_is_found_only_by_who_does_not_ask(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    cache.store(KEY, b"code", seconds=1.0)
+    assert cache.find(KEY) == b"code"
+    assert cache.find(KEY, verified=True) is None
+    cache.store(KEY, b"code", seconds=1.0, verified=True)
+    assert cache.find(KEY, verified=True) == b"code"
+
+
+def test_the_latest_options_are_those_of_the_last_verified_engine_of_the_same_model_here(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    assert cache.latest_options(KEY) is None
+    for number, verified in ((1, True), (2, True), (3, False)):
+        cache.store(EngineKey(**{**vars(KEY), "options": {"n": number}}), b"code", seconds=1.0, verified=verified)
+    cache.store(EngineKey(**{**vars(KEY), "model": "1" * 64, "options": {"n": 4}}), b"code", seconds=1.0, verified=True)
+    cache.write_receipt(KEY, {"verified": True, "key": {**vars(KEY), "options": {"n": 5}}, "built": "9999"})
+    assert cache.latest_options(KEY) == {"n": 2}
+    assert cache.latest_options(EngineKey(**{**vars(KEY), "tensorrt": "10.4.0"})) is None
+
+
+def test_receipts_are_read_back_and_nonsense_is_none(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    assert cache.read_receipt(KEY) is None
+    path = cache.write_receipt(KEY, {"passed": False})
+    assert cache.read_receipt(KEY) == {"passed": False}
+    path.write_text("[1")
+    assert cache.read_receipt(KEY) is None
+
+
 def test_a_write_that_fails_leaves_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = EngineCache(tmp_path / "engines")
 

@@ -13,7 +13,15 @@ from PIL import Image
 
 from tests.runtime.pictures import QNA, noise, pixels_of, stretch
 from vitdeploy.errors import UsageError
-from vitdeploy.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocess, preprocess_batch
+from vitdeploy.runtime.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    normalise,
+    preprocess,
+    preprocess_batch,
+    to_pixels,
+)
 
 # Independent implementations
 
@@ -214,6 +222,22 @@ def test_the_result_is_ready_for_a_runtime() -> None:
     np.testing.assert_array_equal(batch[0], tensor)
 
 
+def test_pixels_and_normalising_are_the_two_halves() -> None:
+    recipe, pictures = Preprocessing(size=(16, 24), channels="BGR"), [noise(20, 30), noise(9, 8, seed=1)]
+    pixels = np.stack([to_pixels(picture, recipe) for picture in pictures])
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (2, 16, 24, 3))
+    np.testing.assert_array_equal(normalise(pixels, recipe), preprocess_batch(pictures, recipe))
+
+
+def test_some_fields_can_be_changed() -> None:
+    changed = Preprocessing(size=(16, 24)).changed({"mode": "stretch", "mean": [0, 0.5, 1], "crop_ratio": 1})
+    assert changed == Preprocessing((16, 24), "stretch", 1.0, mean=(0.0, 0.5, 1.0))
+    with pytest.raises(
+        UsageError, match=r"'crop' cannot be chosen\n.*mode, crop_ratio, interpolation, mean, std, chann"
+    ):
+        changed.changed({"crop": 1})
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -224,6 +248,8 @@ def test_the_result_is_ready_for_a_runtime() -> None:
         ({"crop_ratio": 1.5}, "impossible"),
         ({"size": (0, 8)}, "impossible"),
         ({"std": (1.0, 0.0, 1.0)}, "impossible"),
+        ({"std": (1.0, math.nan, 1.0)}, "three finite numbers"),
+        ({"mean": (0.5, 0.5)}, "three finite numbers"),
     ],
 )
 def test_an_impossible_recipe_is_refused(change: dict[str, object], complaint: str) -> None:

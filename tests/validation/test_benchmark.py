@@ -1,33 +1,28 @@
-"""Benchmarks: turns, baselines, refusals, reports. No time decides a test: clocks and workers are made up."""
+"""Benchmarks: turns, candidates, baselines, refusals. No time decides a test: clocks and workers are made up."""
 
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
-from xml.etree import ElementTree
+from typing import Any
 
 import pytest
 
 from tests.bundles import write_tiny_bundle
+from tests.validation.fake_benchmark import MILLISECONDS, FakeWorker, run
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
 from vitdeploy.runtime.backends import backend_names
-from vitdeploy.validation import benchmark as module
 from vitdeploy.validation.baseline import Earlier, Own, find_baseline
-from vitdeploy.validation.benchmark import Benchmark, benchmark, interleave, warm_up
-from vitdeploy.validation.benchmark_plot import to_svg
+from vitdeploy.validation.benchmark import interleave, warm_up
 from vitdeploy.validation.latency import Turn
-from vitdeploy.validation.worker import Loaded
 
-MILLISECONDS = {"onnxruntime": 4.0, "openvino": 2.0}
+pytestmark = pytest.mark.usefixtures("machine")
 
 
 class Clock:
@@ -40,65 +35,9 @@ class Clock:
         return self.now
 
 
-class FakeWorker:
-    """Runs nothing; each call takes what MILLISECONDS says, batch times, and every third round twice that."""
-
-    alive = 0
-    started: ClassVar[list[tuple[str, str, int, dict[str, Any]]]] = []
-    missing: tuple[str, ...] = ("torch",)
-    version = "1.0"
-    stop_after: int | None = None
-
-    def __init__(self, bundle: Path, runtime: str, batch: int, options: Mapping[str, Any]) -> None:
-        self.started.append((bundle.name, runtime, batch, dict(options)))
-        if runtime in self.missing:
-            raise MissingDependencyError(runtime, needed_for="a test", extra="all")
-        name = "openvino" if runtime == "auto" else runtime
-        if name not in MILLISECONDS:
-            raise BackendError(f"{name} refuses the model")
-        FakeWorker.alive += 1
-        self.seconds = MILLISECONDS[name] * batch / 1000
-        self.turns = 0
-        facts = {"backend": name, "version": self.version, "device": "CPU", "precision": "fp32", "threads": 2}
-        identity = {"bundle": str(bundle), "model": "tiny", "weights": "random", "bundle_precision": "fp32"}
-        self.loaded = Loaded({**identity, **facts, "reason": "it was asked for"}, 0.5, 0.25)
-
-    def turn(self, calls: int) -> Turn:
-        if self.turns == self.stop_after:
-            raise KeyboardInterrupt
-        self.turns += 1
-        each = self.seconds * (2 if self.turns % 3 == 0 else 1)
-        return Turn([each] * calls, each * calls, 50_000_000)
-
-    def close(self) -> None:
-        FakeWorker.alive -= 1
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Fake workers on a made-up machine, whose settings a test may change."""
-    settings: dict[str, Any] = {"processor": "Fast CPU", "cores": 8, "governor": "performance"}
-    monkeypatch.setattr(FakeWorker, "alive", 0)
-    monkeypatch.setattr(FakeWorker, "started", [])
-    monkeypatch.setattr(module, "Worker", FakeWorker)
-    monkeypatch.setattr(module, "machine_settings", lambda: dict(settings))
-    monkeypatch.setattr(module, "machine_conditions", lambda: {"temperatures_c": {"CPU": 45.5}, "load_average": 0.5})
-    return settings
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    folder = tmp_path_factory.mktemp("bundles")
-    return [write_tiny_bundle(folder / name) for name in ("one", "two")]
-
-
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "fixed", batch=2)
-
-
-def run(*args: Any, **kwargs: Any) -> module.BenchmarkReport:
-    return benchmark(*args, **{"rounds": 12, "warmup": 0, **kwargs})
 
 
 # Taking turns
@@ -373,135 +312,21 @@ def test_an_interrupted_benchmark_reports_its_complete_rounds(
     bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeWorker, "stop_after", 5)  # the first is the warm-up
-    with Benchmark(bundles, runtime="openvino", rounds=100, warmup=0) as measuring:
-        with pytest.raises(KeyboardInterrupt):
-            measuring.measure()
-        assert measuring.measured
-        report = measuring.report(interrupted=True)
+    report = run(bundles, runtime="openvino", rounds=100, on_interrupt="report")
     assert FakeWorker.alive == 0
     assert [len(one.rounds) for one in report.measurements] == [4, 4]
     assert report.to_dict()["interrupted"] is True
     assert "INTERRUPTED" in str(report)
 
 
-def test_a_benchmark_that_measured_nothing_knows_it(bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeWorker, "stop_after", 0)
-    with Benchmark(bundles, runtime="openvino") as measuring:
-        with pytest.raises(KeyboardInterrupt):
-            measuring.measure()
-        assert not measuring.measured
-    assert FakeWorker.alive == 0
-
-
-# Reports
-
-
-def test_the_json_has_a_schema_and_only_json_values(bundles: list[Bundle]) -> None:
-    report = run(bundles[0], runtime="all", batch=8)
-    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert document["schema_version"] == 1
-    assert document.keys() == {
-        "schema_version",
-        "created",
-        "vitdeploy",
-        "interrupted",
-        "rounds",
-        "machine",
-        "baseline",
-        "differences",
-        "candidates",
-        "skipped",
-    }
-    assert document["machine"]["settings"] == {"processor": "Fast CPU", "cores": 8, "governor": "performance"}
-    assert document["machine"]["before"] == {"temperatures_c": {"CPU": 45.5}, "load_average": 0.5}
-    candidate = document["candidates"][1]
-    assert candidate.keys() == {
-        "bundle",
-        "model",
-        "bundle_precision",
-        "runtime",
-        "batch",
-        "settings",
-        "load_seconds",
-        "first_call_seconds",
-        "peak_memory_bytes",
-        "calls",
-        "latency_ms",
-        "images_per_second",
-        "image_seconds",
-        "ratio",
-    }
-    settings = {"version": "1.0", "device": "CPU", "precision": "fp32", "threads": 2, "callers": 1}
-    assert candidate["settings"] == settings
-    assert candidate["latency_ms"].keys() == {"min", "mean", "max", "p50", "p90", "p95", "p99"}
-    assert candidate["latency_ms"]["p50"] == pytest.approx(16.0)
-    assert candidate["latency_ms"]["max"] == pytest.approx(32.0)
-    assert candidate["calls"] == 12 * 3
-    assert candidate["ratio"]["value"] == pytest.approx(0.5)
-    assert len(candidate["image_seconds"]) == document["rounds"] == 12
-
-
-def test_the_csv_has_a_line_for_each_candidate(bundles: list[Bundle]) -> None:
-    report = run(bundles, runtime=["onnxruntime", "openvino"])
-    lines = list(csv.DictReader(io.StringIO(report.to_csv())))
-    assert [(Path(line["bundle"]).name, line["runtime"]) for line in lines] == [
-        ("one", "onnxruntime"),
-        ("one", "openvino"),
-        ("two", "onnxruntime"),
-        ("two", "openvino"),
-    ]
-    assert [float(line["p50_ms"]) for line in lines] == pytest.approx([4.0, 2.0, 4.0, 2.0])
-    assert float(lines[0]["images_per_second"]) == pytest.approx(1000 / (4.0 * 16 / 12))
-    assert lines[0]["peak_memory_bytes"] == "50000000"
-
-
-def test_the_table_tells_settings_conditions_and_what_the_ratio_is(bundles: list[Bundle]) -> None:
-    text = str(run(bundles[0], runtime=["onnxruntime", "openvino"]))
-    assert "processor Fast CPU; cores 8; governor performance" in text
-    assert "openvino: version 1.0; device CPU; precision fp32; threads 2; callers 1" in text
-    assert "45.5 °C (CPU), load average 0.5" in text
-    assert "below 1 is faster" in text
-    assert "BUSY" not in text
-    (line,) = (line for line in text.splitlines() if line.startswith("one") and "openvino" in line)
-    assert line.split()[:4] == ["one", "openvino", "1", "2"]
-    assert line.endswith("0.500")
-
-
-def test_a_busy_or_changing_machine_is_reported(
-    bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch, machine: dict[str, Any]
+@pytest.mark.parametrize(("stop_after", "on_interrupt"), [(0, "report"), (1, "report"), (5, "raise")])
+def test_an_interrupt_goes_on_where_nothing_was_measured_or_no_report_is_wanted(
+    stop_after: int, on_interrupt: str, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "machine_conditions", lambda: {"temperatures_c": {}, "load_average": 7.9})
-    with Benchmark(bundles[0], runtime="openvino", rounds=3, warmup=0) as measuring:
-        machine["governor"] = "powersave"
-        measuring.measure()
-        text = str(measuring.report())
-    assert "BUSY" in text
-    assert "changed while measuring: governor was performance and is powersave" in text
-    assert "no temperature to read" in text
-
-
-def test_bundles_of_the_same_name_are_told_apart(bundles: list[Bundle], tmp_path: Path) -> None:
-    other = write_tiny_bundle(tmp_path / "one")
-    assert run([bundles[0], other], runtime="openvino").labels() == [
-        f"{bundle.path} on openvino, batch 1" for bundle in (bundles[0], other)
-    ]
-    assert run(bundles, runtime="openvino").labels() == ["one on openvino, batch 1", "two on openvino, batch 1"]
-
-
-def test_the_plot_is_drawn_to_scale(bundles: list[Bundle]) -> None:
-    report = run(bundles[0], runtime=["onnxruntime", "openvino"], batch=[1, 3])
-    picture = ElementTree.fromstring(to_svg(report))
-    space = "{http://www.w3.org/2000/svg}"
-    bars = [float(rect.get("width", "")) for rect in picture.iter(f"{space}rect") if rect.get("width") != "100%"]
-    assert [bar / bars[2] for bar in bars] == pytest.approx([2.0, 6.0, 1.0, 3.0], rel=0.01)
-    words = [text.text for text in picture.iter(f"{space}text")]
-    assert "one on openvino, batch 3" in words
-
-
-def test_a_name_cannot_break_the_plot(tmp_path: Path) -> None:
-    report = run(write_tiny_bundle(tmp_path / "a<b&c"), runtime="openvino")
-    words = [text.text for text in ElementTree.fromstring(to_svg(report)).iter("{http://www.w3.org/2000/svg}text")]
-    assert "a<b&c on openvino, batch 1" in words
+    monkeypatch.setattr(FakeWorker, "stop_after", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run(bundles, runtime="openvino", rounds=100, on_interrupt=on_interrupt)
+    assert FakeWorker.alive == 0
 
 
 # For real

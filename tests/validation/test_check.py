@@ -132,6 +132,16 @@ def test_operators_come_with_versions(tmp_path: Path) -> None:
     assert blocked(check(foreign, "tensorrt11")) == ["an operator of domain com.microsoft"]
 
 
+@pytest.mark.parametrize("target", ["tensorrt8", "tensorrt10", "tensorrt11"])
+def test_pixels_feed_a_cast_and_nothing_else(target: str, tmp_path: Path) -> None:
+    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (TensorProto.UINT8, ["batch", 4, 4, 3])}
+    cast = {"to": TensorProto.FLOAT}
+    first = [node("Cast", ["x"], "c", **cast), node("Transpose", ["c"], perm=[0, 3, 1, 2])]
+    late = [node("Transpose", ["x"], "t", perm=[0, 3, 1, 2]), node("Cast", ["t"], **cast)]
+    assert not blocked(check(write(tmp_path / "f", first, inputs=inputs), target))
+    assert "it reads uint8" in blocked(check(write(tmp_path / "l", late, inputs=inputs), target))
+
+
 def test_what_the_sources_leave_open_is_a_warning(tmp_path: Path) -> None:
     mish = write(tmp_path / "m", [node("Mish", ["x"])], opset=18)
     report = check(mish, "tensorrt10")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,36 @@ class Preprocessing:
                 f"preprocessing with size {self.size}, crop_ratio {self.crop_ratio} and std {self.std} is impossible",
                 why="sizes and deviations are positive, crop_ratio is above 0 and at most 1",
             )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise UsageError(
+                f"preprocessing with mean {self.mean} and std {self.std} is impossible",
+                fix="three finite numbers each, in the order of the channels",
+            )
+
+    def changed(self, changes: Mapping[str, Any]) -> Preprocessing:
+        """The same recipe with some fields replaced, e.g. `{"mode": "stretch", "mean": (0.5, 0.5, 0.5)}`.
+
+        Raises UsageError for a field that does not exist, for `size`, which is the network's, and for a value that
+        does not fit.
+        """
+        keys = [item.name for item in fields(self) if item.name != "size"]
+        values = {}
+        for key, value in changes.items():
+            if key not in keys:
+                why = "the size is that of the network: --image-size" if key == "size" else None
+                raise UsageError(f"preprocessing {key!r} cannot be chosen", why=why, fix=", ".join(keys))
+            try:
+                values[key] = _as_field(key, value)
+            except (TypeError, ValueError) as error:
+                like = "three numbers, as 0.485,0.456,0.406" if key in ("mean", "std") else "a number, as 0.875"
+                raise UsageError(f"preprocessing {key} cannot be {value!r}", fix=like) from error
+        return replace(self, **values)
+
+
+def _as_field(key: str, value: Any) -> Any:
+    if key in ("mean", "std"):
+        return tuple(float(number) for number in value)
+    return float(value) if key == "crop_ratio" else value
 
 
 def preprocess(picture: Picture, recipe: Preprocessing) -> NDArray[np.float32]:
@@ -68,12 +98,7 @@ def preprocess(picture: Picture, recipe: Preprocessing) -> NDArray[np.float32]:
     with `convert("RGB")`; 16-bit grey keeps its upper byte; of an animation the first frame counts.
     Raises InputError for anything that is not a picture, or too large to be taken safely.
     """
-    pixels = _pixels(_as_rgb(picture), recipe)
-    if recipe.channels == "BGR":
-        pixels = pixels[:, :, ::-1]
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(recipe.mean, np.float32)) / np.asarray(recipe.std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    return normalise(to_pixels(picture, recipe), recipe)
 
 
 def preprocess_batch(pictures: Sequence[Picture], recipe: Preprocessing) -> NDArray[np.float32]:
@@ -84,8 +109,9 @@ def preprocess_batch(pictures: Sequence[Picture], recipe: Preprocessing) -> NDAr
     return batch
 
 
-def _pixels(image: Image.Image, recipe: Preprocessing) -> NDArray[np.uint8]:
-    """The uint8 pixels [H, W, 3] that the recipe's geometry leaves."""
+def to_pixels(picture: Picture, recipe: Preprocessing) -> NDArray[np.uint8]:
+    """The first half of `preprocess`: the RGB pixels [H, W, 3] that the recipe's resize and crop leave."""
+    image = _as_rgb(picture)
     height, width = recipe.size
     if recipe.mode == "stretch":
         return _resize(image, recipe.size, recipe.interpolation)
@@ -96,6 +122,15 @@ def _pixels(image: Image.Image, recipe: Preprocessing) -> NDArray[np.uint8]:
     resized = _resize(image, _covering_size(image, recipe), recipe.interpolation)
     top, left = round((resized.shape[0] - height) / 2), round((resized.shape[1] - width) / 2)
     return resized[top : top + height, left : left + width]
+
+
+def normalise(pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[np.float32]:
+    """The second half of `preprocess`: RGB pixels [..., H, W, 3] as the network's input [..., 3, H, W]."""
+    if recipe.channels == "BGR":
+        pixels = pixels[..., ::-1]
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    normalised = (scaled - np.asarray(recipe.mean, np.float32)) / np.asarray(recipe.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(normalised, -1, -3))
 
 
 def _covering_size(image: Image.Image, recipe: Preprocessing) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, InputError, UsageError
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, Options, find_backend
-from vitdeploy.runtime.preprocess import Picture, preprocess
+from vitdeploy.runtime.engine_options import BuildOptions
+from vitdeploy.runtime.preprocess import Picture, preprocess, to_pixels
 from vitdeploy.runtime.stream import stream
 
 Array = NDArray[Any]
@@ -44,6 +45,7 @@ def load(
     device: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    build: BuildOptions | Mapping[str, Any] | None = None,
 ) -> Session:
     """The bundle, loaded by a runtime and ready to run.
 
@@ -55,13 +57,21 @@ def load(
     device      `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for
     cache       folder in which compiled models wait for the next load; it must be trusted like a program
     checkpoint  file with the weights, for the runtime `torch`
+    build       how the engine is built, for the runtime `tensorrt`: `workspace`, `profile`, `dla`, `tf32`, `remedies`
+                and `timing_cache`, see `vitdeploy.build`; None for the engine that was built last for this bundle here
 
     Raises BundleError for a bundle that is damaged or altered, UsageError for an unknown runtime or an option that it
     cannot follow, MissingDependencyError for a runtime that is not installed, BackendError for one that refuses the
     model, and GateError where `auto` finds none that reproduces the reference.
     """
     options = Options(
-        threads=threads, streams=streams, precision=precision, device=device, cache=cache, checkpoint=checkpoint
+        threads=threads,
+        streams=streams,
+        precision=precision,
+        device=device,
+        cache=cache,
+        checkpoint=checkpoint,
+        build=build,
     )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if runtime == "auto":
@@ -72,9 +82,10 @@ def load(
 class Session:
     """A loaded bundle; a context manager, and safe to use from several threads.
 
-    `session(images)` takes float32 `[N, 3, H, W]`, normalised as the bundle's preprocessing says, and returns float32
-    logits `[N, classes]`. Read-only, strided and big-endian arrays are taken; any other dtype or shape is an
-    InputError. Values are not looked at: NaN or Inf in gives NaN out. `predict` checks that its results are finite.
+    `session(images)` takes float32 `[N, 3, H, W]`, normalised as the bundle's preprocessing says, or where that is part
+    of the graph RGB pixels, uint8 `[N, H, W, 3]`, and returns float32 logits `[N, classes]`. Read-only, strided and
+    big-endian arrays are taken; any other dtype or shape is an InputError. Values are not looked at: NaN or Inf in
+    gives NaN out. `predict` checks that its results are finite.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, *, reason: str) -> None:
@@ -86,7 +97,7 @@ class Session:
         self._logits = LOGITS if LOGITS in names else names[0] if len(names) == 1 else None
 
     def __call__(self, images: Array) -> Array:
-        """Logits `[N, classes]` for normalised images `[N, 3, H, W]`; for a bundle of several outputs use `run`."""
+        """Logits `[N, classes]` for images as the class describes them; for a bundle of several outputs use `run`."""
         if self._logits is None:
             raise InputError(
                 f"this bundle has {len(self.bundle.manifest.outputs)} outputs and none is called {LOGITS}",
@@ -134,9 +145,10 @@ class Session:
     ) -> Iterator[Array | Exception]:
         """Logits for every item of `images`, in order, computed ahead so that the device never waits.
 
-        An item is one image, float32 [3, H, W] (normalised) or a picture as `predict` takes it, and gives logits
-        [classes]; or it is a batch [N, 3, H, W], which runs as it is and gives [N, classes]. Images are gathered to
-        batches: of `batch_size` where the model's batch is dynamic, else of its fixed one, the last filled up.
+        An item is one image, float32 [3, H, W] (normalised) or a picture as `predict` takes it (a uint8 array always
+        is one, to be resized and cropped), and gives logits [classes]; or it is a batch as `session(images)` takes it,
+        which runs as it is and gives [N, classes]. Images are gathered to batches: of `batch_size` where the model's
+        batch is dynamic, else of its fixed one, the last filled up.
 
         `images` is read by the thread that iterates, no further ahead than two batches for each call under way. An
         item that fails raises in its turn and ends the rest (`on_error="raise"`), or stands as its exception in its
@@ -216,7 +228,9 @@ class Session:
         return one
 
     def _pixels(self, picture: Picture) -> Array:
-        return preprocess(picture, self.bundle.manifest.preprocessing)
+        manifest = self.bundle.manifest
+        prepare = to_pixels if manifest.preprocessing_in_graph else preprocess
+        return prepare(picture, manifest.preprocessing)
 
     def _best(self, logits: Array, top_k: int) -> list[Prediction]:
         if logits.ndim != 1:
@@ -240,7 +254,9 @@ def _checked(array: Any, spec: TensorSpec) -> Array:
     if array.dtype.name != spec.dtype:
         raise InputError(
             f"{spec.name} is {array.dtype.name}, but the model takes {spec.dtype}",
-            fix=f"{spec.name}.astype(numpy.{spec.dtype}); session.predict takes uint8 pictures",
+            fix="RGB pixels as they are: the graph normalises them"
+            if spec.dtype == "uint8"
+            else f"{spec.name}.astype(numpy.{spec.dtype}); session.predict takes uint8 pictures",
         )
     if not spec.admits(array.shape):
         batch = spec.shape[0]

@@ -7,13 +7,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, UsageError, VitDeployError
@@ -48,6 +47,7 @@ def benchmark(
     warmup: float = WARMUP_SECONDS,
     baseline: str | Path | None = None,
     allow_different: bool = False,
+    on_interrupt: Literal["raise", "report"] = "raise",
     **options: Any,
 ) -> BenchmarkReport:
     """Measures one or several bundles on one or several runtimes and batches.
@@ -59,7 +59,9 @@ def benchmark(
     warmup           seconds of calls of each candidate that do not count
     baseline         what ratios are taken to: a runtime, one of the bundles, or the JSON file of an earlier run
     allow_different  compare with an earlier run even if its settings were different
-    options          `threads`, `streams` (so many callers at once), `precision`, `device`: see `vitdeploy.load`
+    on_interrupt     whether Ctrl-C raises KeyboardInterrupt, or ends the measuring with a `report` of the rounds that
+                     were complete; it raises in any case where none was
+    options          `threads`, `streams` (so many callers at once), `precision`, `device`, …: see `vitdeploy.load`
 
     A round gives each candidate one turn, in random order, so that what slows the machine down slows all of them; a
     turn is as many calls as fit into 50 ms. Each candidate is loaded in a process of its own and fed with the
@@ -68,19 +70,82 @@ def benchmark(
     Raises UsageError for options that do not fit, for a fixed batch other than `batch` and for an earlier run under
     different settings, and what `load` raises; of `all` runtimes those that cannot run the bundle are left out.
     """
-    with Benchmark(
-        bundle,
-        runtime=runtime,
-        batch=batch,
-        seconds=seconds,
-        rounds=rounds,
-        warmup=warmup,
-        baseline=baseline,
-        allow_different=allow_different,
-        **options,
-    ) as run:
-        run.measure()
-        return run.report()
+    given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
+    bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
+    runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
+    batches = [batch] if batch is None or isinstance(batch, int) else list(dict.fromkeys(batch))
+    if not (bundles and runtimes and batches):
+        raise UsageError("there is nothing to measure", fix="at least one bundle, one runtime and one batch")
+    for name in runtimes:
+        if name not in ("auto", ALL):
+            find_backend(name)
+    Options(**options)
+    if seconds is None and rounds is None:
+        seconds = SECONDS
+    _check_duration(seconds, rounds, warmup)
+    paths = [str(one.path) for one in bundles]
+    base = find_baseline(None if baseline is None else str(baseline), paths, backend_names())
+    plans = [_Plan(one, runtimes, _batches_of(one, batches)) for one in bundles]
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
+    }
+    machine, before = machine_settings(), machine_conditions()
+    complete: list[list[Turn]] = []  # round by round, in the order of `running`
+    interrupted = False
+    with ExitStack() as processes:
+        running, skipped = _start(plans, chosen, warmup, processes)
+        candidates = [one.candidate for one in running]
+        if base is None and len({one.runtime for one in candidates}) > 1:
+            base = Own(None, candidates[0].runtime)
+        different = base.check(candidates, machine) if base else []
+        if base and different and not allow_different:
+            raise UsageError(
+                f"{base.name} was measured under different settings",
+                why="; ".join(different),
+                fix="the same settings, or --allow-different to compare all the same",
+            )
+        try:
+            _measure(running, complete, seconds=seconds, rounds=rounds)
+        except KeyboardInterrupt:
+            if on_interrupt == "raise" or not complete:
+                raise
+            interrupted = True
+    measurements = [one.measurement(turns) for one, turns in zip(running, zip(*complete, strict=True), strict=True)]
+    return BenchmarkReport(
+        measurements=measurements,
+        ratios=base.ratios(measurements) if base else [None] * len(measurements),
+        baseline=base.name if base else None,
+        differences=different,
+        machine=machine,
+        before=before,
+        after=machine_conditions(),
+        changed=differences(machine, machine_settings()),
+        skipped=skipped,
+        interrupted=interrupted,
+    )
+
+
+class _Plan(NamedTuple):
+    """What is to be measured of one bundle."""
+
+    bundle: Bundle
+    runtimes: Sequence[str]
+    batches: Sequence[int]
+
+    def resolve(self, options: Mapping[str, Any]) -> list[str]:
+        """The runtimes by name; `auto` is found out in a process that ends, since it tries and verifies several."""
+        names: list[str] = []
+        for name in self.runtimes:
+            if name == ALL:
+                names += backend_names()
+            elif name == "auto":
+                log.info("choosing a runtime for %s …", self.bundle.path)
+                worker = Worker(self.bundle.path, name, self.batches[0], options)
+                names.append(worker.loaded.describe["backend"])
+                worker.close()
+            else:
+                names.append(name)
+        return list(dict.fromkeys(names))
 
 
 class _Running(NamedTuple):
@@ -102,149 +167,53 @@ class _Running(NamedTuple):
         )
 
 
-class Benchmark:
-    """A benchmark that may be stopped: `measure` fills it round by round, `report` tells what there is so far.
-
-    Takes what `benchmark` takes. A context manager, which ends the processes of the candidates.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
-        *,
-        runtime: str | Sequence[str] = "auto",
-        batch: int | Sequence[int] | None = None,
-        seconds: float | None = None,
-        rounds: int | None = None,
-        warmup: float = WARMUP_SECONDS,
-        baseline: str | Path | None = None,
-        allow_different: bool = False,
-        **options: Any,
-    ) -> None:
-        given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
-        self._bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
-        self._runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
-        batches = [batch] if batch is None or isinstance(batch, int) else list(dict.fromkeys(batch))
-        if not (self._bundles and self._runtimes and batches):
-            raise UsageError("there is nothing to measure", fix="at least one bundle, one runtime and one batch")
-        for name in self._runtimes:
-            if name not in ("auto", ALL):
-                find_backend(name)
-        Options(**options)
-        self._options = {
-            key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
-        }
-        self._seconds, self._rounds, self._warmup = seconds, rounds, warmup
-        if seconds is None and rounds is None:
-            self._seconds = SECONDS
-        _check_duration(self._seconds, rounds, warmup)
-        self._batches = {one.path: _batches_of(one, batches) for one in self._bundles}
-        paths = [str(one.path) for one in self._bundles]
-        self._baseline = find_baseline(None if baseline is None else str(baseline), paths, backend_names())
-        self._allow_different = allow_different
-        self._differences: list[str] = []
-        self._running: list[_Running] = []
-        self._complete: list[list[Turn]] = []  # round by round, in the order of `_running`
-        self._skipped: list[dict[str, str]] = []
-        self._machine, self._before = machine_settings(), machine_conditions()
-        self._processes = ExitStack()
-
-    def __enter__(self) -> Benchmark:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._processes.close()
-
-    @property
-    def measured(self) -> bool:
-        """Whether there is a complete round to report."""
-        return bool(self._complete)
-
-    def measure(self) -> None:
-        """Loads every candidate, warms it up, checks that it may be compared, and measures."""
-        for bundle in self._bundles:
-            for name in self._resolve(bundle):
-                self._load(bundle, name)
-        if not self._running:
-            reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in self._skipped)
-            raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
-        self._check_baseline()
-        log.info("measuring %d candidates …", len(self._running))
-        turns = [partial(one.worker.turn, one.calls) for one in self._running]
-        told = begin = time.perf_counter()
-        for number, results in enumerate(interleave(turns, seconds=self._seconds, rounds=self._rounds), 1):
-            self._complete.append(results)
-            if time.perf_counter() - told >= PROGRESS_SECONDS:
-                told = time.perf_counter()
-                limit = f" of {self._seconds:g}" if self._seconds else ""
-                log.info("measuring: %d rounds, %.0f%s s", number, told - begin, limit)
-
-    def report(self, *, interrupted: bool = False) -> BenchmarkReport:
-        """What was measured so far; there has to be a complete round, see `measured`."""
-        turns = zip(*self._complete, strict=True)
-        measurements = [one.measurement(each) for one, each in zip(self._running, turns, strict=True)]
-        return BenchmarkReport(
-            measurements=measurements,
-            ratios=self._baseline.ratios(measurements) if self._baseline else [None] * len(measurements),
-            baseline=self._baseline.name if self._baseline else None,
-            differences=self._differences,
-            machine=self._machine,
-            before=self._before,
-            after=machine_conditions(),
-            changed=differences(self._machine, machine_settings()),
-            skipped=self._skipped,
-            interrupted=interrupted,
-        )
-
-    def _resolve(self, bundle: Bundle) -> list[str]:
-        """The runtimes by name; `auto` is found out in a process that ends, since it tries and verifies several."""
-        names: list[str] = []
-        for name in self._runtimes:
-            if name == ALL:
-                names += backend_names()
-            elif name == "auto":
-                log.info("choosing a runtime for %s …", bundle.path)
-                worker = Worker(bundle.path, name, self._batches[bundle.path][0], self._options)
-                names.append(worker.loaded.describe["backend"])
-                worker.close()
-            else:
-                names.append(name)
-        return list(dict.fromkeys(names))
-
-    def _load(self, bundle: Bundle, runtime: str) -> None:
-        path = bundle.path
-        for batch in self._batches[path]:
-            log.info("loading %s on %s, batch %d …", path, runtime, batch)
+def _start(
+    plans: Sequence[_Plan], options: Mapping[str, Any], warmup: float, processes: ExitStack
+) -> tuple[list[_Running], list[dict[str, str]]]:
+    """Every candidate, loaded and warm, and which of `all` runtimes were left out; `processes` will end them."""
+    running: list[_Running] = []
+    skipped: list[dict[str, str]] = []
+    for plan in plans:
+        for runtime in plan.resolve(options):
             try:
-                worker = Worker(path, runtime, batch, self._options)
-                self._processes.callback(worker.close)
-                calls = warm_up(worker.turn, self._warmup)
+                for batch in plan.batches:
+                    running.append(_load(plan.bundle.path, runtime, batch, options, warmup, processes))
             except VitDeployError as error:
-                if ALL not in self._runtimes or runtime in self._runtimes:
+                if ALL not in plan.runtimes or runtime in plan.runtimes:
                     raise
                 log.info("leaving %s out: %s", runtime, error.what)
-                self._skipped.append({"bundle": str(path), "runtime": runtime, "reason": error.what})
-                return
-            facts = worker.loaded.describe
-            settings = {key: value for key, value in facts.items() if key not in _IDENTITY}
-            settings["callers"] = self._options.get("streams", 1)
-            self._running.append(_Running(Candidate(str(path), runtime, batch, settings), worker, calls))
+                skipped.append({"bundle": str(plan.bundle.path), "runtime": runtime, "reason": error.what})
+    if not running:
+        reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in skipped)
+        raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
+    return running, skipped
 
-    def _check_baseline(self) -> None:
-        candidates = [one.candidate for one in self._running]
-        if self._baseline is None and len({one.runtime for one in candidates}) > 1:
-            self._baseline = Own(None, candidates[0].runtime)
-        if self._baseline is None:
-            return
-        self._differences = self._baseline.check(candidates, self._machine)
-        if self._differences and not self._allow_different:
-            raise UsageError(
-                f"{self._baseline.name} was measured under different settings",
-                why="; ".join(self._differences),
-                fix="the same settings, or --allow-different to compare all the same",
-            )
+
+def _load(
+    path: Path, runtime: str, batch: int, options: Mapping[str, Any], warmup: float, processes: ExitStack
+) -> _Running:
+    log.info("loading %s on %s, batch %d …", path, runtime, batch)
+    worker = Worker(path, runtime, batch, options)
+    processes.callback(worker.close)
+    calls = warm_up(worker.turn, warmup)
+    settings = {key: value for key, value in worker.loaded.describe.items() if key not in _IDENTITY}
+    settings["callers"] = options.get("streams", 1)
+    return _Running(Candidate(str(path), runtime, batch, settings), worker, calls)
+
+
+def _measure(
+    running: Sequence[_Running], complete: list[list[Turn]], *, seconds: float | None, rounds: int | None
+) -> None:
+    """Appends round after round to `complete`, so that an interrupt leaves those that were."""
+    log.info("measuring %d candidates …", len(running))
+    turns = [partial(one.worker.turn, one.calls) for one in running]
+    told = begin = time.perf_counter()
+    for number, results in enumerate(interleave(turns, seconds=seconds, rounds=rounds), 1):
+        complete.append(results)
+        if time.perf_counter() - told >= PROGRESS_SECONDS:
+            told = time.perf_counter()
+            limit = f" of {seconds:g}" if seconds else ""
+            log.info("measuring: %d rounds, %.0f%s s", number, told - begin, limit)
 
 
 def interleave(

@@ -200,6 +200,10 @@ INTEGER_OPERATORS = frozenset(_INTEGER_OPERATORS.split())
 BFLOAT16_SINCE: Version = (10, 0)
 INT64_SINCE: Version = (10, 0)
 
+# Pixels may come as uint8 and go no further; quantization has a rule of its own.
+UINT8_READERS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+UINT8_SOURCE = "NVIDIA/TensorRT#3985: uint8 inputs feed a cast, no other layer takes them"
+
 TOPK_LIMIT = 3840
 TOPK_SOURCE = "NvInfer.h: K is below 3840; parser: K is a constant, sorted is 1"
 

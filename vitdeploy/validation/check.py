@@ -17,6 +17,7 @@ from vitdeploy.export.graph import attribute, constant, producer
 from vitdeploy.runtime.known_bad import Circumstances, KnownBad, matching_rows
 from vitdeploy.validation import capabilities as can
 from vitdeploy.validation.capabilities import Platform, dotted, find_platform
+from vitdeploy.validation.dla import DlaReport, judge_dla
 from vitdeploy.validation.fusion_rules import Block, find_attentions, judge_attention, layer_norms, type_name
 from vitdeploy.validation.int8 import Int8Report, judge_int8
 
@@ -52,6 +53,7 @@ class CheckReport:
     attentions: tuple[Block, ...]
     layer_norms: tuple[Block, ...]
     int8: Int8Report
+    dla: DlaReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -75,6 +77,7 @@ class CheckReport:
             "attentions": [block.to_dict() for block in self.attentions],
             "layer_norms": [block.to_dict() for block in self.layer_norms],
             "int8": self.int8.to_dict(),
+            "dla": None if self.dla is None else self.dla.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -85,6 +88,7 @@ class CheckReport:
         verdict = self.int8.verdict
         lines.append(f"INT8 against FP16: {verdict.answer}; {verdict.reason}")
         lines += [f"       {macs / 1e6:,.0f} M not for INT8: {why}" for why, macs in self.int8.obstacles.items()]
+        lines += [] if self.dla is None else [str(self.dla)]
         lines.append("nothing blocks" if self.passed else "BLOCKED")
         return "\n".join(lines)
 
@@ -109,6 +113,7 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
         attentions=attentions,
         layer_norms=norms,
         int8=judge_int8(graph.graph),
+        dla=judge_dla(graph.graph, platform),
     )
 
 
@@ -192,6 +197,9 @@ def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     if ir.DataType.BFLOAT16 in kinds and platform.oldest < can.BFLOAT16_SINCE:
         what = f"bfloat16 is there from TensorRT {dotted(can.BFLOAT16_SINCE)}"
         yield Finding(BLOCKS, _name(node), what, "--precision fp16 or fp32", "parser 8.5")
+    read = {value.dtype for value in node.inputs if value is not None}
+    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_READERS:
+        yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", can.UINT8_SOURCE)
     float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
     first = node.inputs[0] if node.inputs else None
     if node.op_type in float_only and first is not None and first.dtype is not None and first.dtype.is_integer():

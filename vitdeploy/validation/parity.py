@@ -163,9 +163,11 @@ class ParityReport:
         return "\n".join([f"{self.precision} on {self.runtime} against PyTorch FP32", *lines, *self.failures])
 
 
-def compare(name: str, reference: Array, actual: Array, *, precision: str) -> OutputParity:
-    """One output against its reference, judged by the bounds of `precision`."""
-    bounds = find_bounds(precision)
+def compare(
+    name: str, reference: Array, actual: Array, *, precision: str, bounds: Bounds | None = None
+) -> OutputParity:
+    """One output against its reference, judged by `bounds`, None for those of `precision`."""
+    bounds = bounds or find_bounds(precision)
     if reference.shape != actual.shape:
         failure = f"{name}: the shape is {list(actual.shape)} instead of {list(reference.shape)}"
         return OutputParity(name, math.inf, math.inf, -math.inf, finite=False, failures=(failure,))
@@ -192,9 +194,14 @@ def compare(name: str, reference: Array, actual: Array, *, precision: str) -> Ou
 
 
 def compare_outputs(
-    reference: Mapping[str, Array], actual: Mapping[str, Array], *, runtime: str, precision: str
+    reference: Mapping[str, Array],
+    actual: Mapping[str, Array],
+    *,
+    runtime: str,
+    precision: str,
+    bounds: Bounds | None = None,
 ) -> ParityReport:
-    """Every output of the reference against the one of the same name.
+    """Every output of the reference against the one of the same name, judged by `bounds` or those of `precision`.
 
     Integer outputs are selections. A sample whose selection differs is reported as that and left out of the other
     comparisons: with another token its logits are another function's, and no numerical error.
@@ -206,7 +213,7 @@ def compare_outputs(
     if selections and all(not s.failures for s in selections):
         same = np.logical_and.reduce([_same_rows(reference[name], actual[name]) for name in discrete])
     outputs = tuple(
-        compare(name, array[same], actual.get(name, absent)[same], precision=precision)
+        compare(name, array[same], actual.get(name, absent)[same], precision=precision, bounds=bounds)
         for name, array in reference.items()
         if name not in discrete
     )

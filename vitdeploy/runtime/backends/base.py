@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError, VitDeployError
+from vitdeploy.runtime.engine_options import BuildOptions
 
 Array = NDArray[Any]
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -31,6 +32,7 @@ class Options:
                 means the one the backend was made for
     cache       folder in which compiled models wait for the next load; it must be trusted like a program
     checkpoint  file with the weights of the bundle, for the backend `torch`
+    build       how engines are built, for the backend `tensorrt`: see `vitdeploy.runtime.engine_options.BuildOptions`
     """
 
     threads: int | None = None
@@ -39,6 +41,7 @@ class Options:
     device: str | None = None
     cache: str | Path | None = None
     checkpoint: str | Path | None = None
+    build: BuildOptions | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -61,7 +64,10 @@ class Backend(ABC):
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
-    refuses: ClassVar[Mapping[str, str]] = {"checkpoint": "it runs the model file of the bundle"}
+    refuses: ClassVar[Mapping[str, str]] = {
+        "checkpoint": "it runs the model file of the bundle",
+        "build": "it builds no engines",
+    }
 
     streams: int = 2
 

@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU, through polygraphy; the engine is built on first use and kept."""
+"""TensorRT on an NVIDIA GPU; the engine is built on first use, proven against the bundle's reference, and kept."""
 
 from __future__ import annotations
 
@@ -7,33 +7,22 @@ import importlib
 import logging
 import time
 from collections.abc import Mapping
-from queue import LifoQueue
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vitdeploy.bundle import TensorSpec
-from vitdeploy.errors import BackendError, UsageError, VitDeployError
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BackendError
 from vitdeploy.runtime.backends.base import Array, Backend, Options
-from vitdeploy.runtime.engine_build import (
-    BATCH_PROFILE,
-    STRONGLY_TYPED_SINCE,
-    BuildError,
-    build,
-    builder_log,
-    version_of,
-)
+from vitdeploy.runtime.engine_build import BuildError, build, is_strongly_typed, version_of
 from vitdeploy.runtime.engine_cache import EngineCache, EngineKey
-from vitdeploy.runtime.machine import Gpu, read_gpus
+from vitdeploy.runtime.engine_options import BuildOptions
+from vitdeploy.runtime.engine_run import Engine, EngineError
+from vitdeploy.runtime.machine import Gpu, read_gpus, read_jetson
 
 log = logging.getLogger(__name__)
 
 OLD_POLYGRAPHY = "0.49.9"
-PROFILES_SHARED_SINCE = (10, 0)
-
-
-class EngineError(BackendError):
-    """An engine that TensorRT refuses to load."""
 
 
 class TensorRtBackend(Backend):
@@ -43,7 +32,7 @@ class TensorRtBackend(Backend):
     package = "tensorrt"
     extra = "tensorrt"
     refuses: ClassVar[Mapping[str, str]] = {
-        **Backend.refuses,
+        **{option: why for option, why in Backend.refuses.items() if option != "build"},
         "threads": "the GPU computes",
         "precision": "it computes in the types of the graph; export the bundle in another precision",
         "device": "it uses the first GPU; CUDA_VISIBLE_DEVICES chooses",
@@ -83,120 +72,103 @@ class TensorRtBackend(Backend):
             )
 
     @classmethod
-    def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
-        import tensorrt as trt
+    def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
+        """The engine of the bundle, built and proven first where there is none yet; see `vitdeploy.build`.
 
-        gpu = read_gpus()[0]
-        cache = EngineCache(options.cache)
-        key = EngineKey(
-            hashlib.sha256(model).hexdigest(), trt.__version__, gpu.name, gpu.sm, {"batch": list(BATCH_PROFILE)}
-        )
+        Without `options.build` the engine that was built last for this bundle here, whatever its options. Raises
+        GateError where no engine reproduces the reference.
+        """
+        from vitdeploy.validation.engine import obtain
+
+        options = cls._admit(options)
+        return obtain(bundle, options)
+
+    @classmethod
+    def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
+        """An engine for a model without a bundle: nothing proves its outputs."""
+        asked = BuildOptions.of(options.build)
+        cache, key = EngineCache(options.cache), engine_key(model, asked)
         found = cache.find(key)
         if found is not None:
             try:
-                return cls(found, options, gpu)
+                return cls(found, options, asked)
             except EngineError:
                 # A driver or library that changed under the same version: the engine is of no use, the model still is.
                 log.warning("the engine kept in %s does not load any more", cache.folder)
                 cache.forget(key)
-        return cls(_build(model, key, cache), options, gpu)
+        return cls(build_and_keep(model, key, cache, asked)[0], options, asked)
 
-    def __init__(self, engine: bytes, options: Options, gpu: Gpu) -> None:
-        contexts = _Contexts(engine, options.streams or 1)
-        super().__init__(contexts, *contexts.signature())
-        self.streams = options.streams or 1
-        self._gpu = gpu
+    def __init__(self, engine: bytes, options: Options, asked: BuildOptions, note: str = "") -> None:
+        contexts = options.streams or 1
+        native = Engine(engine, contexts)
+        super().__init__(
+            native, tuple(port.spec for port in native.inputs), tuple(port.spec for port in native.outputs)
+        )
+        self.streams = contexts
+        self._asked, self._note, self._gpu = asked, note, read_gpus()[0]
+
+    def inspect(self) -> str:
+        """What the engine consists of: the inspector's JSON."""
+        if self._native is None:
+            raise BackendError("the session is closed", fix="load the bundle again")
+        return str(self._native.inspect())
 
     def _run(self, native: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        images = len(next(iter(inputs.values())))
-        most = BATCH_PROFILE[-1] if isinstance(self.inputs[0].shape[0], str) else images
-        if images <= most:
+        if native.batch is None:
             return native.infer(inputs)  # type: ignore[no-any-return]
-        parts = [
-            native.infer({name: array[start : start + most] for name, array in inputs.items()})
-            for start in range(0, images, most)
-        ]
+        least, most = native.batch
+        images = len(next(iter(inputs.values())))
+        parts = []
+        for start in range(0, images, most):
+            part = {name: array[start : start + most] for name, array in inputs.items()}
+            count = min(most, images - start)
+            if count < least:
+                part = {name: _filled(array, least) for name, array in part.items()}
+            parts.append({name: array[:count] for name, array in native.infer(part).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _facts(self) -> dict[str, Any]:
         import tensorrt as trt
 
-        strong = version_of(trt.__version__) >= STRONGLY_TYPED_SINCE
+        strong = is_strongly_typed(version_of(trt.__version__), self._asked)
         held = "strongly typed" if strong else "FP32 layers held to it"
+        native = self._native
         return {
             "version": trt.__version__,
             "device": self._gpu.name,
             "precision": f"types of the graph, {held}",
             "threads": "not on the CPU",
+            **(native.describe() if native is not None else {}),
+            "build_options": self._asked.identity(),
+            **({"remedy": self._note} if self._note else {}),
         }
 
 
-class _Contexts:
-    """An engine and the execution contexts that serve one call each at a time; freed when nobody holds it."""
+def engine_key(model: bytes, asked: BuildOptions) -> EngineKey:
+    """What the engine of `model` is called on this device."""
+    import tensorrt as trt
 
-    def __init__(self, serialized: bytes, count: int) -> None:
-        from polygraphy.backend import trt as poly
-
-        self._idle: LifoQueue[Any] = LifoQueue()
-        with builder_log() as lines:
-            try:
-                self._engine = poly.engine_from_bytes(serialized)
-                self._check_streams(count)
-                for _ in range(count):
-                    runner = poly.TrtRunner(self._engine)
-                    runner.activate()
-                    self._idle.put(runner)
-            except VitDeployError:
-                raise
-            except Exception as error:
-                why = next((line for line in lines if line.startswith("[E]")), str(error))
-                raise EngineError("the engine cannot be loaded", why=why.strip() or None) from error
-
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name; waits for a context that is free."""
-        runner = self._idle.get()
-        try:
-            # polygraphy hands out the same buffers at every call.
-            return {name: np.array(array) for name, array in runner.infer(dict(inputs)).items()}
-        finally:
-            self._idle.put(runner)
-
-    def signature(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs as the engine reports them."""
-        import tensorrt as trt
-
-        sides: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))).name
-            shape = tuple("?" if axis < 0 else int(axis) for axis in self._engine.get_tensor_shape(name))
-            sides[self._engine.get_tensor_mode(name)].append(TensorSpec(name, dtype, shape))
-        return tuple(sides[trt.TensorIOMode.INPUT]), tuple(sides[trt.TensorIOMode.OUTPUT])
-
-    def _check_streams(self, count: int) -> None:
-        import tensorrt as trt
-
-        free = any(isinstance(axis, str) for spec in self.signature()[0] for axis in spec.shape)
-        if count > 1 and free and version_of(trt.__version__) < PROFILES_SHARED_SINCE:
-            raise UsageError(
-                f"TensorRT {trt.__version__} computes one call at a time where the batch is free",
-                why="its contexts cannot share an optimization profile",
-                fix="leave streams out, or export with --batch and a number",
-            )
-
-    def __del__(self) -> None:
-        while not self._idle.empty():
-            self._idle.get().deactivate()
+    gpu: Gpu = read_gpus()[0]
+    return EngineKey(hashlib.sha256(model).hexdigest(), trt.__version__, gpu.name, gpu.sm, asked.identity())
 
 
-def _build(model: bytes, key: EngineKey, cache: EngineCache) -> bytes:
+def build_and_keep(
+    model: bytes, key: EngineKey, cache: EngineCache, asked: BuildOptions
+) -> tuple[bytes, Mapping[str, Mapping[str, int]]]:
+    """Builds and stores an engine, not verified yet, with the builder's log; and what the DLA computes of it."""
     log.info("building the engine for %s with TensorRT %s, which takes minutes …", key.gpu, key.tensorrt)
-    start = time.perf_counter()
+    start, jetson = time.perf_counter(), read_jetson()
+    timing = asked.timing_cache or cache.timing_file(key)
     try:
-        built = build(model, timing=cache.timing_file(key))
+        built = build(model, asked, timing=timing, board=jetson.model if jetson else None)
     except BuildError as error:
         log.error("the builder's log is in %s", cache.write_log(key, error.log))
         raise
     cache.write_log(key, built.log)
     cache.store(key, built.engine, seconds=time.perf_counter() - start)
-    return built.engine
+    return built.engine, {"on_dla": built.on_dla, "off_dla": built.off_dla}
+
+
+def _filled(array: Array, count: int) -> Array:
+    """The array with its last row repeated, so that it has `count` of them."""
+    return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from vitdeploy.bundle import Bundle, ModelRecord, TensorSpec
 from vitdeploy.errors import BackendError, CheckpointError, UsageError, VitDeployError
 from vitdeploy.runtime.backends.base import Array, Backend, Options, one_line
+from vitdeploy.runtime.preprocess import normalise
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +31,7 @@ class TorchBackend(Backend):
     package = "torch"
     extra = "export"
     refuses: ClassVar[Mapping[str, str]] = {
+        "build": Backend.refuses["build"],
         "threads": "the threads of PyTorch belong to the whole process: set OMP_NUM_THREADS",
         "precision": "it is the FP32 reference",
         "cache": "it compiles nothing",
@@ -59,6 +64,8 @@ class TorchBackend(Backend):
 
         manifest = bundle.manifest
         super().__init__(model.to(_DEVICES[device]), manifest.inputs, manifest.outputs)
+        recipe = manifest.preprocessing
+        self._normalise = partial(normalise, recipe=recipe) if manifest.preprocessing_in_graph else np.asarray
         self._wanted = choose_outputs(model, features="strides" in manifest.graph)
         self._device = device
 
@@ -66,8 +73,9 @@ class TorchBackend(Backend):
         import torch
 
         with torch.inference_mode():
+            given = inputs[self.inputs[0].name]
             # A copy: torch shares the memory of writable arrays only.
-            images = torch.tensor(inputs[self.inputs[0].name], device=_DEVICES[self._device])
+            images = torch.tensor(self._normalise(given), device=_DEVICES[self._device])
             results = self._wanted.named(self._wanted.call(native, images))
         return {spec.name: _array(results[spec.name], spec) for spec in self.outputs}
 

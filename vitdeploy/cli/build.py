@@ -1,0 +1,64 @@
+"""Build a bundle's TensorRT engine on this device and prove it against the PyTorch outputs that the bundle carries.
+
+  vitdeploy build lemevit
+  vitdeploy build lemevit --workspace 2G --timing-cache kernels.cache
+  vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: at least, tuned for, at most)
+  vitdeploy build lemevit --dla 0                   (what the accelerator cannot compute runs on the GPU)
+
+The engine is kept for vitdeploy.load, predict, verify and benchmark with the runtime tensorrt, which take the one that
+was built last; trtexec and DeepStream read the file as it is. Beside it lie the builder's log and a receipt: what was
+tried, what held, which attention blocks and layer norms became one kernel. An engine whose outputs are not PyTorch's is
+not kept: the first block that diverges is named, and --remedy auto tries attention that is not fused, FP32 for that
+block and bfloat16, in this order. Naming and repairing take the packages onnx, onnx-ir and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "build and prove a TensorRT engine on this device"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vitdeploy build`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--timing-cache", type=Path, metavar="F", help="kernel timings, read and brought up to date")
+    parser.add_argument("--workspace", metavar="N", help="scratch memory: 512M, 2G, or a number of MiB")
+    parser.add_argument(
+        "--profile", metavar="MIN,OPT,MAX", help="images a call where the batch is free (default 1,8,32)"
+    )
+    parser.add_argument("--dla", type=int, metavar="CORE", help="core of the deep learning accelerator")
+    parser.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="FP32 products with TF32's 10 bits, if the outputs still hold (default no)",
+    )
+    parser.add_argument(
+        "--remedy", default="auto", metavar="R", help="auto (default), none, or some of defuse,fp32,bf16"
+    )
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where engines are kept")
+    parser.add_argument("--log", type=Path, metavar="F", help="another copy of what the builder says")
+    parser.add_argument("--rebuild", action="store_true", help="build even where there is a proven engine")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit 0 where an engine reproduces the reference, 1 where none does."""
+    from vitdeploy.validation.engine import build
+
+    report = build(
+        args.bundle,
+        workspace=args.workspace,
+        profile=args.profile,
+        dla=args.dla,
+        tf32=args.tf32,
+        remedies=args.remedy,
+        timing_cache=args.timing_cache,
+        cache=args.cache,
+        log_file=args.log,
+        rebuild=args.rebuild,
+    )
+    print(json.dumps(report.to_dict()) if args.json else report)
+    return 0 if report.passed else 1
