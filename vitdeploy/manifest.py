@@ -117,6 +117,8 @@ class Manifest:
     precision         `fp32`, `fp16` or `int8`: what the graph's types say
     opset             ONNX opset of the graph
     tools             name and version of everything that took part
+    preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
+                      recorded resize and crop leave
     parity, accuracy  one JSON object for each measurement
     graph             node counts before and after, and what each pass changed
     precision_report  what stayed in FP32 and why
@@ -131,6 +133,7 @@ class Manifest:
     preprocessing: Preprocessing
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    preprocessing_in_graph: bool = False
     labels: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: list[JsonObject] = field(default_factory=list)
@@ -146,6 +149,8 @@ class Manifest:
             _require(bool(specs), f"{side} is empty")
             _require(len({spec.name for spec in specs}) == len(specs), f"{side} has a name twice")
         _require(all(spec.shape for spec in self.inputs), "an input has no batch axis")
+        takes_pixels = self.inputs[0].dtype == "uint8" and self.inputs[0].shape[-1] == 3
+        _require(takes_pixels or not self.preprocessing_in_graph, f"{self.inputs[0]} takes no pixels")
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:

@@ -215,6 +215,18 @@ def test_the_users_options_come_before_what_the_file_says(tmp_path: Path) -> Non
     assert (card.num_classes, card.image_size, card.preprocessing.size) == (3, (64, 32), (64, 32))
 
 
+def test_a_file_that_says_nothing_of_preprocessing_leaves_an_assumption(tmp_path: Path) -> None:
+    plain = create_model("lemevit_tiny", checkpoint=EUROSAT).card
+    assert f"{EUROSAT.name} does not say" in plain.assumption
+    assert "published way of lemevit_tiny is taken" in plain.assumption
+    assert create_model("lemevit_tiny.eurosat").card.assumption == ""
+    told = plain.preprocessed({"mode": "stretch"})
+    assert (told.assumption, told.preprocessing.mode, told.preprocessing.size) == ("", "stretch", (64, 64))
+    save_checkpoint(tmp_path / "told.safetensors", create_model("lemevit_tiny", checkpoint=EUROSAT), told)
+    again = create_model("lemevit_tiny", checkpoint=tmp_path / "told.safetensors").card
+    assert (again.assumption, again.preprocessing) == ("", told.preprocessing)
+
+
 def test_plain_entries_for_classes_labels_and_size_are_understood() -> None:
     card = create_model("lemevit_tiny", checkpoint=EUROSAT).card
     assert (card.num_classes, len(card.labels), card.image_size) == (10, 10, (64, 64))

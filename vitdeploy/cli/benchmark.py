@@ -22,6 +22,8 @@ import os
 import secrets
 from pathlib import Path
 
+from vitdeploy.cli.arguments import add_load_options, load_options, positive
+
 HELP = "measure latency, throughput and memory of bundles"
 
 INTERRUPTED = 130
@@ -38,10 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=numbers, metavar="N", help="images a call, e.g. 1,8 (default: the bundle's, 1 if dynamic)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
-    parser.add_argument("--streams", type=int, metavar="N", help="calls under way at once (default 1)")
-    parser.add_argument("--precision", metavar="P", help="fp32, bf16 or fp16, where the runtime lets one choose")
-    parser.add_argument("--device", metavar="D", help="CPU, GPU, NPU, or the runtime's own name for one")
     parser.add_argument("--seconds", type=float, metavar="S", help="measure for about so long (default 10)")
     parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds")
     parser.add_argument("--warmup", type=float, default=1.0, metavar="S", help="warm each candidate up (default 1)")
@@ -53,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each candidate")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the latencies")
+    add_load_options(parser)
 
 
 def names(text: str) -> list[str]:
@@ -62,45 +61,41 @@ def names(text: str) -> list[str]:
 
 def numbers(text: str) -> list[int]:
     """`1,8`."""
-    parts = names(text)
-    if not parts or not all(part.isdigit() and int(part) for part in parts):
+    try:
+        found = [positive(part) for part in names(text)]
+    except ValueError:
+        found = []
+    if not found:
         raise argparse.ArgumentTypeError(f"{text!r} are not batches: write positive numbers, e.g. 1,8")
-    return [int(part) for part in parts]
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 130 where Ctrl-C stopped it."""
     from vitdeploy.errors import UsageError, VitDeployError
-    from vitdeploy.validation.benchmark import Benchmark
+    from vitdeploy.validation.benchmark import benchmark
     from vitdeploy.validation.benchmark_plot import to_svg
 
     if args.plot and args.plot.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw {args.plot}", why="plots are SVG", fix=f"--plot {args.plot.with_suffix('.svg')}")
     for path in filter(None, (args.csv, args.plot)):
         _check_writable(path)
-    with Benchmark(
-        args.bundles,
-        runtime=args.runtime,
-        batch=args.batch,
-        seconds=args.seconds,
-        rounds=args.rounds,
-        warmup=args.warmup,
-        baseline=args.baseline,
-        allow_different=args.allow_different,
-        threads=args.threads,
-        streams=args.streams,
-        precision=args.precision,
-        device=args.device,
-    ) as measuring:
-        interrupted = False
-        try:
-            measuring.measure()
-        except KeyboardInterrupt:
-            if not measuring.measured:
-                log.error("nothing was measured: no round was complete")
-                raise
-            interrupted = True
-        report = measuring.report(interrupted=interrupted)
+    try:
+        report = benchmark(
+            args.bundles,
+            runtime=args.runtime,
+            batch=args.batch,
+            seconds=args.seconds,
+            rounds=args.rounds,
+            warmup=args.warmup,
+            baseline=args.baseline,
+            allow_different=args.allow_different,
+            on_interrupt="report",
+            **load_options(args),
+        )
+    except KeyboardInterrupt:
+        log.error("nothing was measured: no round was complete")
+        raise
     print(json.dumps(report.to_dict()) if args.json else report)
     try:
         if args.csv:
@@ -110,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     except VitDeployError as error:  # the result is printed already, and one JSON object is enough
         log.error("error: %s", error)
         return error.exit_code
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED if report.interrupted else 0
 
 
 def _check_writable(path: Path) -> None:

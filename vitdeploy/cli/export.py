@@ -4,6 +4,7 @@ SOURCE is a model of the zoo (see `vitdeploy models`) or `file.py:function`, whe
 
   vitdeploy export lemevit_tiny.eurosat --fp16
   vitdeploy export lemevit_small --checkpoint weights.pth --num-classes 51 --target tensorrt10 --batch dynamic
+  vitdeploy export lemevit_tiny.eurosat --int8 --calibration pictures/ --max-drop 0.1
   vitdeploy export my_model.py:build --image-size 256x192 -o build/mine
 
 The bundle exists only if its files reproduce the PyTorch outputs; otherwise the command fails and leaves nothing.
@@ -20,8 +21,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.cli.arguments import positive
+
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
+    from vitdeploy.calibration.options import Int8Options
 
 HELP = "export a network to a verified bundle"
 
@@ -33,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument(
         "--fp16", action="store_const", const="fp16", dest="precision", default="fp32", help="half precision"
     )
-    precision.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default) or fp16")
+    precision.add_argument(
+        "--int8", action="store_const", const="int8", dest="precision", help="8-bit integers, see --calibration"
+    )
+    precision.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), fp16 or int8")
     parser.add_argument("--target", default="portable", metavar="T", help="see docs/targets.md (default: portable)")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help=".safetensors, or .pth read without running code"
@@ -49,6 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="hyperparameter of the network, e.g. windows=8,8,16,8",
     )
+    parser.add_argument(
+        "--preprocessing",
+        type=preprocessing,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how pictures become inputs, where the checkpoint does not say it: mode, crop_ratio, interpolation, mean, "
+        "std, channels",
+    )
+    parser.add_argument(
+        "--bake-preprocessing",
+        action="store_true",
+        help="scale, mean, deviation and channel order in the graph: the input becomes uint8 [N, H, W, 3]",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     parser.add_argument(
         "--reference",
@@ -57,18 +78,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="pictures to prove the bundle on (default: synthetic)",
     )
+    add_int8_arguments(parser.add_argument_group("INT8"))
     parser.add_argument("--features", action="store_true", help="export the feature pyramid instead of the logits")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./MODEL-TARGET-PRECISION")
 
 
+def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
+    """Arguments that only INT8 takes; None where the user did not give them."""
+    group.add_argument(
+        "--calibration", type=Path, metavar="DATA", help="pictures like those in use: a folder or zip, or an .npz"
+    )
+    group.add_argument("--samples", type=int, metavar="N", help="pictures to calibrate on (default 300)")
+    group.add_argument(
+        "--method",
+        metavar="M",
+        help="range of activations: auto (default), minmax, average, percentile, entropy or mse",
+    )
+    group.add_argument(
+        "--ignore", action="append", metavar="PATTERN", help="nodes that stay in float, e.g. 'stages.3.*'"
+    )
+    group.add_argument(
+        "--min-snr", type=float, metavar="DB", help="give layers back to float until the outputs keep this"
+    )
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="P",
+        help="the same until top-1 falls by at most P points; needs labelled DATA",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="of the choice of pictures (default 0)")
+
+
+def int8_options(args: argparse.Namespace) -> Int8Options | None:
+    """The options that were given; None without any."""
+    from vitdeploy.calibration.options import Int8Options
+    from vitdeploy.errors import UsageError
+
+    names = ("samples", "method", "ignore", "min_snr", "max_drop", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if given and args.precision != "int8":
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for INT8", fix="--int8 --calibration DATA")
+    if "ignore" in given:
+        given["ignore"] = tuple(given["ignore"])
+    return Int8Options(**given) if given else None
+
+
 def image_size(text: str) -> int | tuple[int, int]:
     """`224` or `256x192` (height x width)."""
     try:
-        sides = [int(part) for part in text.lower().split("x")]
+        sides = [positive(part) for part in text.lower().split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
+    if len(sides) not in (1, 2):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 224, or 256x192 for height x width")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
@@ -77,9 +139,10 @@ def batch(text: str) -> int | str:
     """`8` or `dynamic`."""
     if text == "dynamic":
         return text
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a batch: write a positive number, or dynamic")
-    return int(text)
+    try:
+        return positive(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a batch: write a positive number, or dynamic") from None
 
 
 def hyperparameter(text: str) -> tuple[str, Any]:
@@ -92,6 +155,17 @@ def hyperparameter(text: str) -> tuple[str, Any]:
     if not key or not equals or parsed is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE with a number or numbers as the value")
     return key, parsed
+
+
+def preprocessing(text: str) -> tuple[str, Any]:
+    """`mode=stretch` or `mean=0.5,0.5,0.5` as a name and a value, text where it is not a number or numbers."""
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE: write mode=stretch, or mean=0.5,0.5,0.5")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +194,11 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=args.checkpoint,
             labels=labels,
             hyperparameters=dict(args.set),
+            preprocessing=dict(args.preprocessing),
+            bake_preprocessing=args.bake_preprocessing,
             reference=args.reference,
+            calibration=args.calibration,
+            int8=int8_options(args),
             features=args.features,
             force=args.force,
         )
@@ -138,10 +216,14 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "weights": manifest.model.weights.kind,
         "precision": manifest.precision,
         "target": manifest.target,
+        "input": str(manifest.inputs[0]),
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "nodes": {"captured": manifest.graph["nodes_captured"], "shipped": manifest.graph["nodes"]},
         "kept_fp32": len(manifest.precision_report.get("kept_fp32", [])),
-        "half_snr_db": manifest.precision_report.get("snr_db"),
+        "snr_db": manifest.precision_report.get("snr_db"),
+        "int8_macs": manifest.precision_report.get("int8_macs"),
+        "given_back": len(manifest.precision_report.get("given_back", [])),
+        "drop": manifest.precision_report.get("drop"),
         "parity": manifest.parity,
         "seconds": round(seconds, 2),
     }
@@ -158,11 +240,16 @@ def _table(summary: dict[str, Any]) -> str:
         ["size", f"{summary['bytes'] / 1e6:.1f} MB"],
         ["nodes", f"{summary['nodes']['captured']} captured, {summary['nodes']['shipped']} shipped"],
     ]
+    if "uint8" in summary["input"]:
+        rows.insert(3, ["input", f"{summary['input']}, normalised in the graph"])
     if summary["precision"] == "fp16":
         kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
-        rows.append(
-            ["half precision", f"{summary['half_snr_db']:.1f} dB against PyTorch FP32 (emulated rounding){kept}"]
-        )
+        rows.append(["half precision", f"{summary['snr_db']:.1f} dB against PyTorch FP32 (emulated rounding){kept}"])
+    if summary["precision"] == "int8":
+        given = f", {summary['given_back']} layers given back to float" if summary["given_back"] else ""
+        rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{given}"])
+        drop = "" if summary["drop"] is None else f", top-1 {-summary['drop']:+.2f} points"
+        rows.append(["INT8 against FP32", f"{summary['snr_db']:.1f} dB on pictures not calibrated on{drop}"])
     for report in summary["parity"]:
         for output in report["outputs"]:
             rows.append(

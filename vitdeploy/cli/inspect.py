@@ -98,7 +98,10 @@ def sections(inspection: Inspection) -> Sections:
     manifest = inspection.manifest
     found: Sections = {
         "model": _model(manifest),
-        "preprocessing": {key: _short(value) for key, value in manifest["preprocessing"].items()},
+        "preprocessing": {
+            **{key: _short(value) for key, value in manifest["preprocessing"].items()},
+            "normalised": "in the graph" if manifest["preprocessing_in_graph"] else "by the runtime",
+        },
         "signature": _signature(manifest),
         "files": {name: f"{record['bytes']} bytes" for name, record in manifest["files"].items()},
         "parity with PyTorch when exported": _parity(manifest["parity"]),

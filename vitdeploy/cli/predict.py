@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from vitdeploy.cli.arguments import add_runtime, load_options
+
 HELP = "classify pictures with a bundle"
 
 
@@ -14,17 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to print (default 5)")
-    parser.add_argument(
-        "--runtime", default="auto", metavar="R", help="onnxruntime, openvino, tensorrt, torch or auto (default)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
+    add_runtime(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the most probable classes of each picture."""
     from vitdeploy.runtime.session import load
 
-    with load(args.bundle, runtime=args.runtime, threads=args.threads) as session:
+    with load(args.bundle, runtime=args.runtime, **load_options(args)) as session:
         found = session.predict(args.images, top_k=args.top_k)
     if args.json:
         pictures = [

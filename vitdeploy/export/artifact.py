@@ -60,6 +60,7 @@ def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
 def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Target, precision: str) -> Manifest:
     """The manifest of a finished graph, without the results that come after it."""
     labels = () if outputs.strides or len(card.labels) != card.num_classes else card.labels
+    inputs = tuple(_spec(value) for value in graph.graph.inputs)
     strides = {"strides": dict(zip(outputs.names, outputs.strides, strict=True))} if outputs.strides else {}
     return Manifest(
         model=ModelRecord(
@@ -75,7 +76,8 @@ def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Targ
         opset=target.opset,
         preprocessing=card.preprocessing,
         labels=labels,
-        inputs=tuple(_spec(value) for value in graph.graph.inputs),
+        preprocessing_in_graph=inputs[0].dtype == "uint8",
+        inputs=inputs,
         outputs=tuple(_spec(value) for value in graph.graph.outputs),
         tools=_tool_versions(),
         graph={"nodes": node_count(graph), **strides},

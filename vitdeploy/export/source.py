@@ -27,11 +27,13 @@ def resolve(
     checkpoint: str | Path | None,
     labels: Sequence[str] | None,
     hyperparameters: Mapping[str, Any] | None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
 ) -> tuple[nn.Module, ModelCard]:
     """The module in eval mode and its card.
 
     `source` is a name of the zoo, a module, or `file.py:function` / `package.module:function` that returns one. A
-    module that is not of the zoo needs `image_size`; its preprocessing is taken to be ImageNet's.
+    module that is not of the zoo needs `image_size`. `preprocessing` replaces what the card records, or fields of that;
+    where nothing is recorded the card's `assumption` says what is taken.
     """
     module = _from_function(source) if isinstance(source, str) and ":" in source else source
     if isinstance(module, str):
@@ -52,6 +54,8 @@ def resolve(
             )
         model = module.eval()
         card = _describe(model, image_size)
+    if preprocessing:
+        card = card.preprocessed(preprocessing)
     if labels is not None:
         if len(labels) != card.num_classes and card.num_classes:
             raise UsageError(f"{len(labels)} labels for {card.num_classes} classes", fix="one line for each class")
@@ -72,9 +76,9 @@ def _describe(model: nn.Module, image_size: int | tuple[int, int] | None) -> Mod
         raise UsageError(
             f"{type(model).__name__} does not say which image size it takes", fix="--image-size 224 (or HEIGHTxWIDTH)"
         )
-    size = as_image_size(image_size)
+    size, name = as_image_size(image_size), type(model).__name__
     return ModelCard(
-        name=type(model).__name__,
+        name=name,
         family="custom",
         network=f"{type(model).__module__}:{type(model).__qualname__}",
         hyperparameters={},
@@ -84,6 +88,7 @@ def _describe(model: nn.Module, image_size: int | tuple[int, int] | None) -> Mod
         image_size=size,
         num_classes=0,
         weights=Weights("module", "live module"),
+        assumption=f"{name} does not say how its pictures were preprocessed, the way of ImageNet is taken",
     )
 
 

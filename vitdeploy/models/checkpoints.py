@@ -62,7 +62,11 @@ class SavedCheckpoint:
         origin = f"{self.path.name} [{self.entry}]" if self.entry else self.path.name
         card = replace(card, weights=Weights("checkpoint", origin, self.sha256))
         try:
-            card = _restate(card, self._facts())
+            facts = self._facts()
+            card = _restate(card, facts)
+            if "preprocessing" not in facts and self.path.name != card.checkpoint:
+                unsaid = f"{origin} does not say how its pictures were preprocessed"
+                card = replace(card, assumption=f"{unsaid}, the published way of {card.name} is taken")
             if card.num_classes < 1 or len(card.labels) not in (0, card.num_classes):
                 raise ValueError(f"{len(card.labels)} labels for {card.num_classes} classes")
         except (AttributeError, TypeError, ValueError, UsageError) as error:

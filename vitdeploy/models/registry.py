@@ -47,6 +47,7 @@ class ModelCard:
     source          paper and code the definition follows
     reconstruction  empty where official code exists; otherwise which facts are the paper's
     checkpoint      file name under models/weights for a tagged card
+    assumption      what was taken for want of a record, in words: the preprocessing of weights that came without one
     other_sizes     further sizes with published results: (image_size, macs, top1)
     """
 
@@ -64,12 +65,25 @@ class ModelCard:
     labels: tuple[str, ...] = ()
     reconstruction: str = ""
     checkpoint: str | None = None
+    assumption: str = ""
     other_sizes: tuple[tuple[tuple[int, int], float | None, float | None], ...] = ()
     weights: Weights = field(default_factory=lambda: Weights("random", f"seed {RANDOM_SEED}"))
 
     def resized(self, image_size: tuple[int, int]) -> ModelCard:
         """The same card for inputs of `image_size` (height, width)."""
         return replace(self, image_size=image_size, preprocessing=replace(self.preprocessing, size=image_size))
+
+    def preprocessed(self, preprocessing: Preprocessing | Mapping[str, Any]) -> ModelCard:
+        """The same card with a preprocessing in place of its own, or with some fields of that replaced.
+
+        The size stays that of the network. Raises UsageError for a field that does not exist or a value that does not
+        fit.
+        """
+        if isinstance(preprocessing, Preprocessing):
+            chosen = replace(preprocessing, size=self.image_size)
+        else:
+            chosen = self.preprocessing.changed(preprocessing)
+        return replace(self, preprocessing=chosen, assumption="")
 
     def tuned(self, hyperparameters: Mapping[str, Any]) -> ModelCard:
         """The same card with some hyperparameters replaced; a UsageError for one that it does not have."""

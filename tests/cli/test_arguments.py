@@ -1,0 +1,98 @@
+"""What several commands share: the options of `vitdeploy.load` reach the runtime from each of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bundles import write_tiny_bundle
+from vitdeploy.cli import benchmark, export, main
+from vitdeploy.cli.arguments import positive
+
+OPTIONS = ["--threads", "1", "--streams", "2", "--device", "CPU", "--compute-precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "b").path)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "p.png"
+    Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(path)
+    return str(path)
+
+
+def test_verify_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    for runtime in ("openvino", "auto"):
+        cache = tmp_path / runtime
+        assert main(["verify", bundle, "--runtime", runtime, *OPTIONS, "--cache", str(cache), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["runtime"]
+        assert {key: told[key] for key in ("backend", "threads", "streams", "device", "precision")} == {
+            "backend": "openvino",
+            "threads": 1,
+            "streams": 2,
+            "device": "CPU",
+            "precision": "fp32",
+        }
+        assert any(path.is_file() for path in cache.rglob("*"))
+
+
+def test_predict_passes_them_on(bundle: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    command = ["predict", bundle, picture, "--runtime", "openvino", "--json"]
+    assert main([*command, *OPTIONS, "--cache", str(tmp_path / "c")]) == 0
+    given = json.loads(capsys.readouterr().out)
+    assert any(path.is_file() for path in (tmp_path / "c").rglob("*"))
+    assert main(command) == 0
+    assert given == json.loads(capsys.readouterr().out)
+
+
+def test_benchmark_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    command = ["benchmark", bundle, "--runtime", "openvino", "--rounds", "1", "--warmup", "0", "--json", *OPTIONS]
+    assert main([*command, "--cache", str(tmp_path / "c")]) == 0
+    (candidate,) = json.loads(capsys.readouterr().out)["candidates"]
+    assert (candidate["settings"]["threads"], candidate["settings"]["callers"]) == (1, 2)
+    assert any(path.is_file() for path in (tmp_path / "c").rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["verify", "predict", "benchmark"])
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--checkpoint", "weights.pth", "cannot be told its checkpoint"),
+        ("--compute-precision", "bf16", "cannot be told its precision"),
+        ("--cache", "folder", "cannot be told its cache"),
+        ("--device", "TPU", "no device TPU"),
+        ("--threads", "0", "0 threads"),
+        ("--streams", "0", "0 streams"),
+        ("--compute-precision", "fp8", "fp32 or bf16 or fp16"),
+    ],
+)
+def test_what_a_runtime_cannot_follow_is_refused_by_every_command(
+    command: str, option: str, value: str, complaint: str, bundle: str, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pictures = [picture] if command == "predict" else []
+    assert main([command, bundle, *pictures, "--runtime", "onnxruntime", option, value]) == 2
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), (" 8 ", 8), ("0", None), ("-1", None), ("²", None), ("", None)])
+def test_commands_agree_on_what_a_number_is(text: str, number: int | None) -> None:
+    for parse, value in ((positive, number), (export.batch, number), (benchmark.numbers, [number])):
+        if number is None:
+            with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+                parse(text)  # type: ignore[operator]
+        else:
+            assert parse(text) == value  # type: ignore[operator]

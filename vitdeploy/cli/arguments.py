@@ -1,0 +1,46 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_LOAD_OPTIONS = ("threads", "streams", "precision", "device", "cache", "checkpoint")
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """`--runtime`, one name, and the options of `vitdeploy.load`."""
+    parser.add_argument(
+        "--runtime", default="auto", metavar="R", help="onnxruntime, openvino, tensorrt, torch or auto (default)"
+    )
+    add_load_options(parser)
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vitdeploy.load`; a runtime that cannot follow one says so."""
+    group = parser.add_argument_group("how the runtime computes")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of computation (default: the runtime's)")
+    group.add_argument("--streams", type=int, metavar="N", help="calls that are computed at once")
+    group.add_argument("--device", metavar="D", help="CPU, GPU, NPU, or the runtime's own name for one")
+    group.add_argument(
+        "--compute-precision",
+        dest="precision",
+        metavar="P",
+        help="fp32, bf16 or fp16, where the runtime lets one choose (default: the most exact one)",
+    )
+    group.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled models here; trust it like a program")
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the bundle, for the runtime torch")
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_load_options` found, as keywords of `vitdeploy.load`."""
+    return {name: getattr(args, name) for name in _LOAD_OPTIONS}
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; ValueError for any other text."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"{number} is not positive")
+    return number
