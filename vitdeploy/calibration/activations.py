@@ -1,0 +1,186 @@
+"""Tensors inside an FP32 graph, fetched for batches of images in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from vitdeploy.errors import ExportError, InputError
+
+Array = NDArray[Any]
+
+FETCH_BYTES = 96 << 20  # of tensors held at once, unless a single one of a single image is larger
+MAX_IMAGES = 32  # in one run
+
+
+class Activations:
+    """Called with images [n, 3, height, width], gives the named tensors one after another, in the order of the graph.
+
+    The graph is cut into segments, so that no more tensors than `FETCH_BYTES` wait in memory at once; what later
+    segments read of earlier ones is kept besides. Nothing is computed twice, and every weight is loaded once.
+
+    source  the graph's only input
+    images  how many to pass in one call: the batch of the graph or, where it is free, as many as fit
+
+    Raises ExportError for a name that the graph does not compute, or that is no float32.
+    """
+
+    def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
+        if len(model.graph.inputs) != 1:
+            raise ExportError(f"the graph has {len(model.graph.inputs)} inputs", fix="a network that takes images only")
+        model = model.clone()
+        self.source = model.graph.inputs[0]
+        values = _prune(model, names)
+        groups = _groups(values, names)
+        self._fixed = self.source.shape[0] if self.source.shape is not None else None
+        heaviest = max((sum(map(_bytes, group)) for group in groups), default=0)
+        fitting = max(1, min(MAX_IMAGES, FETCH_BYTES // max(heaviest, 1)))
+        self.images = self._fixed if isinstance(self._fixed, int) else fitting
+        self._segments = _segments(model, groups)
+
+    def __call__(self, batch: Array) -> Iterator[tuple[str, Array]]:
+        """Name and values of each tensor for at most `images` images; the values are gone when the next is asked for.
+
+        Too few images for a fixed batch are filled up with copies of the last one, which are taken off again from
+        tensors that have the batch in front. Raises InputError for images of another size.
+        """
+        import onnxruntime as ort
+
+        self._check(batch)
+        count = len(batch)
+        if isinstance(self._fixed, int) and count < self._fixed:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], self._fixed - count, axis=0)])
+        waiting = {str(self.source.name): ort.OrtValue.ortvalue_from_numpy(batch)}
+        for segment in self._segments:
+            outputs = [*segment.names, *segment.kept]
+            # As arrays they would be held twice: once by the session, once by Python.
+            made = segment.session.run_with_ort_values(outputs, {name: waiting[name] for name in segment.inputs})
+            known = chain(waiting.items(), zip(outputs, made, strict=False))
+            waiting = {name: value for name, value in known if name in segment.later}
+            for index, name in enumerate(segment.names):
+                values = made[index].numpy()
+                if count < len(batch) and len(values) % len(batch) == 0:
+                    values = values[: len(values) // len(batch) * count]
+                yield name, values
+            del made, known, values  # before the next segment makes its own
+            _return_free_memory()
+
+    def _check(self, batch: Array) -> None:
+        wanted = list(self.source.shape or [])[1:]
+        if any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, batch.shape[1:], strict=False)):
+            raise InputError(
+                f"calibration images are {list(batch.shape[1:])}, the network takes {wanted}",
+                fix="preprocess them as the bundle does",
+            )
+
+
+def _prune(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
+    """Leave only what computes the named tensors, in place; all tensors that are computed, by name."""
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    missing = sorted(set(names) - set(values))
+    if missing:
+        raise ExportError(f"the graph does not compute {missing[0]}", why=f"{len(missing)} such names were given")
+    if any(values[name].shape is None for name in names):
+        common.ShapeInferencePass()(model)
+    model.graph.outputs.clear()
+    for name in names:
+        values[name].type = values[name].type or ir.TensorType(ir.DataType.FLOAT)
+        if values[name].dtype != ir.DataType.FLOAT:
+            raise ExportError(f"{name} is {values[name].dtype}", why="only float32 tensors have ranges")
+        model.graph.outputs.append(values[name])
+    common.RemoveUnusedNodesPass()(model)
+    return {str(value.name): value for node in model.graph for value in node.outputs}
+
+
+def _groups(values: dict[str, ir.Value], names: Sequence[str]) -> list[list[ir.Value]]:
+    """The tensors in the order of the graph, cut where the next one of a single image would not fit any more."""
+    groups: list[list[ir.Value]] = []
+    size, wanted = 0, set(names)
+    for value in (value for name, value in values.items() if name in wanted):
+        size += _bytes(value)
+        if not groups or size > FETCH_BYTES:
+            groups.append([])
+            size = _bytes(value)
+        groups[-1].append(value)
+    return groups
+
+
+def _bytes(value: ir.Value) -> int:
+    """Bytes of the tensor with one image in every free dimension; of unknown shape it gets a segment of its own."""
+    if value.shape is None:
+        return FETCH_BYTES
+    return 4 * math.prod(dim if isinstance(dim, int) else 1 for dim in value.shape)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A part of the graph.
+
+    inputs  what it reads of earlier parts
+    names   the tensors asked for
+    kept    what it makes for later parts besides
+    later   everything that later parts read
+    """
+
+    session: Any
+    inputs: list[str]
+    names: list[str]
+    kept: list[str]
+    later: set[str]
+
+
+def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]]) -> list[_Segment]:
+    """One segment for each group, which ends with the node that makes the last of its tensors."""
+    position = {node: index for index, node in enumerate(model.graph)}
+    made = {model.graph.inputs[0]: -1}
+    made.update({value: index for node, index in position.items() for value in node.outputs})
+    last_read = {value: max((position[use.node] for use in value.uses()), default=-1) for value in made}
+    segments: list[_Segment] = []
+    start = -1
+    for group in groups:
+        end = max(made[value] for value in group)
+        inputs = [
+            value
+            for value, index in made.items()
+            if index <= start and any(start < position[use.node] <= end for use in value.uses())
+        ]
+        later = {value for value, index in made.items() if index <= end < last_read[value]}
+        kept = [value for value in later if made[value] > start and value not in group]
+        kept.sort(key=made.__getitem__)
+        part = ir.convenience.extract(model.graph, inputs, [*group, *kept])
+        session = _session(ir.Model(part, ir_version=model.ir_version))
+        segments.append(_Segment(session, _names(inputs), _names(group), _names(kept), set(_names(later))))
+        start = end
+    return segments
+
+
+def _return_free_memory() -> None:
+    """Give the system what is free: the C library of Linux keeps it between tensors of many sizes, hundreds of MiB."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _names(values: Sequence[ir.Value] | set[ir.Value]) -> list[str]:
+    return [str(value.name) for value in values]
+
+
+def _session(model: ir.Model) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # memory goes back as soon as it can
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    payload = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,262 @@
+"""The straight flow: an optimized FP32 graph and calibration images in, a graph with Q/DQ and what it took out."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from vitdeploy.calibration.bias_correction import correct_biases, mean_error
+from vitdeploy.calibration.collect import collect
+from vitdeploy.calibration.images import Images
+from vitdeploy.calibration.insert import QuantizedWeight, insert
+from vitdeploy.calibration.judge import Judge
+from vitdeploy.calibration.moments import moments
+from vitdeploy.calibration.observers import Statistics
+from vitdeploy.calibration.options import Int8Options
+from vitdeploy.calibration.placement import CONVOLUTION, Layer, Plan, place, restrict, tensors
+from vitdeploy.calibration.ranges import TensorRange, choose_range, choose_ranges
+from vitdeploy.calibration.readers import Reader, channel_axis, reader
+from vitdeploy.calibration.rounding import round_weight
+from vitdeploy.calibration.rules import Int8Rules
+from vitdeploy.calibration.scheme import U8, Affine, Array
+from vitdeploy.calibration.search import GivenBack, give_back
+from vitdeploy.calibration.shift import obstacle, pixel_grid, shift
+from vitdeploy.calibration.smoothing import smooth
+from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.export.graph import constant
+from vitdeploy.runtime.preprocess import Preprocessing
+
+log = logging.getLogger("vitdeploy.calibration")
+
+# Below it something is wrong with the network or the images, and no accuracy is to be expected.
+MIN_SNR_DB = 20.0
+
+# A range is one-sided where it reaches less than this part of its longer side to the other: GELU's, SiLU's, ReLU's.
+ONE_SIDED = 0.25
+
+
+@dataclass
+class Int8Report:
+    """What quantization decided; JSON by `to_dict`.
+
+    snr_db   of the outputs against the FP32 graph, on images not calibrated on
+    layers   every product of the graph: quantized, or the reason why not
+    """
+
+    plan: Plan
+    ranges: Mapping[str, TensorRange]
+    snr_db: float
+    images: Mapping[str, Any]
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    given_back: Sequence[GivenBack] = ()
+    drop: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as they stand in a manifest."""
+        counts: dict[str, list[int]] = {}
+        for layer in self.plan:
+            count = counts.setdefault(layer.kind, [0, 0])
+            count[0] += layer.quantized
+            count[1] += 1
+        macs = sum(layer.macs for layer in self.plan)
+        return {
+            "snr_db": round(self.snr_db, 2),
+            "drop": self.drop,
+            "layers": {kind: {"int8": count[0], "of": count[1]} for kind, count in counts.items()},
+            "int8_macs": round(sum(layer.macs for layer in self.plan if layer.quantized) / max(macs, 1), 4),
+            "float": {layer.node: layer.obstacle for layer in self.plan if not layer.quantized},
+            "given_back": [layer.to_dict() for layer in self.given_back],
+            "repairs": self.repairs,
+            "calibration": dict(self.images),
+            "ranges": {name: found.to_dict() for name, found in self.ranges.items()},
+        }
+
+
+def quantize(
+    model: ir.Model,
+    rules: Int8Rules,
+    recipe: Preprocessing,
+    calibration: Callable[[], Images],
+    judge: Judge,
+    options: Int8Options,
+    pinned: Mapping[str, str],
+) -> tuple[ir.Model, Int8Report]:
+    """A copy of an optimized FP32 graph whose products compute in 8-bit integers as the target's rules say.
+
+    recipe       how pictures became the images; its mean and deviation place the integers of the first convolution
+    calibration  the images, anew at each call
+    judge        holds the result against FP32, on other images
+    pinned       nodes that stay in float, with the reason
+
+    Raises UsageError for a pattern that matches nothing, and ExportError where nothing is left to quantize.
+    """
+    model = model.clone()
+    plan = _restricted(place(model.graph, rules), options.ignore, pinned)
+    images = calibration()
+    ranges, repairs = _activations(model, plan, rules, recipe, images, calibration, options.method)
+    plan = _without_dead(plan, model, ranges)
+    if not any(layer.quantized for layer in plan):
+        raise ExportError("nothing in this network can be quantized", why=_reasons(plan), fix="--precision fp16")
+    affines = {name: found.affine for name, found in ranges.items() if found.affine is not None}
+    weights, errors = _weights(model, plan, affines, calibration)
+
+    def build(wanted: Plan) -> ir.Model:
+        quantized = {layer.node for layer in wanted if layer.quantized}
+        corrected = correct_biases(model, {node: error for node, error in errors.items() if node in quantized})
+        return insert(corrected, wanted, affines, weights, rules)
+
+    plan, given, drop = _search(model, plan, build, judge, options)
+    quantized = build(plan)
+    snr_db = judge.snr_db(quantized)
+    if not snr_db >= MIN_SNR_DB:
+        log.warning("WARNING: INT8 reaches only %.1f dB against FP32; see --min-snr, --max-drop, and validate", snr_db)
+    record = {"images": images.count, "method": options.method, "sha256": images.hashes}
+    return quantized, Int8Report(plan, ranges, snr_db, record, repairs, given, drop)
+
+
+def _activations(
+    model: ir.Model,
+    plan: Plan,
+    rules: Int8Rules,
+    recipe: Preprocessing,
+    images: Images,
+    calibration: Callable[[], Images],
+    method: str,
+) -> tuple[dict[str, TensorRange], list[dict[str, Any]]]:
+    """Rewrite the graph so that its activations quantize well, and choose their ranges."""
+    convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
+    fixed = pixel_grid(model, recipe, rules.activation, convolutions)
+    statistics = collect(model, _channel_axes(model, plan, fixed), images)
+    repairs = [found.to_dict() for found in smooth(model, plan, statistics)]
+    if repairs:
+        changed = {node for found in repairs for node in found["layers"]}
+        read = tensors(model.graph, plan)
+        axes = _channel_axes(model, plan, fixed)
+        again = {name: axes[name] for name in axes if any(layer.node in changed for layer in read[name])}
+        statistics |= collect(model, again, calibration())
+    if rules.activation.symmetric:
+        fixed |= shift(model, _one_sided(model, plan, statistics, fixed, method))
+    repairs += [{"repair": "exact input", "tensor": name} for name, affine in fixed.items()]
+    ranges = _ranges(model, plan, statistics, rules, method, fixed)
+    return ranges, repairs
+
+
+def _one_sided(
+    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], fixed: Mapping[str, Affine], method: str
+) -> dict[str, Affine]:
+    """Asymmetric ranges, by layer, of the dense convolutions whose inputs lie on one side of zero."""
+    nodes = {node.name: node for node in model.graph}
+    found = {}
+    for name, layers in tensors(model.graph, plan).items():
+        convolutions = [layer for layer in layers if layer.kind == CONVOLUTION and obstacle(nodes[layer.node]) is None]
+        if name in fixed or not convolutions:
+            continue
+        low, high = statistics[name].low, statistics[name].high
+        if min(-low, high) < ONE_SIDED * max(-low, high):
+            readers = [one for layer in convolutions if (one := reader(nodes[layer.node])) is not None]
+            chosen = choose_range(statistics[name], U8, method=method, readers=readers).affine
+            found.update({layer.node: chosen for layer in convolutions if chosen is not None})
+    return found
+
+
+def _weights(
+    model: ir.Model, plan: Plan, affines: Mapping[str, Affine], calibration: Callable[[], Images]
+) -> tuple[dict[str, QuantizedWeight], dict[str, Array]]:
+    """Weights rounded with their inputs in mind, and what their rounding still does to the mean of the outputs."""
+    nodes = {node.name: node for node in model.graph}
+    weights, errors = {}, {}
+    for layer, seen in moments(model, plan, affines, calibration):
+        assert layer.weight is not None
+        weight = constant(nodes[layer.node].inputs[layer.weight])
+        assert weight is not None
+        weights[layer.node] = round_weight(weight, layer.axis, seen.metric)
+        errors[layer.node] = mean_error(weight, layer.axis, weights[layer.node], seen)
+    return weights, errors
+
+
+def _restricted(plan: Plan, ignore: Sequence[str], pinned: Mapping[str, str]) -> Plan:
+    """`plan` without the nodes that the user or the network keeps in float."""
+    for pattern in ignore:
+        if not any(fnmatch.fnmatchcase(layer.node, pattern) for layer in plan):
+            names = ", ".join(layer.node for layer in plan[:3])
+            raise UsageError(f"--ignore {pattern} matches no layer", why=f"layers are called {names}, …")
+
+    def obstacle(node: str) -> str | None:
+        matched = next((pattern for pattern in ignore if fnmatch.fnmatchcase(node, pattern)), None)
+        return f"--ignore {matched}" if matched else pinned.get(node)
+
+    return restrict(plan, lambda layer: obstacle(layer.node))
+
+
+def _channel_axes(model: ir.Model, plan: Plan, fixed: Collection[str]) -> dict[str, int | None]:
+    """The activations to observe, each with the axis of its channels; not those whose range is fixed."""
+    nodes = {node.name: node for node in model.graph}
+    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in fixed}
+    return {name: channel_axis(nodes[layers[0].node]) if layers else None for name, layers in read.items()}
+
+
+def _ranges(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, Statistics],
+    rules: Int8Rules,
+    method: str,
+    fixed: Mapping[str, Affine],
+) -> dict[str, TensorRange]:
+    nodes = {node.name: node for node in model.graph}
+    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in fixed}
+    schemes = {name: (layers[0].scheme if layers else None) or rules.activation for name, layers in read.items()}
+    readers: dict[str, list[Reader]] = {}
+    for name, layers in read.items():
+        found = [reader(nodes[layer.node]) for layer in layers]
+        readers[name] = [one for one in found if one is not None]
+    chosen = choose_ranges({name: statistics[name] for name in read}, schemes, method=method, readers=readers)
+    known = {name: TensorRange(affine, "exact", *affine.range, math.inf) for name, affine in fixed.items()}
+    return {**chosen, **known}
+
+
+def _without_dead(plan: Plan, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Plan:
+    """Layers that read or write a tensor without a range stay in float."""
+    nodes = {node.name: node for node in model.graph}
+    dead = {name: found.note for name, found in ranges.items() if found.affine is None}
+
+    def obstacle(layer: Layer) -> str | None:
+        node = nodes[layer.node]
+        values = [node.inputs[index] for index in layer.activations] + [node.outputs[0]] * layer.output
+        return next((dead[str(value.name)] for value in values if value is not None and value.name in dead), None)
+
+    return restrict(plan, obstacle)
+
+
+def _reasons(plan: Plan) -> str:
+    return "; ".join(dict.fromkeys(str(layer.obstacle) for layer in plan if layer.obstacle)) or "it has no products"
+
+
+def _search(
+    model: ir.Model, plan: Plan, build: Any, judge: Judge, options: Int8Options
+) -> tuple[Plan, tuple[GivenBack, ...], float | None]:
+    """Give layers back until both goals hold."""
+    given: tuple[GivenBack, ...] = ()
+    extra = _float_bytes(model, plan)
+    if options.min_snr is not None:
+        plan, more = give_back(plan, build, judge.snr_db, judge.noise, options.min_snr, extra_bytes=extra)
+        given += more
+    if options.max_drop is None:
+        return plan, given, None
+    plan, more = give_back(plan, build, lambda m: -judge.drop(m), judge.noise, -options.max_drop, extra_bytes=extra)
+    return plan, given + more, judge.drop(build(plan))
+
+
+def _float_bytes(model: ir.Model, plan: Plan) -> dict[str, int]:
+    """What a layer's weight takes more in float, by node."""
+    nodes = {node.name: node for node in model.graph}
+    weights = {
+        layer.node: constant(nodes[layer.node].inputs[layer.weight]) for layer in plan if layer.weight is not None
+    }
+    return {name: 3 * weight.size for name, weight in weights.items() if weight is not None}
