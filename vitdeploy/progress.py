@@ -15,10 +15,10 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
 class Progress:
     """A context manager around a job of `total` steps; says how long the rest takes if it goes on as it went.
 
-    Silent where the logger of vitdeploy is, and for a job that is over before there was anything to say.
+    Without a total (None) it says how far it is. Silent where the logger of vitdeploy is, and for a job that is over before there was anything to say.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
         self._terminal = sys.stderr.isatty()
         self._begin = self._told = time.monotonic()
@@ -46,8 +46,13 @@ class Progress:
             return
         now = time.monotonic()
         self._told, self._shown = now, self.done
-        left = (now - self._begin) * (self.total - self.done) / max(1, self.done)
-        line = f"{self.what}: {self.done} of {self.total}, {in_words(now - self._begin)}, {in_words(left)} left"
+        line = f"{self.what}: {self.done}"
+        if self.total is not None:
+            line += f" of {self.total}"
+        line += f", {in_words(now - self._begin)}"
+        if self.total is not None:
+            left = (now - self._begin) * (self.total - self.done) / max(1, self.done)
+            line += f", {in_words(max(0.0, left))} left"
         if self._terminal:
             sys.stderr.write(f"\r{line}\x1b[K")
             sys.stderr.flush()

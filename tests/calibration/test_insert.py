@@ -84,7 +84,7 @@ def test_every_linear_layer_finds_an_integer_kernel_in_onnxruntime(tmp_path: obj
 def test_for_onnxruntime_convolutions_and_biases_are_integer_too(tmp_path: object) -> None:
     _, small = quantized("onnxruntime")
     found = kernels(small, tmp_path)
-    assert found["QLinearConv"] == 2
+    assert found["QLinearConv"] == 1  # the stem, of three channels, is faster in float
     assert found["QGemm"] == 1
     assert found["Gemm"] == 0
 

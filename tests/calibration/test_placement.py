@@ -58,8 +58,8 @@ def test_layers_that_read_one_tensor_share_it() -> None:
 def test_a_target_whose_convolutions_write_integers_observes_what_they_write() -> None:
     model = network()
     read = tensors(model.graph, place(model.graph, RULES["onnxruntime"]))
-    assert read["stem"] == []
     assert read["down"] == []
+    assert "stem" not in read  # three channels: faster in float
 
 
 def test_restricting_keeps_the_first_reason() -> None:

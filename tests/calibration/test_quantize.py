@@ -46,7 +46,7 @@ def test_every_target_gets_a_graph_that_keeps_its_rules_and_35_db(target: str) -
     _, small, report = quantized(target)
     assert violations(small.graph, RULES[target]) == []
     assert report.snr_db > 35
-    assert len(quantized_names(report)) == 7
+    assert len(quantized_names(report)) == (6 if target == "onnxruntime" else 7)  # its stem is faster in float
 
 
 def test_the_repairs_are_worth_their_while() -> None:

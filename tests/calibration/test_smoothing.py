@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.calibration import blocks
@@ -15,6 +15,7 @@ from tests.export.graph_cases import assert_same, batch, ops, parsed, run
 from vitdeploy.calibration.channels import follow
 from vitdeploy.calibration.collect import collect
 from vitdeploy.calibration.insert import insert
+from vitdeploy.calibration.observers import Statistics
 from vitdeploy.calibration.placement import Plan, place
 from vitdeploy.calibration.ranges import choose_ranges
 from vitdeploy.calibration.rules import Int8Rules
@@ -44,7 +45,12 @@ GRAPHS = {
         0,
         0,
     ),
-    "layer -> relu -> layer": (ROWS, "[s] t = MatMul(x, w) a = Add(t, b) r = Relu(a) y = MatMul(r, v) z = Relu(x)", 6, 1),
+    "layer -> relu -> layer": (
+        ROWS,
+        "[s] t = MatMul(x, w) a = Add(t, b) r = Relu(a) y = MatMul(r, v) z = Relu(x)",
+        6,
+        1,
+    ),
     "layer -> bias in front": (ROWS, "[s] t = MatMul(x, w) a = Add(b, t) y = MatMul(a, v) z = Relu(x)", 6, 1),
     "layer -> scalar sum": (ROWS, "[s] t = MatMul(x, w) a = Add(t, one) y = MatMul(a, v) z = Relu(x)", 6, 1),
     "layer -> gelu -> layer": (ROWS, "[s] t = MatMul(x, w) e = Erf(t) y = MatMul(e, v) z = Relu(x)", 0, 0),
@@ -82,9 +88,9 @@ GRAPHS = {
     "values -> heads -> mixed -> layer": (
         ROWS,
         """[s] t = MatMul(x, w) a = Add(t, b) h = Reshape(a, heads) v1 = Transpose<perm=[0,2,1,3]>(h)
-        k = Transpose<perm=[0,2,3,1]>(h2) h2 = Reshape(x, heads) q = Transpose<perm=[0,2,1,3]>(h2)
+        h2 = Reshape(x, heads) k = Transpose<perm=[0,2,3,1]>(h2) q = Transpose<perm=[0,2,1,3]>(h2)
         p = MatMul(q, k) m = MatMul(p, v1) o = Transpose<perm=[0,2,1,3]>(m) c = Reshape(o, joined) y = MatMul(c, v)
-        z = Relu(x)""".replace("k = Transpose<perm=[0,2,3,1]>(h2) h2 = Reshape(x, heads)", "h2 = Reshape(x, heads) k = Transpose<perm=[0,2,3,1]>(h2)"),
+        z = Relu(x)""",
         6,
         1,
     ),
@@ -120,6 +126,7 @@ def case(name: str) -> tuple[ir.Model, ir.Node]:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), spread=st.floats(0, 4))
 def test_any_scale_of_a_free_channel_leaves_the_outputs_as_they_were(name: str, seed: int, spread: float) -> None:
     model, source = case(name)
@@ -134,8 +141,8 @@ def test_any_scale_of_a_free_channel_leaves_the_outputs_as_they_were(name: str, 
     scales[free] = np.exp(np.random.default_rng(seed).normal(size=len(free)) * spread)
     rescale(source, found, scales)
     assert_same(before, run(model, feed), 1e-4)
-    changed = np.abs(np.log(scales[free])).max(initial=0.0) > 1e-3
-    assert changed == bool(np.abs(middle(model, feed, "t") / middle(case(name)[0], feed, "t") - 1).max() > 1e-4)
+    shape = (1, 6, *(1,) * 2) if source.op_type == "Conv" else (6,)
+    assert_same([middle(case(name)[0], feed, "t")], [middle(model, feed, "t") * scales.reshape(shape)])
 
 
 def middle(model: ir.Model, feed: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -146,7 +153,8 @@ def middle(model: ir.Model, feed: dict[str, np.ndarray], name: str) -> np.ndarra
 
 
 def test_a_weight_with_other_readers_is_copied() -> None:
-    text = f"agraph (float[n,5,6] x) => (y, z) {{ {NORM} y = MatMul(t, w) u = LayerNormalization<axis=-1>(x, gamma, beta) z = MatMul(u, w) }}"
+    text = f"""agraph (float[n,5,6] x) => (y, z) {{ {NORM} y = MatMul(t, w)
+        u = LayerNormalization<axis=-1>(x, gamma, beta) z = MatMul(u, w) }}"""
     used = {name: weights()[name] for name in ("w", "gamma", "beta")}
     model = parsed(text, **used)
     feed = {"x": batch(2, 5, 6)}
@@ -164,30 +172,24 @@ def outlier_network() -> ir.Model:
     bias[5] = 40
     first = batch(24, 32, seed=1)
     first[3] /= 50
-    text = f"""agraph (float[n,16,24] x) => (y) {{
+    text = """agraph (float[n,16,24] x) => (y) {
         [norm] t = LayerNormalization<axis=-1>(x, gamma)
         [one] m = MatMul(t, first) a = Add(m, bias)
         d = Div(a, root) e = Erf(d) f = Add(e, unit) g = Mul(a, f) [gelu] h = Mul(g, half)
-        [two] y = MatMul(h, second) }}"""
+        [two] y = MatMul(h, second) }"""
     scalars = {"root": np.float32(2**0.5), "unit": np.float32(1), "half": np.float32(0.5)}
     arrays = {name: np.asarray(value) for name, value in scalars.items()}
     return parsed(text, gamma=gamma, bias=bias, first=first, second=batch(32, 8, seed=2), **arrays)
 
 
-def observed(model: ir.Model, plan: Plan, images: np.ndarray):
+def observed(model: ir.Model, plan: Plan, images: np.ndarray) -> dict[str, Statistics]:
+    """Statistics of what the quantized layers read, rows of channels."""
     nodes = {node.name: node for node in model.graph}
-    names = {nodes[layer.node].inputs[0].name: -1 for layer in plan if layer.quantized}
-    return collect_rows(model, names, images)
-
-
-def collect_rows(model: ir.Model, names, images: np.ndarray):
-    from vitdeploy.calibration.observers import Statistics
-
     found = {}
-    for name, axis in names.items():
-        found[name] = Statistics(name, axis)
-        values = images if name == "x" else middle(model, {"x": images}, name)
-        found[name].update(values, len(images))
+    for layer in plan:
+        name = str(nodes[layer.node].inputs[0].name)
+        found[name] = Statistics(name, -1)
+        found[name].update(images if name == "x" else middle(model, {"x": images}, name), len(images))
     return found
 
 
@@ -246,12 +248,17 @@ def test_layers_that_are_not_quantized_or_not_observed_are_left_alone() -> None:
     assert_same(run(outlier_network(), {"x": IMAGES}), run(model, {"x": IMAGES}), 0)
 
 
-def test_smoothing_twice_finds_little_more() -> None:
+def test_channels_that_are_alike_are_left_alone() -> None:
+    model = outlier_network()
+    model.graph.initializers["gamma"].const_value = ir.tensor(np.ones(24, np.float32), name="gamma")
+    assert smoothed(model, IMAGES) == []
+
+
+def test_smoothing_twice_finds_nothing_more() -> None:
     model = outlier_network()
     first = smoothed(model, IMAGES)
-    second = smoothed(model, IMAGES)
-    assert all(later.after - later.before < 1 for later in second)
     assert first[0].after - first[0].before > 6
+    assert smoothed(model, IMAGES) == []
 
 
 def test_every_kind_of_layer_of_a_network_keeps_its_outputs() -> None:
@@ -277,13 +284,13 @@ def test_every_kind_of_layer_of_a_network_keeps_its_outputs() -> None:
 def test_a_trained_network_keeps_its_logits(source: str, options: dict, shared: Path, tmp_path: Path) -> None:
     from vitdeploy import export
     from vitdeploy.calibration.readers import channel_axis
-    from vitdeploy.calibration.shift import pixel_grid, shift
     from vitdeploy.calibration.scheme import U8
+    from vitdeploy.calibration.shift import pixel_grid, shift
     from vitdeploy.runtime.preprocess import Preprocessing, normalise
 
     if "checkpoint" in options:
         options = options | {"checkpoint": shared / options["checkpoint"]}
-    bundle = export(source, tmp_path / "bundle", batch="dynamic", **options)
+    export(source, tmp_path / "bundle", batch="dynamic", **options)
     model = ir.load(tmp_path / "bundle" / "model.onnx")
     recipe = Preprocessing(size=(64, 64), mode="stretch")
     images = normalise(np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8), recipe)
@@ -296,6 +303,8 @@ def test_a_trained_network_keeps_its_logits(source: str, options: dict, shared: 
     assert len(done) > 20
     assert_same(before, run(model, {"images": images}), 1e-4)
     assert pixel_grid(model, recipe)
-    convolutions = [one.node for one in layers if one.kind == "convolution" and nodes[one.node].inputs[0].name != "images"]
+    convolutions = [
+        one.node for one in layers if one.kind == "convolution" and nodes[one.node].inputs[0].name != "images"
+    ]
     assert shift(model, dict.fromkeys(convolutions[1:], U8.affine(-1, 5)))
     assert_same(before, run(model, {"images": images}), 1e-4)

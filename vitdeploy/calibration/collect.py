@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vitdeploy.calibration.activations import Activations
 from vitdeploy.calibration.images import Images
 from vitdeploy.calibration.observers import Statistics
-from vitdeploy.calibration.progress import Progress
 from vitdeploy.calibration.readers import widest_window
+from vitdeploy.progress import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -26,9 +26,6 @@ def collect(
     model: ir.Model | onnx.ModelProto | bytes,
     tensors: Mapping[str, int | None],
     batches: Iterable[Array],
-    *,
-    total: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Statistics]:
     """Run the images through an FP32 graph (ONNX Runtime, CPU) and keep the statistics of its tensors.
 
@@ -36,8 +33,6 @@ def collect(
     tensors   the tensors to observe, inputs and outputs of the graph included, each with the axis of its channels
               (for magnitudes a channel and samples, see `Statistics`) or None
     batches   images float32 [m, 3, height, width] of any m, or `Images`; read once, one after another
-    total     how many images there are, for the time left
-    progress  called with the number of images after each run; by default lines in the log
 
     Memory, next to the model: what `Activations` holds at once, `activations.FETCH_BYTES` and what the graph itself
     needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how
@@ -51,13 +46,13 @@ def collect(
     activations = Activations(graph, [name for name in tensors if name != source])
     statistics = {name: Statistics(name, axis, _window(graph, name, axis)) for name, axis in tensors.items()}
     images = batches if isinstance(batches, Images) else Images(batches)
-    progress = progress or Progress("calibrating", total).advance
-    for batch in _regroup(images, activations.images):
-        if source in statistics:
-            statistics[source].update(batch, len(batch))
-        for name, values in activations(batch):
-            statistics[name].update(values, len(batch))
-        progress(len(batch))
+    with Progress("calibrating", images.expected) as progress:
+        for batch in _regroup(images, activations.images):
+            if source in statistics:
+                statistics[source].update(batch, len(batch))
+            for name, values in activations(batch):
+                statistics[name].update(values, len(batch))
+            progress.advance(len(batch))
     images.check()
     return statistics
 

@@ -155,3 +155,8 @@ def decibel(signal: float, noise: float) -> float:
     if noise <= 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def in_json(ratio: float | None) -> float | None:
+    """A ratio in decibels for a JSON document, which knows no infinity."""
+    return round(ratio, 2) if ratio is not None and math.isfinite(ratio) else None

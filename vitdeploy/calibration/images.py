@@ -48,6 +48,11 @@ class Images:
             yield batch
 
     @property
+    def expected(self) -> int | None:
+        """Images there will be; None where nobody named them."""
+        return None if self._names is None else len(self._names)
+
+    @property
     def count(self) -> int:
         """Images seen so far."""
         return len(self.hashes)

@@ -18,12 +18,13 @@ from vitdeploy.export.graph import attribute, constant
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
-WORK = 1 << 23
-LEAST_ROWS = 64
+WORK = 1 << 22
+LEAST_ROWS = 32
 
 # Part of the mean variance that is added to every input's: the moments of a sample are not those of all images, and
 # there are fewer samples than inputs in some layers.
 DAMPING = 1e-3
+_ROUNDING = 1e-9  # part of the mean square below which a variance is float64's rounding error
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Window:
         padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
         spans = tuple((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True))
         views: Array = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
-        taken = views[:, :, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
-        return np.moveaxis(taken, 1, 3)
+        taken: Array = views[:, :, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
+        patches: Array = np.moveaxis(taken, 1, 3)
+        return patches
 
 
 def _same(
@@ -126,9 +128,11 @@ class Moments:
 
         The covariance and not the second moment, since a bias makes up for an error of the mean.
         """
-        found = self.second - np.outer(self.mean, self.mean)
-        variance = float(np.trace(found)) / len(found)
-        found[np.diag_indices_from(found)] += DAMPING * variance if variance > 0 else 1.0
+        second = self.second
+        found: Array = second - np.outer(self.mean, self.mean)
+        least = _ROUNDING * float(np.trace(second))
+        damping = max(DAMPING * float(np.trace(found)), least) / len(found)
+        found[np.diag_indices_from(found)] += damping if damping > 0 else 1.0
         return found
 
     def update(self, values: Array, images: int) -> None:
@@ -137,24 +141,24 @@ class Moments:
         Of an image with more than max(`LEAST_ROWS`, `WORK` / K²) vectors that many count, drawn without replacement by
         a generator seeded with the number of the image: the moments do not depend on how images are batched.
         """
-        for part in np.split(values, images) if len(values) % images == 0 else [values]:
-            vectors = self._vectors(part)
-            exact = vectors.astype(np.float64)
-            if not self.rows:
-                length = exact.shape[1]
-                self._sum, self._shift, self._square = np.zeros(length), np.zeros(length), np.zeros((length, length))
-            self._sum += exact.sum(axis=0)
-            self._square += exact.T @ exact
-            if self.affine is not None:
-                self._shift += (self.affine.round_trip(vectors) - exact).sum(axis=0)
-            self.rows += len(vectors)
-            self.images += 1
+        parts = np.split(values, images) if len(values) % images == 0 else [values]
+        vectors = np.concatenate([self._vectors(part) for part in parts])
+        exact = vectors.astype(np.float64)
+        if not self.rows:
+            length = exact.shape[1]
+            self._sum, self._shift, self._square = np.zeros(length), np.zeros(length), np.zeros((length, length))
+        self._sum += exact.sum(axis=0)
+        self._square += exact.T @ exact
+        if self.affine is not None:
+            self._shift += (self.affine.round_trip(vectors) - exact).sum(axis=0)
+        self.rows += len(vectors)
 
     def _vectors(self, values: Array) -> Array:
-        """The chosen vectors of one image, [n, K]."""
+        """The chosen vectors of the next image, [n, K]."""
+        self.images += 1
         if self.window is None:
-            rows = values.reshape(-1, values.shape[-1])
-            return rows[self._chosen(*rows.shape)]
+            rows: Array = values.reshape(-1, values.shape[-1])
+            return rows[self._chosen(len(rows), rows.shape[1])]
         patches = self.window.patches(values)
         places = patches.shape[:3]
         chosen = np.unravel_index(self._chosen(math.prod(places), math.prod(patches.shape[3:])), places)
@@ -165,7 +169,8 @@ class Moments:
         keep = max(LEAST_ROWS, WORK // length**2)
         if count <= keep:
             return np.arange(count)
-        return np.sort(np.random.default_rng(self.images).choice(count, keep, replace=False))
+        chosen: Array = np.random.default_rng(self.images).choice(count, keep, replace=False)
+        return np.sort(chosen)
 
 
 def moments(

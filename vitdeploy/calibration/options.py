@@ -18,6 +18,7 @@ class Int8Options:
     ignore    patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
     min_snr   dB that the outputs keep against FP32 on images not calibrated on; layers go back to float until they do
     max_drop  points of top-1 accuracy that may be lost on labelled images; layers go back to float until it holds
+    tune_latency  runtime on which layers have to be faster in INT8 to become it, measured here
     seed      of the choice of images
     """
 
@@ -26,6 +27,7 @@ class Int8Options:
     ignore: tuple[str, ...] = ()
     min_snr: float | None = None
     max_drop: float | None = None
+    tune_latency: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

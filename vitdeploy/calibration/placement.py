@@ -147,6 +147,10 @@ def _judged(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
         reason = "the target computes the products of attention faster in float"
     elif layer.kind == DEPTHWISE:
         reason = "a depthwise convolution is bound by memory, not by arithmetic"
+    elif layer.kind == CONVOLUTION:
+        inputs = _length((sizes(node.inputs[1]) or (0, 0))[1])
+        if inputs < rules.min_convolution_inputs:
+            reason = f"a convolution of {inputs} input channels is faster in float"
     elif layer.kind == LINEAR:
         weight = sizes(node.inputs[1]) or (0, 0)
         if min(map(_length, weight)) < rules.min_channels:

@@ -11,23 +11,24 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitdeploy.calibration.bias_correction import correct_biases, mean_error
+from vitdeploy.calibration.bias_correction import correct_biases
 from vitdeploy.calibration.collect import collect
+from vitdeploy.calibration.histogram import in_json
 from vitdeploy.calibration.images import Images
-from vitdeploy.calibration.insert import QuantizedWeight, insert
+from vitdeploy.calibration.insert import insert
 from vitdeploy.calibration.judge import Judge
-from vitdeploy.calibration.moments import moments
 from vitdeploy.calibration.observers import Statistics
 from vitdeploy.calibration.options import Int8Options
 from vitdeploy.calibration.placement import CONVOLUTION, Layer, Plan, place, restrict, tensors
 from vitdeploy.calibration.ranges import TensorRange, choose_range, choose_ranges
 from vitdeploy.calibration.readers import Reader, channel_axis, reader
-from vitdeploy.calibration.rounding import round_weight
+from vitdeploy.calibration.reconstruction import reconstruct
 from vitdeploy.calibration.rules import Int8Rules
-from vitdeploy.calibration.scheme import U8, Affine, Array
+from vitdeploy.calibration.scheme import U8, Affine
 from vitdeploy.calibration.search import GivenBack, give_back
 from vitdeploy.calibration.shift import obstacle, pixel_grid, shift
 from vitdeploy.calibration.smoothing import smooth
+from vitdeploy.calibration.tuning import Tuning, tune
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.export.graph import constant
 from vitdeploy.runtime.preprocess import Preprocessing
@@ -56,6 +57,7 @@ class Int8Report:
     repairs: list[dict[str, Any]] = field(default_factory=list)
     given_back: Sequence[GivenBack] = ()
     drop: float | None = None
+    tuning: Tuning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as they stand in a manifest."""
@@ -66,13 +68,14 @@ class Int8Report:
             count[1] += 1
         macs = sum(layer.macs for layer in self.plan)
         return {
-            "snr_db": round(self.snr_db, 2),
+            "snr_db": in_json(self.snr_db),
             "drop": self.drop,
             "layers": {kind: {"int8": count[0], "of": count[1]} for kind, count in counts.items()},
             "int8_macs": round(sum(layer.macs for layer in self.plan if layer.quantized) / max(macs, 1), 4),
             "float": {layer.node: layer.obstacle for layer in self.plan if not layer.quantized},
             "given_back": [layer.to_dict() for layer in self.given_back],
             "repairs": self.repairs,
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "calibration": dict(self.images),
             "ranges": {name: found.to_dict() for name, found in self.ranges.items()},
         }
@@ -98,17 +101,21 @@ def quantize(
     """
     model = model.clone()
     plan = _restricted(place(model.graph, rules), options.ignore, pinned)
+    tuning = None if options.tune_latency is None else _tuned(model, plan, rules, options.tune_latency)
+    plan = plan if tuning is None else restrict(plan, tuning.obstacle)
     images = calibration()
     ranges, repairs = _activations(model, plan, rules, recipe, images, calibration, options.method)
     plan = _without_dead(plan, model, ranges)
     if not any(layer.quantized for layer in plan):
         raise ExportError("nothing in this network can be quantized", why=_reasons(plan), fix="--precision fp16")
     affines = {name: found.affine for name, found in ranges.items() if found.affine is not None}
-    weights, errors = _weights(model, plan, affines, calibration)
+    rounded = reconstruct(model, plan, affines, calibration)
+    repairs += [{"repair": "rounding", "node": node, **found.to_dict()} for node, found in rounded.items()]
+    weights = {node: found.weight for node, found in rounded.items()}
 
     def build(wanted: Plan) -> ir.Model:
-        quantized = {layer.node for layer in wanted if layer.quantized}
-        corrected = correct_biases(model, {node: error for node, error in errors.items() if node in quantized})
+        quantized = [layer.node for layer in wanted if layer.quantized and layer.node in rounded]
+        corrected = correct_biases(model, {node: rounded[node].mean_error for node in quantized})
         return insert(corrected, wanted, affines, weights, rules)
 
     plan, given, drop = _search(model, plan, build, judge, options)
@@ -117,7 +124,19 @@ def quantize(
     if not snr_db >= MIN_SNR_DB:
         log.warning("WARNING: INT8 reaches only %.1f dB against FP32; see --min-snr, --max-drop, and validate", snr_db)
     record = {"images": images.count, "method": options.method, "sha256": images.hashes}
-    return quantized, Int8Report(plan, ranges, snr_db, record, repairs, given, drop)
+    return quantized, Int8Report(plan, ranges, snr_db, record, repairs, given, drop, tuning)
+
+
+def _tuned(model: ir.Model, plan: Plan, rules: Int8Rules, runtime: str) -> Tuning:
+    """What is faster in INT8 here; ExportError where that is nothing, before anybody waits for calibration."""
+    tuning = tune(model, plan, rules, runtime=runtime)
+    if not tuning.wins:
+        raise ExportError(
+            f"INT8 is not faster than FP32 in {runtime} on this machine",
+            why=f"the network takes {tuning.whole.value:.2f} of the time of FP32 at best",
+            fix="--fp16, or leave --tune-latency out",
+        )
+    return tuning
 
 
 def _activations(
@@ -133,51 +152,51 @@ def _activations(
     convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
     fixed = pixel_grid(model, recipe, rules.activation, convolutions)
     statistics = collect(model, _channel_axes(model, plan, fixed), images)
-    repairs = [found.to_dict() for found in smooth(model, plan, statistics)]
+    one_sided = _one_sided(model, plan, statistics) if rules.activation.symmetric else ()
+    # A product costs these nothing: it stands next to the sum that shifts them.
+    repairs = [found.to_dict() for found in smooth(model, plan, statistics, multiply=one_sided)]
     if repairs:
-        changed = {node for found in repairs for node in found["layers"]}
-        read = tensors(model.graph, plan)
-        axes = _channel_axes(model, plan, fixed)
-        again = {name: axes[name] for name in axes if any(layer.node in changed for layer in read[name])}
-        statistics |= collect(model, again, calibration())
-    if rules.activation.symmetric:
-        fixed |= shift(model, _one_sided(model, plan, statistics, fixed, method))
-    repairs += [{"repair": "exact input", "tensor": name} for name, affine in fixed.items()]
+        statistics |= collect(
+            model, _channel_axes(model, plan, {*fixed, *_unchanged(model, plan, repairs)}), calibration()
+        )
+    fixed |= shift(model, _asymmetric(model, plan, statistics, one_sided, method))
+    repairs += [{"repair": "exact input", "tensor": name} for name in fixed]
     ranges = _ranges(model, plan, statistics, rules, method, fixed)
     return ranges, repairs
 
 
-def _one_sided(
-    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], fixed: Mapping[str, Affine], method: str
-) -> dict[str, Affine]:
-    """Asymmetric ranges, by layer, of the dense convolutions whose inputs lie on one side of zero."""
+def _one_sided(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[str]:
+    """The dense convolutions whose inputs lie on one side of zero, by node."""
     nodes = {node.name: node for node in model.graph}
-    found = {}
+    found = []
     for name, layers in tensors(model.graph, plan).items():
-        convolutions = [layer for layer in layers if layer.kind == CONVOLUTION and obstacle(nodes[layer.node]) is None]
-        if name in fixed or not convolutions:
-            continue
-        low, high = statistics[name].low, statistics[name].high
+        low, high = (statistics[name].low, statistics[name].high) if name in statistics else (-1.0, 1.0)
         if min(-low, high) < ONE_SIDED * max(-low, high):
-            readers = [one for layer in convolutions if (one := reader(nodes[layer.node])) is not None]
-            chosen = choose_range(statistics[name], U8, method=method, readers=readers).affine
-            found.update({layer.node: chosen for layer in convolutions if chosen is not None})
+            convolutions = [layer.node for layer in layers if layer.kind == CONVOLUTION]
+            found += [name for name in convolutions if obstacle(nodes[name]) is None]
     return found
 
 
-def _weights(
-    model: ir.Model, plan: Plan, affines: Mapping[str, Affine], calibration: Callable[[], Images]
-) -> tuple[dict[str, QuantizedWeight], dict[str, Array]]:
-    """Weights rounded with their inputs in mind, and what their rounding still does to the mean of the outputs."""
+def _unchanged(model: ir.Model, plan: Plan, repairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The activations that no smoothed layer reads."""
+    changed = {node for found in repairs for node in found["layers"]}
+    read = tensors(model.graph, plan)
+    return [name for name, layers in read.items() if not any(layer.node in changed for layer in layers)]
+
+
+def _asymmetric(
+    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], convolutions: Sequence[str], method: str
+) -> dict[str, Affine]:
+    """The asymmetric range of what each of the convolutions reads, by node."""
     nodes = {node.name: node for node in model.graph}
-    weights, errors = {}, {}
-    for layer, seen in moments(model, plan, affines, calibration):
-        assert layer.weight is not None
-        weight = constant(nodes[layer.node].inputs[layer.weight])
-        assert weight is not None
-        weights[layer.node] = round_weight(weight, layer.axis, seen.metric)
-        errors[layer.node] = mean_error(weight, layer.axis, weights[layer.node], seen)
-    return weights, errors
+    found = {}
+    for name, layers in tensors(model.graph, plan).items():
+        wanted = [layer.node for layer in layers if layer.node in convolutions]
+        if wanted:
+            readers = [one for node in wanted if (one := reader(nodes[node])) is not None]
+            chosen = choose_range(statistics[name], U8, method=method, readers=readers).affine
+            found.update({node: chosen for node in wanted if chosen is not None})
+    return found
 
 
 def _restricted(plan: Plan, ignore: Sequence[str], pinned: Mapping[str, str]) -> Plan:

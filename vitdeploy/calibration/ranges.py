@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.calibration.histogram import Noise, decibel
+from vitdeploy.calibration.histogram import Noise, decibel, in_json
 from vitdeploy.calibration.methods import METHODS
 from vitdeploy.calibration.observers import Statistics
-from vitdeploy.calibration.progress import Progress
 from vitdeploy.calibration.readers import Reader
 from vitdeploy.calibration.sample import Sample
 from vitdeploy.calibration.scheme import Affine, Scheme
 from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.progress import Progress
 
 Array = NDArray[Any]
 
@@ -61,15 +61,11 @@ class TensorRange:
             "zero_point": None if self.affine is None else self.affine.zero_point,
             "low": self.low,
             "high": self.high,
-            "sqnr_db": _json(self.sqnr_db),
-            "layer_sqnr_db": _json(self.layer_sqnr_db),
-            "candidates": {name: _json(value) for name, value in self.candidates.items()},
+            "sqnr_db": in_json(self.sqnr_db),
+            "layer_sqnr_db": in_json(self.layer_sqnr_db),
+            "candidates": {name: in_json(value) for name, value in self.candidates.items()},
             "note": self.note,
         }
-
-
-def _json(value: float | None) -> float | None:
-    return round(value, 2) if value is not None and math.isfinite(value) else None
 
 
 def choose_ranges(
@@ -80,11 +76,11 @@ def choose_ranges(
     readers: Mapping[str, Sequence[Reader]] | None = None,
 ) -> dict[str, TensorRange]:
     """`choose_range` for every tensor; what is unusual about them goes to the log once, as warnings."""
-    progress = Progress("choosing ranges", len(statistics))
     chosen: dict[str, TensorRange] = {}
-    for name, found in statistics.items():
-        chosen[name] = choose_range(found, schemes[name], method=method, readers=(readers or {}).get(name, ()))
-        progress.advance(1)
+    with Progress("choosing ranges", len(statistics)) as progress:
+        for name, found in statistics.items():
+            chosen[name] = choose_range(found, schemes[name], method=method, readers=(readers or {}).get(name, ()))
+            progress.advance()
     for note in dict.fromkeys(found.note for found in chosen.values() if found.note):
         names = [name for name, found in chosen.items() if found.note == note]
         log.warning("WARNING: %s: %s%s", note, ", ".join(names[:5]), ", …" if len(names) > 5 else "")

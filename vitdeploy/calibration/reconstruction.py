@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.calibration.bias_correction import mean_error
-from vitdeploy.calibration.histogram import decibel
+from vitdeploy.calibration.histogram import decibel, in_json
 from vitdeploy.calibration.insert import QuantizedWeight
 from vitdeploy.calibration.moments import Moments, moments
 from vitdeploy.calibration.placement import Plan
@@ -39,8 +39,8 @@ class Reconstructed:
     def to_dict(self) -> dict[str, Any]:
         """JSON values: what rounding gained, and then the bias."""
         return {
-            "rounding_db": [round(self.nearest_db, 2), round(self.rounded_db, 2)],
-            "bias_db": [round(self.biased_db, 2), round(self.rounded_db, 2)],
+            "rounding_db": [in_json(self.nearest_db), in_json(self.rounded_db)],
+            "bias_db": [in_json(self.biased_db), in_json(self.rounded_db)],
         }
 
 

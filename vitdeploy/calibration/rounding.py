@@ -8,7 +8,7 @@ from vitdeploy.calibration.insert import QuantizedWeight
 from vitdeploy.calibration.scheme import Array, quantize_weight
 
 # Parts of a channel's largest magnitude at which its weights may saturate.
-LIMITS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8)
+LIMITS = (1.0, 0.95, 0.9, 0.85)
 
 _BLOCK = 64  # inputs whose errors are passed on one by one; between blocks one matrix product does it
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from vitdeploy.calibration.histogram import in_json
 from vitdeploy.calibration.placement import Plan, restrict
-from vitdeploy.calibration.progress import Progress
+from vitdeploy.progress import Progress
 
 log = logging.getLogger("vitdeploy.calibration")
 
@@ -32,7 +33,7 @@ class GivenBack:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"node": self.node, "snr_db_alone": round(self.snr_db, 2), "bytes": self.bytes}
+        return {"node": self.node, "snr_db_alone": in_json(self.snr_db), "bytes": self.bytes}
 
 
 def give_back(
@@ -58,11 +59,11 @@ def give_back(
         return plan, ()
     layers = [layer.node for layer in plan if layer.quantized]
     log.info("INT8 reaches %.2f, the goal is %.2f: looking for the layers to give back", first, goal)
-    progress = Progress("measuring layers", len(layers))
     powers: dict[str, float] = {}
-    for name in layers:
-        powers[name] = noise(build(_only(plan, name)))
-        progress.advance(1)
+    with Progress("measuring layers", len(layers)) as progress:
+        for name in layers:
+            powers[name] = noise(build(_only(plan, name)))
+            progress.advance()
     worst = sorted(powers, key=lambda name: powers[name], reverse=True)
     low, high, reached = 0, len(worst), False  # missed at `low`; reached at `high`, where nothing is quantized
     while high - low > 1:

@@ -8,7 +8,8 @@ where it is made and multiplying the weights that read it by s_j changes nothing
                                             these is attention's values -> output projection
     GELU -> layer                           by a product behind it, where the caller asks for it
 
-Weights have a scale for each output channel, so that the layer in front loses nothing and the same s serves all three.
+Weights have a scale for each output channel, so that a layer in front loses nothing, and the same s serves all three.
+Dividing it by a power of the weights too, as both papers do, was no better on LeMeViT-Tiny and Dual-ViT-S.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.calibration.channels import Followed, Sink, follow
-from vitdeploy.calibration.histogram import decibel
+from vitdeploy.calibration.histogram import decibel, in_json
 from vitdeploy.calibration.layers import output_axis, per_input
 from vitdeploy.calibration.observers import Statistics
 from vitdeploy.calibration.placement import Layer, Plan
@@ -29,8 +30,9 @@ from vitdeploy.calibration.readers import channel_axis
 from vitdeploy.calibration.scheme import Array, quantize_weight
 from vitdeploy.export.graph import Builder, attribute, constant, set_constant
 
-# s = (largest activation)^a / (largest weight)^b with the pairs (a, b) that are tried; (0, 0) is off.
-STRENGTHS = ((0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.25))
+# s_j = (largest magnitude of channel j)^strength; 0 is off, 1 makes all channels equally large.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WORTH = 1.0  # dB that a tensor must gain
 _CLIPS = np.geomspace(1.0, 1 / 8, 7)  # parts of its range that a tensor keeps, tried with each
 
 
@@ -40,13 +42,13 @@ class Smoothed:
 
     source         the node that makes it
     layers         the quantized layers that undo the scales
-    strength       the pair of `STRENGTHS` that did best
+    strength       the one of `STRENGTHS` that did best
     before, after  signal to quantization noise at the outputs of the layers, dB
     """
 
     source: str
     layers: tuple[str, ...]
-    strength: tuple[float, float]
+    strength: float
     before: float
     after: float
 
@@ -56,8 +58,8 @@ class Smoothed:
             "repair": "smoothing",
             "source": self.source,
             "layers": list(self.layers),
-            "strength": list(self.strength),
-            "snr_db": [round(self.before, 2), round(self.after, 2)],
+            "strength": self.strength,
+            "snr_db": [in_json(self.before), in_json(self.after)],
         }
 
 
@@ -185,36 +187,36 @@ class _Search:
         self.trials = list(_trials(found.sinks, layers, statistics))
 
     def scales(self) -> Array | None:
-        """One number a channel of the source, float32; None where leaving them alone is best."""
+        """One number a channel of the source, float32; None where leaving them alone is as good."""
         if not self.trials:
             return None
-        tried = [self._scales(*strength) for strength in STRENGTHS]
+        tried = [self._scales(strength) for strength in STRENGTHS]
         self.noises = [sum(trial.noise(scales) for trial in self.trials) for scales in tried]
-        return tried[self._best] if self._best else None
+        gain = decibel(self.noises[0], self.noises[self._best])
+        return tried[self._best] if self._best and gain >= WORTH else None
 
     def record(self, source: ir.Node) -> Smoothed:
         """What was found, for a search that gave scales."""
         names = tuple(name for trial in self.trials for name in trial.names)
-        before, after = (decibel(1.0, self.noises[index]) for index in (0, self._best))
+        before, after = (decibel(len(names), self.noises[index]) for index in (0, self._best))
         return Smoothed(str(source.name), names, STRENGTHS[self._best], before, after)
 
     @property
     def _best(self) -> int:
         return int(np.argmin(self.noises))
 
-    def _scales(self, activation: float, weight: float) -> Array:
+    def _scales(self, strength: float) -> Array:
         """s of every channel, 1 where it is bound or idle; the mean of their logarithms is 0."""
-        count = self.found.count
-        values, weights = np.zeros(count), np.zeros(count)
+        magnitudes = np.zeros(self.found.count)
         for trial in self.trials:
-            np.maximum.at(values, trial.channels, trial.magnitudes)
-            np.maximum.at(weights, trial.channels, trial.weight_magnitudes)
-        free = (values > 0) & (weights > 0)
+            np.maximum.at(magnitudes, trial.channels, trial.magnitudes)
+        free = magnitudes > 0
         free[list(self.found.bound)] = False
-        logs = np.zeros(count)
-        logs[free] = activation * np.log(values[free]) - weight * np.log(weights[free])
-        logs[free] -= logs[free].mean() if free.any() else 0.0
-        return np.exp(logs).astype(np.float32)
+        logs = np.zeros(self.found.count)
+        if free.any():
+            logs[free] = np.log(magnitudes[free])
+            logs[free] -= logs[free].mean()
+        return np.exp(strength * logs).astype(np.float32)
 
 
 def _trials(
@@ -236,7 +238,7 @@ class _Trial:
 
     names       of the layers
     channels    for each channel of the tensor the one of the source that it is
-    magnitudes, weight_magnitudes   largest activation of each channel of the tensor, and weight that multiplies it
+    magnitudes  largest of each channel of the tensor
     """
 
     def __init__(self, found: Statistics, sinks: Sequence[Sink], layers: Sequence[Layer]) -> None:
@@ -247,7 +249,6 @@ class _Trial:
         self.channels, self.magnitudes, self._scheme = sinks[0].channels, found.channels, layers[0].scheme
         self._units, self._counts = found.sample.units, found.sample.weights
         self._readers = [_Product(sink.node, layer.axis) for sink, layer in zip(sinks, layers, strict=True)]
-        self.weight_magnitudes: Array = np.max([reader.magnitudes for reader in self._readers], axis=0)
         self._outputs = [reader(self._units, reader.weight) for reader in self._readers]
 
     def noise(self, scales: Array) -> float:
@@ -278,8 +279,6 @@ class _Product:
         weight = constant(node.inputs[1])
         assert weight is not None
         self.node, self.axis, self.weight = node, axis, weight
-        others = tuple(i for i in range(weight.ndim) if i != 1 - output_axis(node))
-        self.magnitudes: Array = np.abs(weight).max(axis=others)
 
     def __call__(self, units: Array, weight: Array) -> Array:
         """Outputs [n, channels] without the bias."""

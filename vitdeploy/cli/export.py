@@ -107,6 +107,12 @@ def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="P",
         help="the same until top-1 falls by at most P points; needs labelled DATA",
     )
+    group.add_argument(
+        "--tune-latency",
+        dest="tune_latency",
+        metavar="RUNTIME",
+        help="leave layers in float that are not faster in INT8 on this runtime, measured on this machine",
+    )
     group.add_argument("--seed", type=int, metavar="N", help="of the choice of pictures (default 0)")
 
 
@@ -115,7 +121,7 @@ def int8_options(args: argparse.Namespace) -> Int8Options | None:
     from vitdeploy.calibration.options import Int8Options
     from vitdeploy.errors import UsageError
 
-    names = ("samples", "method", "ignore", "min_snr", "max_drop", "seed")
+    names = ("samples", "method", "ignore", "min_snr", "max_drop", "tune_latency", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and args.precision != "int8":
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for INT8", fix="--int8 --calibration DATA")
@@ -244,20 +250,24 @@ def _table(summary: dict[str, Any]) -> str:
         rows.insert(3, ["input", f"{summary['input']}, normalised in the graph"])
     if summary["precision"] == "fp16":
         kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
-        rows.append(["half precision", f"{summary['snr_db']:.1f} dB against PyTorch FP32 (emulated rounding){kept}"])
+        rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding){kept}"])
     if summary["precision"] == "int8":
         given = f", {summary['given_back']} layers given back to float" if summary["given_back"] else ""
         rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{given}"])
         drop = "" if summary["drop"] is None else f", top-1 {-summary['drop']:+.2f} points"
-        rows.append(["INT8 against FP32", f"{summary['snr_db']:.1f} dB on pictures not calibrated on{drop}"])
+        rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'])} on pictures not calibrated on{drop}"])
     for report in summary["parity"]:
         for output in report["outputs"]:
             rows.append(
                 [
                     f"{output['name']} in {report['runtime']}",
                     f"max error {output['max_abs']:.2e} ({output['max_relative']:.1e} of the largest), "
-                    f"{output['snr_db']:.1f} dB",
+                    f"{_decibel(output['snr_db'])}",
                 ]
             )
     rows.append(["time", f"{summary['seconds']:.1f} s"])
     return render(rows)
+
+
+def _decibel(ratio: float | None) -> str:
+    return "no error" if ratio is None else f"{ratio:.1f} dB"
