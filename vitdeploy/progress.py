@@ -15,7 +15,8 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
 class Progress:
     """A context manager around a job of `total` steps; says how long the rest takes if it goes on as it went.
 
-    Without a total (None) it says how far it is. Silent where the logger of vitdeploy is, and for a job that is over before there was anything to say.
+    Without a total (None) it says how far it is. Silent where the logger of vitdeploy is, and for a job that is over
+    before there was anything to say.
     """
 
     def __init__(self, what: str, total: int | None) -> None:

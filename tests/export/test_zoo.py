@@ -29,9 +29,9 @@ from vitdeploy import export, verify
 from vitdeploy.export.artifact import standard_onnx
 from vitdeploy.export.capture import capture
 from vitdeploy.export.graph import Array
+from vitdeploy.export.half import half_precision
 from vitdeploy.export.optimize import lower, optimize
 from vitdeploy.export.outputs import choose_outputs
-from vitdeploy.export.pipeline import half_precision
 from vitdeploy.export.precision import pin_modules
 from vitdeploy.export.targets import TARGETS, Target
 from vitdeploy.models.registry import cards

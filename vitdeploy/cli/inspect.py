@@ -164,7 +164,8 @@ def _graph(inspection: Inspection) -> dict[str, str]:
         rows["nodes by precision"] = _pairs(graph.precision)
         rows["attention blocks"] = str(graph.attention)
     if "snr_db" in report:
-        rows["emulated half precision"] = f"{_short(report['snr_db'])} dB against PyTorch FP32"
+        how = "INT8" if inspection.manifest["precision"] == "int8" else "emulated half precision"
+        rows[how] = f"{_short(report['snr_db'])} dB against FP32"
     return rows
 
 

@@ -19,6 +19,7 @@ from vitdeploy.calibration.rules import find_rules
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.export.graph import Array
+from vitdeploy.export.half import half_precision
 from vitdeploy.export.precision import pinned
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.preprocess import Preprocessing
@@ -29,6 +30,8 @@ log = logging.getLogger("vitdeploy.export")
 # Labelled images on which an accuracy drop is measured, where DATA has more than it calibrates on.
 DROP_IMAGES = 2000
 REFERENCE_IMAGES = 8
+# What FP16 may cost where it takes the rest; INT8 alone is 100 times as coarse.
+HALF_REST_DB = 2.0
 _BATCH = 16
 
 
@@ -114,9 +117,14 @@ def eight_bits(
     if broken := violations(quantized.graph, rules):
         raise ExportError(f"the INT8 graph breaks a rule of {target}", why="; ".join(broken[:3]))
     found = compare_outputs(expected, evaluate(quantized, images), runtime="standard", precision="int8")
-    return quantized, {
+    record = {
         "precision": "int8",
         "reference_snr_db": round(min(output.snr_db for output in found.outputs), 2),
         "data": samples.data.where,
         **report.to_dict(),
     }
+    if rules.half_rest:
+        bound = record["reference_snr_db"] - HALF_REST_DB
+        quantized, record["half_rest"] = half_precision(quantized, images, expected, min_snr_db=bound)
+        record["reference_snr_db"] = record["half_rest"]["snr_db"]
+    return quantized, record

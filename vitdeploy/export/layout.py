@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
-from vitdeploy.export.graph import Array
+from vitdeploy.export.graph import Array, attribute, sizes
+
+# Operators that move elements and do nothing else.
+MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 Size = int | str  # a free dimension by its name
 
@@ -118,6 +122,16 @@ class Movement:
             full += [int(factor[1]) if mixed or not spread[factor] else 1 for factor in axis]
             result.append(math.prod(full[len(full) - len(axis) :]))
         return np.asarray(np.broadcast_to(moved, full).reshape(result))
+
+
+def after(node: ir.Node, movement: Movement) -> Movement | None:
+    """`movement` with `node`, one of MOVERS, done before it; None where that has no common factors."""
+    shape = sizes(node.inputs[0])
+    if shape is None or len(movement.source) != len(sizes(node.outputs[0]) or ()):
+        return None
+    if node.op_type == "Transpose":
+        return movement.after_transpose(attribute(node, "perm", range(len(shape))[::-1]))
+    return movement.after_reshape(shape)
 
 
 def _flat(axes: Sequence[Axis]) -> list[Factor]:

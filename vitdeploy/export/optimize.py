@@ -15,14 +15,21 @@ from vitdeploy.export.lowering.attention import lower_attention
 from vitdeploy.export.lowering.deconvolution import lower_deconvolution
 from vitdeploy.export.lowering.layer_norm import lower_layer_norm
 from vitdeploy.export.lowering.opset import lower_opset
+from vitdeploy.export.passes.base import GraphPass
+from vitdeploy.export.passes.channels_last_maps import ChannelsLastMaps
+from vitdeploy.export.passes.drop_batch_axis import DropBatchAxis
+from vitdeploy.export.passes.drop_key_bias import DropKeyBias
 from vitdeploy.export.passes.fold_batch_norm import FoldBatchNorm
 from vitdeploy.export.passes.fold_query_scale import FoldQueryScale
 from vitdeploy.export.passes.fold_residual_conv import FoldResidualConv
 from vitdeploy.export.passes.fuse_layer_norm import FuseLayerNorm
 from vitdeploy.export.passes.gelu_form import GeluForm
+from vitdeploy.export.passes.gemm_form import GemmForm
 from vitdeploy.export.passes.hoist_broadcast import HoistBroadcast
+from vitdeploy.export.passes.key_form import KeyForm
 from vitdeploy.export.passes.merge_shared_linear import MergeSharedLinear
 from vitdeploy.export.passes.merge_transposes import MergeTransposes
+from vitdeploy.export.passes.separate_projections import SeparateProjections
 from vitdeploy.export.passes.split_qkv import SplitQKV
 from vitdeploy.export.passes.static_shapes import StaticShapes
 from vitdeploy.export.targets import Target
@@ -37,10 +44,16 @@ _BEFORE_FOLDING = (StaticShapes, SplitQKV, HoistBroadcast)
 _AFTER_FOLDING = (
     FuseLayerNorm,
     FoldQueryScale,
+    DropKeyBias,
     FoldBatchNorm,
     FoldResidualConv,
     MergeSharedLinear,
     MergeTransposes,
+    KeyForm,
+    SeparateProjections,
+    ChannelsLastMaps,
+    DropBatchAxis,
+    GemmForm,
     GeluForm,
 )
 
@@ -66,10 +79,10 @@ def optimize(model: ir.Model, target: Target) -> tuple[ir.Model, list[Record]]:
 
     Returns the graph and one record for each rewrite: its name and what it changed.
     """
-    records = [_run(kind(target), model) for kind in _BEFORE_FOLDING]
+    records = [run_pass(kind(target), model) for kind in _BEFORE_FOLDING]
     model, folded = _simplify(model)
     records.append(folded)
-    records += [_run(kind(target), model) for kind in _AFTER_FOLDING]
+    records += [run_pass(kind(target), model) for kind in _AFTER_FOLDING]
     records.append(_record("lower_layer_norm", lower_layer_norm(model, target)))
     records.append(_record("lower_opset", lower_opset(model, target)))
     _tidy(model)
@@ -81,7 +94,8 @@ def node_count(model: ir.Model) -> int:
     return sum(node.op_type != "Constant" for node in model.graph)
 
 
-def _run(graph_pass: Any, model: ir.Model) -> Record:
+def run_pass(graph_pass: GraphPass, model: ir.Model) -> Record:
+    """Run one rewrite on `model` in place and return its record."""
     log.debug("%s", graph_pass.name)
     graph_pass(model)
     return _record(graph_pass.name, graph_pass.changes)

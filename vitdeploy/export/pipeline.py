@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +15,29 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.bundle import Bundle, BundleWriter
+from vitdeploy.calibration.options import Int8Options
+from vitdeploy.data import DataSource
 from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.export import need
 from vitdeploy.export.artifact import describe, write_model
 from vitdeploy.export.graph import Array
+from vitdeploy.export.half import half_precision
+from vitdeploy.export.int8 import choose_samples, eight_bits, open_calibration
+from vitdeploy.export.optimize import lower, node_count, optimize, run_pass
 from vitdeploy.export.outputs import Outputs, choose_outputs
+from vitdeploy.export.passes.bake_preprocessing import BakePreprocessing
 from vitdeploy.export.precision import pin_modules
-from vitdeploy.export.reference import REFERENCE_IMAGES, reference_images
+from vitdeploy.export.reference import choose_images
 from vitdeploy.export.source import resolve
 from vitdeploy.export.targets import Target, find_target
-from vitdeploy.models.registry import ModelCard
+from vitdeploy.runtime.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("vitdeploy.export")
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 DYNAMIC = "dynamic"
 
 
@@ -46,28 +53,43 @@ def export(
     checkpoint: str | Path | None = None,
     labels: Sequence[str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    bake_preprocessing: bool = False,
     reference: Array | Sequence[str | Path] | None = None,
+    calibration: DataSource | None = None,
+    int8: Int8Options | None = None,
     features: bool = False,
     force: bool = False,
 ) -> Bundle:
     """Export `source` to the folder `output` and prove it: the bundle exists only if its numbers hold.
 
     source      a name of the zoo, a module, or `file.py:function` that returns one
-    precision   `fp32` or `fp16` (inputs and outputs stay float32)
+    precision   `fp32`, `fp16` or `int8` (inputs and outputs stay float32)
     target      a row of `targets.TARGETS`
     image_size  pixels, an int or (height, width); None for the card's
     batch       images a call takes, or `dynamic`
     checkpoint  weights for a model of the zoo; without any it gets seeded random ones, and the manifest says so
     labels      names of the classes in the order of the logits
     hyperparameters  replaces some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels
-    reference   pictures to prove the bundle on: paths, or normalised float32 [n, 3, H, W]; None for `reference_images`
+    preprocessing  how pictures become inputs, where the model's card or checkpoint does not say it or says it wrongly:
+                a whole `Preprocessing` (its size gives way to the network's) or some fields, e.g. `{"mode": "stretch"}`
+    bake_preprocessing  put scale, mean, deviation and channel order into the graph, whose input is then RGB pixels,
+                uint8 [N, H, W, 3]; resize and crop stay with the runtime
+    reference   pictures to prove the bundle on: paths, RGB pixels uint8 [n, H, W, 3], or (unless the preprocessing is
+                baked in) normalised float32 [n, 3, H, W]; None for `reference_pixels`, or pictures of `calibration`
+    calibration  for INT8: pictures like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`
+    int8        how to quantize, see `vitdeploy.calibration.options.Int8Options`
     features    export the feature pyramid instead of the logits: one output a stride, high resolution first
     force       replace an existing bundle
 
     Raises UsageError, ModelError and CheckpointError for input that does not fit, ExportError where the network cannot
     be exported, BundleError where the folder cannot be written, and GateError where the outputs differ from PyTorch's.
     """
-    plan = _check(precision, target, batch)
+    plan = _check(precision, target, batch, calibration, int8)
+    int8 = int8 or Int8Options()
+    if features and int8.max_drop is not None:
+        raise UsageError("--max-drop needs class scores, and --features has none", fix="--min-snr 35")
+    data = open_calibration(calibration, int8) if plan.precision == "int8" else None
     clock = _Clock()
     with BundleWriter(output, force=force) as writer:
         with clock.step("building the network"):
@@ -78,6 +100,7 @@ def export(
                 checkpoint=checkpoint,
                 labels=labels,
                 hyperparameters=hyperparameters,
+                preprocessing=preprocessing,
             )
             if card.weights.kind == "random":
                 log.warning(
@@ -85,9 +108,18 @@ def export(
                     card.name,
                     card.weights.detail,
                 )
+            if card.assumption:
+                log.warning("NOTE: %s; if that is wrong, see --preprocessing", card.assumption)
         with clock.step("computing the PyTorch reference"):
             wanted = choose_outputs(model, features=features)
-            inputs, outputs = _reference(model, card, plan, reference, wanted)
+            if data is not None:
+                samples = choose_samples(data, card, int8)
+                reference = samples.reference(plan.batch or 1) if reference is None else reference
+            pixels, inputs = choose_images(reference, card.preprocessing, batch=plan.batch or 1)
+            fed: Array | None = pixels if bake_preprocessing else inputs
+            if fed is None:
+                raise UsageError("a graph that normalises cannot be fed normalised images", fix="uint8 [n, H, W, 3]")
+            outputs = _reference(model, inputs, plan, wanted)
         graph, counts, records = _build_graph(model, inputs, list(outputs), wanted, plan, clock)
         pin_modules(graph, getattr(model, "float32_modules", ()))
         del model
@@ -95,9 +127,14 @@ def export(
         if plan.precision == "fp16":
             with clock.step("setting half precision from the reference activations"):
                 graph, precision_report = half_precision(graph, inputs, outputs)
+        elif data is not None:
+            with clock.step(f"calibrating on {len(samples.calibrate)} pictures and quantizing"):
+                graph, precision_report = eight_bits(graph, samples, plan.target.name, int8, inputs, outputs)
         with clock.step("writing the bundle"):
+            if bake_preprocessing:
+                records.append(run_pass(BakePreprocessing(plan.target, card.preprocessing), graph))
             write_model(graph, writer, plan.target)
-            writer.write_reference(inputs={"images": inputs}, outputs=outputs)
+            writer.write_reference(inputs={"images": fed}, outputs=outputs)
             manifest = describe(graph, card, wanted, target=plan.target, precision=plan.precision)
             manifest.graph.update(counts, passes=records, seconds=clock.seconds)
             manifest.precision_report.update(precision_report)
@@ -114,35 +151,25 @@ class _Plan:
     batch: int | None  # None: dynamic
 
 
-def _check(precision: str, target: str, batch: int | str) -> _Plan:
+def _check(
+    precision: str, target: str, batch: int | str, calibration: DataSource | None, int8: Int8Options | None
+) -> _Plan:
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", fix=f"--precision {' or '.join(PRECISIONS)}")
     if batch != DYNAMIC and (not isinstance(batch, int) or batch < 1):
         raise UsageError(f"a batch is a positive number or {DYNAMIC!r}, not {batch!r}", fix=f"--batch 1 or {DYNAMIC}")
+    if precision != "int8" and (calibration is not None or int8 is not None):
+        raise UsageError(f"{precision} needs no calibration", fix="--int8, or leave --calibration out")
     plan = _Plan(precision, find_target(target), batch if isinstance(batch, int) else None)
     if plan.target.name == "openvino":
         need("openvino", "openvino", extra="openvino")
     return plan
 
 
-def _reference(
-    model: nn.Module, card: ModelCard, plan: _Plan, given: Array | Sequence[str | Path] | None, wanted: Outputs
-) -> tuple[Array, dict[str, Array]]:
-    """Reference images and what PyTorch FP32 makes of them, by output name."""
+def _reference(model: nn.Module, images: Array, plan: _Plan, wanted: Outputs) -> dict[str, Array]:
+    """What PyTorch FP32 makes of the images, by output name."""
     import torch
 
-    height, width = card.image_size
-    count = plan.batch * -(-REFERENCE_IMAGES // plan.batch) if plan.batch else REFERENCE_IMAGES
-    if given is None:
-        images = reference_images(count, card.preprocessing)
-    else:
-        images = given if isinstance(given, np.ndarray) else _pictures(given, card, plan.batch or 1)
-    if images.ndim != 4 or images.shape[1:] != (3, height, width) or images.dtype != np.float32:
-        raise UsageError(
-            f"reference images are {images.dtype} {list(images.shape)}", fix=f"float32 [n, 3, {height}, {width}]"
-        )
-    if plan.batch and len(images) % plan.batch:
-        raise UsageError(f"{len(images)} reference images do not fill batches of {plan.batch}")
     step = plan.batch or len(images)
     with torch.inference_mode():
         if plan.precision == "fp16" and callable(prepare := getattr(model, "prepare_fp16", None)):
@@ -155,15 +182,7 @@ def _reference(
     broken = [name for name, array in outputs.items() if not np.isfinite(array).all()]
     if broken:
         raise ExportError(f"PyTorch itself returns NaN or Inf in {broken[0]}", fix="check the checkpoint")
-    return images, outputs
-
-
-def _pictures(paths: Sequence[str | Path], card: ModelCard, batch: int) -> Array:
-    """The pictures as the network sees them, the last one repeated to fill a batch."""
-    from vitdeploy.runtime.preprocess import preprocess_batch
-
-    paths = [*paths, *[paths[-1]] * (-len(paths) % batch)]
-    return preprocess_batch(paths, card.preprocessing)
+    return outputs
 
 
 def _build_graph(
@@ -172,7 +191,6 @@ def _build_graph(
     import torch
 
     from vitdeploy.export.capture import capture
-    from vitdeploy.export.optimize import lower, node_count, optimize
 
     example = torch.from_numpy(inputs[: plan.batch or 2])
     with clock.step("capturing the graph"):
@@ -184,44 +202,29 @@ def _build_graph(
     return graph, counts, records + more
 
 
-def half_precision(graph: ir.Model, images: Array, expected: Mapping[str, Array]) -> tuple[ir.Model, dict[str, Any]]:
-    """A typed FP16 copy of an optimized FP32 graph, and what the manifest records of it.
-
-    `expected` is what PyTorch FP32 makes of `images` [n, 3, H, W], by output name. Raises GateError where half
-    precision does not reach the bound on them.
-    """
-    from vitdeploy.export.precision import to_half
-    from vitdeploy.validation.parity import BOUNDS, compare_outputs
-
-    def quality(actual: Mapping[str, Array]) -> float:
-        report = compare_outputs(expected, actual, runtime="emulation", precision="fp16")
-        return min(output.snr_db for output in report.outputs)
-
-    bound = BOUNDS["fp16"].min_snr_db
-    assert bound is not None
-    typed, report = to_half(graph, {"images": images}, quality, min_snr_db=bound)
-    if not report.snr_db >= bound:
-        raise GateError(
-            f"half precision reaches {report.snr_db:.1f} dB against PyTorch FP32, the bound is {bound:.0f} dB",
-            why="; ".join(list(report.kept.values())[-3:]) or None,
-            fix="--precision fp32, or check the weights",
-        )
-    return typed, {"precision": "fp16", **report.to_dict()}
-
-
 def _prove(bundle: Bundle, plan: _Plan) -> None:
     """Open the files as the device will and hold their outputs against PyTorch's; the result goes into the manifest."""
     from vitdeploy.validation.verify import verify
 
-    runtime = "openvino" if plan.target.name == "openvino" else "onnxruntime"
-    report = verify(bundle, runtime=runtime)
-    if not report.passed:
-        raise GateError(
-            f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
-            why="; ".join(report.failures),
-            fix="vitdeploy export … --precision fp32" if plan.precision != "fp32" else None,
-        )
-    bundle.update_results(parity=[report.parity.to_dict()])
+    results = []
+    for runtime in _proving(plan):
+        report = verify(bundle, runtime=runtime)
+        if not report.passed:
+            raise GateError(
+                f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
+                why="; ".join(report.failures),
+                fix="vitdeploy export … --precision fp32" if plan.precision != "fp32" else None,
+            )
+        results.append(report.parity.to_dict())
+    bundle.update_results(parity=results)
+
+
+def _proving(plan: _Plan) -> list[str]:
+    """The runtimes that a bundle proves itself on; INT8 on every CPU runtime there is, for some compute it wrongly."""
+    if plan.target.name == "openvino":
+        return ["openvino"]
+    both = plan.precision == "int8" and "openvino" in plan.target.runtimes and find_spec("openvino") is not None
+    return ["onnxruntime", "openvino"] if both else ["onnxruntime"]
 
 
 @dataclass

@@ -73,6 +73,11 @@ def pin_modules(model: ir.Model, modules: Sequence[str]) -> None:
             keep_single(node, f"the network declares that {owner} computes in FP32")
 
 
+def pinned(model: ir.Model) -> dict[str, str]:
+    """The nodes that `keep_single` marked, by name, with the reason."""
+    return {str(node.name): node.metadata_props[_PIN] for node in model.graph if _PIN in node.metadata_props}
+
+
 def to_half(
     model: ir.Model, inputs: Mapping[str, Array], quality: Quality, *, min_snr_db: float
 ) -> tuple[ir.Model, HalfReport]:
@@ -86,8 +91,7 @@ def to_half(
     model = model.clone()
     _finite_masks(model)
     ranges = activation_ranges(model, inputs)
-    pinned = {str(node.name): node.metadata_props[_PIN] for node in model.graph if _PIN in node.metadata_props}
-    report = HalfReport(kept={**_unsafe(model, ranges), **pinned})
+    report = HalfReport(kept={**_unsafe(model, ranges), **pinned(model)})
     bound = min_snr_db + SPARE_DB
 
     def measure(kept: Mapping[str, str]) -> float:
@@ -215,7 +219,7 @@ def _typed(model: ir.Model, kept: Mapping[str, str]) -> ir.Model:
     for node in list(graph):
         if not _is_float(node) and not any(v is not None and v.dtype == HALF for v in node.inputs):
             continue
-        wanted = SINGLE if node.name in kept or _makes_single(node) else HALF
+        wanted = SINGLE if node.name in kept or _makes_single(node, model.graph.opset_imports[""]) else HALF
         fixed = _ALWAYS_SINGLE_INPUTS.get(node.op_type, frozenset())
         for index, value in enumerate(node.inputs):
             if value is not None and index not in fixed and value.dtype in (SINGLE, HALF) and value.dtype != wanted:
@@ -232,9 +236,13 @@ def _typed(model: ir.Model, kept: Mapping[str, str]) -> ir.Model:
     return model
 
 
-def _makes_single(node: ir.Node) -> bool:
-    """Generators write the type of an attribute; a Cast after them is simpler than rewriting it."""
-    return node.op_type in ("ConstantOfShape", "Range", "RandomNormalLike", "EyeLike", "DequantizeLinear")
+def _makes_single(node: ir.Node, opset: int) -> bool:
+    """Generators write the type of an attribute, and a Cast after them is simpler than rewriting it; Q and DQ know no
+    other type before opset 19.
+    """
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return opset < 19
+    return node.op_type in ("ConstantOfShape", "Range", "RandomNormalLike", "EyeLike")
 
 
 def _as(

@@ -25,6 +25,11 @@ class Target:
                    another form
     gelu           `erf` (decomposed, the pattern the target fuses) or `gelu` (one operator, opset 20)
     layer_norm     `operator` (LayerNormalization, opset 17) or `decomposed`, kept FP32
+    key_transpose  `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes)
+    projections    `fused` (queries, keys and values by one GEMM and a Split) or `separate`
+    drops_batch    tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1
+    linear         of matrices: `matmul` (MatMul and Add) or `gemm`
+    channels_last_maps  tokens become a map by [B, H, W, C] (or by [B, C, HW])
     source         where the facts are from
     """
 
@@ -35,6 +40,11 @@ class Target:
     min_deconvolution_group: int = 1
     gelu: str = "erf"
     layer_norm: str = "operator"
+    key_transpose: str = "merged"
+    projections: str = "fused"
+    drops_batch: bool = False
+    linear: str = "matmul"
+    channels_last_maps: bool = False
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "tensorrt")
     description: str = ""
     source: str = ""
@@ -45,26 +55,36 @@ _ROWS = (
         "portable",
         opset=17,
         min_deconvolution_group=4,
+        channels_last_maps=True,
         description="one file for ONNX Runtime, OpenVINO and TensorRT 8.6 and newer",
-        source="opset 17 is the oldest with LayerNormalization and the newest that TensorRT 8.6 reads (parser 8.6)",
+        source="opset 17 is the oldest with LayerNormalization and the newest that TensorRT 8.6 reads (parser 8.6); "
+        "channels_last_maps as for openvino, 1.00 of the time in ONNX Runtime; where key_transpose apart took 1.02",
     ),
     Target(
         "onnxruntime",
         opset=20,
         gelu="gelu",
+        projections="separate",
+        drops_batch=True,
+        linear="gemm",
+        channels_last_maps=True,
         runtimes=("onnxruntime",),
         description="ONNX Runtime 1.17 and newer",
         source="CPU kernels for Gelu (opset 20) and LayerNormalization (opset 17); ConvTranspose takes any group; the "
         "CPU kernel of Attention (opset 23) took 1.01 and 1.03 of the time of MatMul and Softmax for LeMeViT-Tiny and "
-        "CageViT-Tiny at 224 (ONNX Runtime 1.31.1, median of 60 interleaved rounds)",
+        "CageViT-Tiny at 224 (ONNX Runtime 1.31.1, median of 60 interleaved rounds); forms of linear layers, maps and "
+        "batch: docs/benchmarks.md, rewrites that were measured",
     ),
     Target(
         "openvino",
         opset=17,
+        key_transpose="apart",
+        channels_last_maps=True,
         runtimes=("openvino",),
         description="OpenVINO 2025 and newer, written as model.xml too",
         source="Snippets fuse MatMul, Softmax, MatMul on rank 4 with transpose_b; the front end reads Attention's mask "
-        "from another input (onnx/frontend/src/op/attention.cpp), hence the decomposed form",
+        "from another input (onnx/frontend/src/op/attention.cpp), hence the decomposed form; of the keys' two "
+        "Transposes the plugin reads one as transpose_b (docs/benchmarks.md, rewrites that were measured)",
     ),
     Target(
         "tensorrt8",
@@ -78,12 +98,12 @@ _ROWS = (
     ),
     Target(
         "tensorrt10",
-        opset=17,
+        opset=19,
         min_deconvolution_group=4,
         runtimes=("tensorrt",),
         description="TensorRT 10.3 (JetPack 6.1, 6.2) to 10.16",
         source="guide: scale before the first product, no Cast or Reshape between the two; parser 10.1 reads opset 9 "
-        "to 20; erf GELU is the pattern fused by every 10.x",
+        "to 20, and Q/DQ are of FP16 since opset 19; erf GELU is the pattern fused by every 10.x",
     ),
     Target(
         "tensorrt11",

@@ -243,7 +243,10 @@ def _between(found: Attention) -> Rule:
 def _types(found: Attention) -> Rule:
     kinds = {"int8"} if found.precision == "int8" else {type_name(value) for value in found.operands}
     holds = len(kinds) == 1 and kinds <= {*_HALF, "int8"}
-    fix = "vitdeploy export … --fp16; what stays FP32 has its reason in the manifest (kept_fp32)"
+    fix = (
+        "vitdeploy export … --fp16, or --int8 for tensorrt10 or 11, whose rest is FP16; what stays FP32 has its reason "
+        "in the manifest (kept_fp32)"
+    )
     return Rule("types", holds, " and ".join(sorted(kinds)), None if holds else fix)
 
 

@@ -59,7 +59,7 @@ class Inspection:
     manifest   the manifest as it is
     graph      statistics of the graph, None where the package onnx is not installed (see `notes`)
     rewrites   name of each graph pass and the lines it left
-    kept_fp32  the nodes of a half-precision bundle that stayed FP32
+    kept_fp32  the nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did
     runtimes   what each runtime executes
     notes      what the reader should know first
     """
@@ -174,7 +174,11 @@ def _rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _kept(report: Mapping[str, Any]) -> tuple[KeptNode, ...]:
     records = _objects(report.get("kept_fp32"))
-    return tuple(KeptNode(str(record.get("node")), str(record.get("reason"))) for record in records)
+    products = report.get("float")  # of an INT8 bundle
+    reasons = products.items() if isinstance(products, dict) else ()
+    return tuple(KeptNode(str(record.get("node")), str(record.get("reason"))) for record in records) + tuple(
+        KeptNode(str(node), str(reason)) for node, reason in reasons
+    )
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

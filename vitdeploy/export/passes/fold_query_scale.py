@@ -7,11 +7,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.export.graph import Array, attribute, constant, of_type, only_user, producer, replace
+from vitdeploy.export.graph import Array, constant, of_type, only_user, producer, replace
 from vitdeploy.export.passes.base import GraphPass
-from vitdeploy.export.passes.projection import Projection, find_projection
-
-_KEEPS_ELEMENTS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand")
+from vitdeploy.export.passes.projection import find_columns
 
 
 class FoldQueryScale(GraphPass):
@@ -33,7 +31,7 @@ class FoldQueryScale(GraphPass):
         for node in of_type(model.graph, "Mul", "Div"):
             scaled, factor = _scalar_factor(node)
             for operand in () if scaled is None else _operands(node, scaled):
-                found = _columns(operand)
+                found = find_columns(operand)
                 if found is not None:
                     projection, columns = found
                     weight = projection.map_columns(partial(_scaled, columns=columns, factor=factor))
@@ -71,44 +69,6 @@ def _operands(node: ir.Node, scaled: ir.Value) -> list[ir.Value]:
 
 def _both_computed(product: ir.Node) -> bool:
     return all(constant(value) is None for value in product.inputs)
-
-
-def _columns(value: ir.Value) -> tuple[Projection, slice] | None:
-    """The projection, and the columns of it, that `value` holds and that nothing else reads."""
-    columns = slice(None)
-    while only_user(value) is not None:
-        node = value.producer()
-        if node is None:
-            return None
-        if columns == slice(None) and node.op_type in _KEEPS_ELEMENTS:
-            value = node.inputs[0]  # type: ignore[assignment]
-        elif columns == slice(None) and node.op_type == "Split":
-            part = _last_axis_part(node, value)
-            if part is None or node.inputs[0] is None:
-                return None
-            value, columns = node.inputs[0], part
-        elif node.op_type == "Reshape" and _last(value) is not None and _last(value) == _last(node.inputs[0]):
-            value = node.inputs[0]  # type: ignore[assignment]
-        else:
-            found = find_projection(value)
-            return None if found is None else (found, columns)
-    return None
-
-
-def _last_axis_part(split: ir.Node, part: ir.Value) -> slice | None:
-    whole = split.inputs[0]
-    rank = 0 if whole is None or whole.shape is None else len(whole.shape)
-    lengths = [_last(out) for out in split.outputs]
-    if not rank or int(attribute(split, "axis", 0)) % rank != rank - 1 or None in lengths:
-        return None
-    position = split.outputs.index(part)
-    start = sum(length for length in lengths[:position] if length is not None)
-    return slice(start, start + (lengths[position] or 0))
-
-
-def _last(value: ir.Value | None) -> int | None:
-    last = value.shape[-1] if value is not None and value.shape is not None and len(value.shape) else None
-    return last if isinstance(last, int) else None
 
 
 def _scaled(weights: Array, columns: slice, factor: float) -> Array:

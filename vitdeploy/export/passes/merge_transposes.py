@@ -21,10 +21,9 @@ from vitdeploy.export.graph import (
     reshape_target,
     sizes,
 )
-from vitdeploy.export.layout import Movement
+from vitdeploy.export.layout import MOVERS, Movement, after
 from vitdeploy.export.passes.base import GraphPass
 
-_MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _BINARY = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
 _REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
 
@@ -47,7 +46,7 @@ class MergeTransposes(GraphPass):
         found = True
         while found:
             found = False
-            for node in reversed(list(of_type(model.graph, *_MOVERS, *_REDUCTIONS))):
+            for node in reversed(list(of_type(model.graph, *MOVERS, *_REDUCTIONS))):
                 if node.graph is None:  # an earlier change made it unused
                     continue
                 name = node.name
@@ -75,7 +74,7 @@ class _Plan:
 def _pull(graph: ir.Graph, node: ir.Node) -> str | None:
     """Do `node` further up where that leaves fewer Transposes, or as many and fewer Reshapes."""
     source, shape = node.inputs[0], sizes(node.outputs[0])
-    movement = None if shape is None else _after(node, Movement.still(shape))
+    movement = None if shape is None else after(node, Movement.still(shape))
     if source is None or movement is None:
         return None
     plan = _plan(source, movement, node)
@@ -83,16 +82,6 @@ def _pull(graph: ir.Graph, node: ir.Node) -> str | None:
     if plan is None or plan.cost >= (own, 1) or not bypass(node, plan.build(Builder(graph, node))):
         return None
     return f"pulled up, {own - plan.transposes} Transposes and {1 - plan.movements} movements in all fewer"
-
-
-def _after(node: ir.Node, movement: Movement) -> Movement | None:
-    """`movement` with `node`, a Transpose or Reshape, done before it."""
-    shape = sizes(node.inputs[0])
-    if shape is None or len(movement.source) != len(sizes(node.outputs[0]) or ()):
-        return None
-    if node.op_type == "Transpose":
-        return movement.after_transpose(attribute(node, "perm", range(len(shape))[::-1]))
-    return movement.after_reshape(shape)
 
 
 def _plan(value: ir.Value, movement: Movement, owner: ir.Node | None) -> _Plan | None:
@@ -105,8 +94,8 @@ def _plan(value: ir.Value, movement: Movement, owner: ir.Node | None) -> _Plan |
     further: _Plan | None = None
     if constant(value) is not None or node is None:
         pass
-    elif node.op_type in _MOVERS:
-        earlier, source = _after(node, movement), node.inputs[0]
+    elif node.op_type in MOVERS:
+        earlier, source = after(node, movement), node.inputs[0]
         if earlier is not None and source is not None:
             further = _plan(source, earlier, node if owned else None)
         if further is not None and owned:
@@ -192,9 +181,9 @@ def _reduce_before(graph: ir.Graph, node: ir.Node) -> str | None:
     transposes, best = 0, None
     while value is not None and only_user(value) is reader:
         mover = value.producer()
-        if mover is None or mover.op_type not in _MOVERS or movement is None:
+        if mover is None or mover.op_type not in MOVERS or movement is None:
             break
-        movement, value, reader = _after(mover, movement), mover.inputs[0], mover
+        movement, value, reader = after(mover, movement), mover.inputs[0], mover
         transposes += mover.op_type == "Transpose"
         earlier = None if movement is None else movement.axes_before({int(axis) % len(shape) for axis in axes})
         if transposes and earlier is not None:
