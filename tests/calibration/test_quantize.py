@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from tests.calibration.blocks import network, pictures
+from tests.calibration.test_insert import kernels, ranges_of
 from tests.export.graph_cases import run
 from vitdeploy.calibration.checker import violations
 from vitdeploy.calibration.images import Images
+from vitdeploy.calibration.insert import insert
 from vitdeploy.calibration.judge import Judge, evaluate
 from vitdeploy.calibration.options import Int8Options
+from vitdeploy.calibration.placement import place
 from vitdeploy.calibration.quantize import Int8Report, quantize
 from vitdeploy.calibration.rules import RULES
 from vitdeploy.errors import ExportError, UsageError
@@ -51,10 +56,6 @@ def test_every_target_gets_a_graph_that_keeps_its_rules_and_35_db(target: str) -
 
 def test_the_repairs_are_worth_their_while() -> None:
     """Plain min-max and rounding to nearest, on the same graph and images."""
-    from tests.calibration.test_insert import ranges_of
-    from vitdeploy.calibration.insert import insert
-    from vitdeploy.calibration.placement import place
-
     model, small, report = quantized()
     rules = RULES["portable"]
     plan = place(model.graph, rules)
@@ -62,6 +63,16 @@ def test_the_repairs_are_worth_their_while() -> None:
     judge = Judge(model, [pixels(OTHERS)])
     assert judge.snr_db(small) == pytest.approx(report.snr_db)
     assert report.snr_db > judge.snr_db(plain) + 1
+
+
+@pytest.mark.parametrize("target", ["portable", "onnxruntime"])
+def test_correcting_biases_leaves_no_layer_without_its_integer_kernel(target: str, tmp_path: Path) -> None:
+    """q and k have no bias: a correction must not come as an Add that ONNX Runtime makes a float Gemm of."""
+    _, small, _ = quantized(target)
+    found = kernels(small, tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["QGemm"] == (4 if target == "portable" else 5)
+    keys = next(node for node in small.graph if node.name == "k_MatMul").outputs[0]
+    assert [use.node.op_type for use in keys.uses()] == ["Transpose"]
 
 
 def test_the_input_of_the_first_convolution_loses_nothing() -> None:
@@ -79,8 +90,6 @@ def test_the_input_of_the_first_convolution_loses_nothing() -> None:
 
 
 def test_the_same_images_give_the_same_graph() -> None:
-    import onnx_ir as ir
-
     first, second = (ir.to_proto(quantized()[1]).SerializeToString() for _ in range(2))
     assert first == second
 
@@ -134,8 +143,6 @@ def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
     model = network()
     images = pixels(pictures(48))
     bias = model.graph.initializers["stem_bias"]
-    import onnx_ir as ir
-
     bias.const_value = ir.tensor(np.full(16, -100, np.float32))  # ReLU lets nothing through
     judge = Judge(model, [images[:8]])
     _, report = quantize(model, RULES["portable"], RECIPE, lambda: Images([images]), judge, Int8Options(), {})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vitdeploy.calibration.placement import DECONVOLUTION, Layer, Plan
 from vitdeploy.calibration.rules import Int8Rules
 from vitdeploy.calibration.scheme import Affine, Array, quantize_weight
-from vitdeploy.export.graph import Builder, constant, only_user, remove_unused, set_constant
+from vitdeploy.export.graph import Builder, constant, only_user, remove_unused, replace, set_constant
 
 # Half of what int32 holds: sums of products come on top of the bias.
 _LARGEST_BIAS = 1 << 30
@@ -48,7 +48,7 @@ def insert(
             continue
         node = nodes[layer.node]
         if layer.weight is not None:
-            _quantize_weight(graph, node, layer, ranges, weights.get(layer.node), rules)
+            node = _quantize_weight(graph, node, layer, ranges, weights.get(layer.node), rules)
         for index in layer.activations:
             value = node.inputs[index]
             assert value is not None
@@ -92,8 +92,8 @@ def _quantize_weight(
     ranges: Mapping[str, Affine],
     weight: QuantizedWeight | None,
     rules: Int8Rules,
-) -> None:
-    """Replace the weight and, where it has to be, the bias."""
+) -> ir.Node:
+    """Replace the weight and, where it has to be, the bias; returns the node that computes the layer now."""
     assert layer.weight is not None
     array = constant(node.inputs[layer.weight])
     source = node.inputs[0]
@@ -101,6 +101,7 @@ def _quantize_weight(
     assert source is not None
     weight = weight or QuantizedWeight(*quantize_weight(array, layer.axis))
     if rules.int32_bias and layer.kind != DECONVOLUTION:
+        node = _as_gemm(graph, node)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None:
             step = ranges[str(source.name)].scale
@@ -120,6 +121,7 @@ def _quantize_weight(
         pair_on_weight=rules.pair_on_weight,
     )
     node.replace_input_with(layer.weight, real)
+    return node
 
 
 def _dequantized(
@@ -169,6 +171,24 @@ def _bias_behind(node: ir.Node) -> tuple[ir.Node, int, Array] | None:
     index = 1 - list(add.inputs).index(node.outputs[0])
     bias = constant(add.inputs[index])
     return (add, index, bias) if bias is not None and bias.size == bias.shape[-1] else None
+
+
+def _as_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """A MatMul of rank 2 and the Add behind it as one Gemm, whose integer kernel takes the bias with it."""
+    out = node.outputs[0]
+    found = _bias_behind(node) if node.op_type == "MatMul" and out.shape is not None and len(out.shape) == 2 else None
+    if found is None:
+        return node
+    add, _, bias = found
+    builder = Builder(graph, add)
+    gemm = builder.op("Gemm", [*node.inputs, builder.constant(bias.reshape(-1), "bias")], add.outputs[0].shape)
+    name = add.outputs[0].name
+    replace(add, gemm)
+    gemm.name = name
+    made = gemm.producer()
+    assert made is not None
+    graph.remove(node, safe=True)
+    return made
 
 
 def _keep_bias_apart(graph: ir.Graph, node: ir.Node) -> None:

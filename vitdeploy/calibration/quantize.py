@@ -31,6 +31,8 @@ from vitdeploy.calibration.smoothing import smooth
 from vitdeploy.calibration.tuning import Tuning, tune
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.export.graph import constant
+from vitdeploy.export.passes.drop_key_bias import DropKeyBias
+from vitdeploy.export.targets import TARGETS
 from vitdeploy.runtime.preprocess import Preprocessing
 
 log = logging.getLogger("vitdeploy.calibration")
@@ -116,6 +118,7 @@ def quantize(
     def build(wanted: Plan) -> ir.Model:
         quantized = [layer.node for layer in wanted if layer.quantized and layer.node in rounded]
         corrected = correct_biases(model, {node: rounded[node].mean_error for node in quantized})
+        DropKeyBias(TARGETS["portable"])(corrected)  # keys need no correction, and where they had no bias, no Add
         return insert(corrected, wanted, affines, weights, rules)
 
     plan, given, drop = _search(model, plan, build, judge, options)
