@@ -51,8 +51,9 @@ def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
         import openvino
 
         try:
-            converted = openvino.convert_model(str(model))
-            openvino.save_model(converted, str(model.with_suffix(".xml")), compress_to_fp16=False)
+            # Not convert_model: it merges the keys' two Transposes, of which the plugin would read one as transpose_b.
+            read = openvino.Core().read_model(str(model))
+            openvino.save_model(read, str(model.with_suffix(".xml")), compress_to_fp16=False)
         except RuntimeError as error:
             raise ExportError("OpenVINO cannot convert or write the model", why=str(error).splitlines()[0]) from error
 

@@ -1,0 +1,42 @@
+"""The INT8 comparison as Markdown, from benchmarks/results/int8.json.
+
+    python benchmarks/int8_table.py
+
+Times are processor times of one thread; a ratio above 1 says how many times as long as ours the file takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "int8.json"
+NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO (bf16 beside INT8)", "openvino f32": "OpenVINO (FP32)"}
+
+
+def table(network: str, found: dict[str, Any]) -> Iterator[str]:
+    """The rows of one network, a table for each runtime."""
+    shapes = list(found["latency"])
+    for runtime, title in NAMES.items():
+        yield f"**{network}, {title}**\n"
+        yield "| file | top-1 | agreement | SNR | " + " | ".join(f"{shape}: ms (ratio)" for shape in shapes) + " |"
+        yield "| --- " * (4 + len(shapes)) + "|"
+        for name, row in found["accuracy"][runtime].items():
+            times = (found["latency"][shape][runtime].get(name) for shape in shapes)
+            cells = [name, f"{row['top1']:.2f}", f"{row['agreement']:.2f} %", f"{row['snr_db']:.1f} dB"]
+            cells += ["-" if time is None else _time(time) for time in times]
+            yield "| " + " | ".join(cells) + " |"
+        yield ""
+
+
+def _time(time: dict[str, Any]) -> str:
+    ratio = time.get("cpu_ratio")
+    return f"{time['cpu_ms']:.1f}" + (f" ({ratio['median']:.2f})" if ratio else "")
+
+
+if __name__ == "__main__":
+    report = json.loads(RESULTS.read_text())
+    for name, found in report["networks"].items():
+        print("\n".join(table(name, found)))
