@@ -116,6 +116,12 @@ def test_json_says_what_a_user_wants_to_know(
         (["--int8", "--calibration", "{flat}", "--max-drop", "1"], "--max-drop needs labels"),
         (["--int8", "--calibration", "{black}"], "flat, for example all black"),
         (["--int8", "--calibration", "{pictures}", "--samples", "40", "--ignore", "nothing.*"], "matches no layer"),
+        (["--int8", "--calibration", "{pictures}", "--tune-latency", "cuda"], "cannot be timed on 'cuda'"),
+        (
+            ["--int8", "--calibration", "{pictures}", "--target", "tensorrt10", "--tune-latency", "openvino"],
+            "tensorrt10 is not for openvino",
+        ),
+        (["--int8", "--calibration", "{pictures}", "--features", "--max-drop", "1"], "needs class scores"),
         (["--fp16", "--calibration", "{pictures}"], "fp16 needs no calibration"),
         (["--samples", "5"], "--samples is for INT8"),
     ],

@@ -9,6 +9,10 @@ from vitdeploy.errors import UsageError
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
 
 
+# On which layers can be timed while exporting.
+RUNTIMES = ("onnxruntime", "openvino")
+
+
 @dataclass(frozen=True)
 class Int8Options:
     """How a network is quantized.
@@ -38,4 +42,8 @@ class Int8Options:
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise UsageError(
                 f"a drop of {self.max_drop} is no goal", why="it is in points of accuracy", fix="--max-drop 0.5"
+            )
+        if self.tune_latency is not None and self.tune_latency not in RUNTIMES:
+            raise UsageError(
+                f"layers cannot be timed on {self.tune_latency!r}", fix=f"--tune-latency {' or '.join(RUNTIMES)}"
             )

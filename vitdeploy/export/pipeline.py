@@ -87,6 +87,10 @@ def export(
     """
     plan = _check(precision, target, batch, calibration, int8)
     int8 = int8 or Int8Options()
+    if int8.tune_latency is not None and int8.tune_latency not in plan.target.runtimes:
+        raise UsageError(
+            f"{plan.target.name} is not for {int8.tune_latency}", fix=f"--target portable or {int8.tune_latency}"
+        )
     if features and int8.max_drop is not None:
         raise UsageError("--max-drop needs class scores, and --features has none", fix="--min-snr 35")
     data = open_calibration(calibration, int8) if plan.precision == "int8" else None
