@@ -1,0 +1,263 @@
+"""INT8 against NNCF and ONNX Runtime's quantizers: accuracy, size, cost and latency, in one run.
+
+    python benchmarks/int8.py --folder FILES --peers-python peers/bin/python [--network NAME] [--rounds 60] [--save]
+
+Every tool starts from the same FP32 graph, the one that `vitdeploy export` writes (better ground than plain
+torch.onnx.export), and from the same images of `eurosat_train.zip`. What is not there (NNCF, a runtime) is left out.
+How to make the environment of the peers: int8_peers.py.
+
+Accuracy: all images of `eurosat_val.zip`, at the size that the network was trained at, batch 1.
+Cost:     whole processes; ours captures the network from PyTorch and proves the bundle too, `quantize_seconds` is the
+          part that compares with the others.
+Latency:  candidates of a runtime take turns in random order; `wall` with all processors, `cpu` is the processor time of
+          one thread, which holds on a busy machine too. Ratios are taken round by round, ours in the denominator.
+          Files of other sizes and batches are calibrated on few images: time does not depend on the ranges.
+`--save` writes benchmarks/results/int8.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+from int8_peers import METHODS
+from timing import environment, interleave, process, ratio
+
+from vitdeploy import Bundle
+from vitdeploy.data import Dataset, open_data
+
+HERE = Path(__file__).parent
+SHARED = HERE.parents[1] / "shared"
+
+NETWORKS = {
+    "lemevit_tiny.eurosat": [],
+    "dualvit_s": ["--checkpoint", str(SHARED / "weights/dualvit_s_eurosat.safetensors"), "--num-classes", "10"],
+}
+TARGETS = ("onnxruntime", "openvino", "portable")
+NATIVE = 64
+SHAPES = tuple((size, batch) for size in (NATIVE, 224) for batch in (1, 8))
+FEW = 32  # images, enough for a range of some kind
+
+Call = Callable[[Any], Any]
+
+
+def open_onnxruntime(path: Path, threads: int) -> Call:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Else the workers of the session before go on spinning while the next one is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(str(path), options)
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def open_openvino(path: Path, threads: int, precision: str | None = None) -> Call:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return lambda images: next(iter(request.infer([images]).values())).copy()
+
+
+# `openvino` computes in the precision that it chooses itself: bf16 where the processor has it.
+RUNTIMES: dict[str, Callable[[Path, int], Call]] = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "openvino f32": lambda path, threads: open_openvino(path, threads, "f32"),
+}
+
+
+class Files:
+    """The files of one network at one input shape: FP32, ours and the peers', made when they are asked for."""
+
+    def __init__(self, name: str, size: int, batch: int, folder: Path, samples: int, args: argparse.Namespace) -> None:
+        self.folder, self.samples, self.args = folder, samples, args
+        self.command = [sys.executable, "-m", "vitdeploy", "export", name, *NETWORKS[name]]
+        self.command += ["--image-size", str(size), "--batch", str(batch)]
+        self.train = args.data / "eurosat_train.zip"
+        self.shape = (samples // batch, batch, 3, size, size)
+        self.paths: dict[str, Path] = {}
+        self.cost: dict[str, dict[str, Any]] = {}
+
+    def make(self) -> None:
+        """All of them; one that cannot be made has its error in `cost` and no path. Files of an earlier run stay."""
+        record = self.folder / "cost.json"
+        if record.exists():
+            self.cost = json.loads(record.read_text())
+            self.paths = {name: self._path(name) for name, found in self.cost.items() if "error" not in found}
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._ours("fp32", [])
+        for target in TARGETS:
+            int8 = ["--int8", "--calibration", str(self.train), "--samples", str(self.samples), "--target", target]
+            self._ours(f"vitdeploy {target}", int8)
+        images = self.folder / "images.npy"
+        np.save(images, self._calibration())
+        for method in METHODS:
+            command = [self.args.peers_python, str(HERE / "int8_peers.py"), method]
+            self._run(method, [*command, str(self.paths["fp32"]), str(images), str(self._path(method))])
+        record.write_text(json.dumps(self.cost))
+
+    def bundle(self, name: str = "fp32") -> Bundle:
+        return Bundle.open(self.folder / name.replace(" ", "_"))
+
+    def _path(self, name: str) -> Path:
+        suffix = ".xml" if "openvino" in name else ".onnx"
+        return self.folder / (f"{name}{suffix}" if name in METHODS else f"{name.replace(' ', '_')}/model{suffix}")
+
+    def _ours(self, name: str, options: list[str]) -> None:
+        self._run(name, [*self.command, *options, "-o", str(self._path(name).parent)])
+        if name in self.paths and options:
+            seconds = self.bundle(name).manifest.graph["seconds"]
+            self.cost[name]["quantize_seconds"] = next(s for step, s in seconds.items() if "quantizing" in step)
+
+    def _run(self, name: str, command: list[str]) -> None:
+        path = self._path(name)
+        print(f"{self.folder.name}: {name} …", file=sys.stderr)
+        try:
+            found = process(command)
+        except SystemExit as error:
+            self.cost[name] = {"error": str(error).strip().splitlines()[-1]}
+            return
+        weights = path.with_suffix(".bin")
+        size = path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+        self.paths[name] = path
+        self.cost[name] = {
+            "seconds": round(found["seconds"], 1),
+            "peak_mb": round(found["peak_mb"]),
+            "megabytes": round(size / 1e6, 2),
+        }
+
+    def _calibration(self) -> Any:
+        data, recipe = open_data(self.train), self.bundle().manifest.preprocessing
+        order = data.sample(self.shape[0] * self.shape[1])
+        return np.stack([data.tensor(index, recipe) for index in order]).reshape(self.shape)
+
+
+def accuracy(files: Files, data: Dataset) -> dict[str, Any]:
+    """Top-1 on all images, agreement and signal-to-noise with FP32 in ONNX Runtime, by runtime and file."""
+    recipe = files.bundle().manifest.preprocessing
+    images = np.stack([data.tensor(index, recipe) for index in range(len(data))])[:, None]
+    reference = _logits(open_onnxruntime(files.paths["fp32"], 1), images)
+    results: dict[str, Any] = {}
+    signal = np.sum(reference**2, dtype=np.float64)
+    for runtime in RUNTIMES:
+        for name, call in _opened(files, runtime, 1):
+            print(f"accuracy of {name} in {runtime} …", file=sys.stderr)
+            logits = _logits(call, images)
+            noise = np.sum((logits - reference) ** 2, dtype=np.float64)
+            results.setdefault(runtime, {})[name] = {
+                "top1": round(100 * float(np.mean(logits.argmax(1) == data.targets)), 3),
+                "agreement": round(100 * float(np.mean(logits.argmax(1) == reference.argmax(1))), 3),
+                "snr_db": round(10 * float(np.log10(signal / max(noise, 1e-30))), 2),
+            }
+    return results
+
+
+def latency(files: Files, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a call and the ratio to ours, by runtime and file."""
+    images = np.random.default_rng(0).standard_normal(files.shape[1:], dtype=np.float32)
+    results: dict[str, Any] = {}
+    clocks: dict[str, tuple[Callable[[], float], int]] = {
+        "wall": (time.perf_counter, os.cpu_count() or 1),
+        "cpu": (time.process_time, 1),
+    }
+    for kind, (clock, threads) in clocks.items():
+        for runtime in RUNTIMES:
+            calls = dict(_opened(files, runtime, threads))
+            turns = {name: (lambda call=call: call(images)) for name, call in calls.items()}
+            seconds = interleave(turns, rounds=rounds, clock=clock)
+            ours = seconds.get(f"vitdeploy {runtime.split()[0]}")
+            for name, found in seconds.items():
+                row = results.setdefault(runtime, {}).setdefault(name, {})
+                row[f"{kind}_ms"] = round(1e3 * statistics.median(found), 3)
+                if ours:
+                    row[f"{kind}_ratio"] = ratio(found, ours)
+    return results
+
+
+def _opened(files: Files, runtime: str, threads: int) -> Iterator[tuple[str, Call]]:
+    """Every file that is meant for a runtime and that it can read."""
+    for name, path in files.paths.items():
+        other = "openvino" if runtime == "onnxruntime" else "onnxruntime"
+        if name == f"vitdeploy {other}" or (path.suffix == ".xml" and runtime == "onnxruntime"):
+            continue
+        try:
+            yield name, RUNTIMES[runtime](path, threads)
+        except Exception as error:  # each runtime raises kinds of its own
+            print(f"{runtime} cannot load {name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+
+
+def _logits(call: Call, images: Any) -> Any:
+    return np.concatenate([call(batch) for batch in images])
+
+
+def peers_versions(python: str) -> Mapping[str, str]:
+    """Versions in the peers' environment."""
+    code = (
+        "import json; from importlib import metadata as m; names = ('nncf', 'onnx', 'onnxruntime', 'openvino');"
+        "print(json.dumps({n: m.version(n) for n in names if m.packages_distributions().get(n)}))"
+    )
+    found: Mapping[str, str] = json.loads(subprocess.check_output([python, "-c", code]))
+    for name, version in found.items():
+        if name != "nncf" and version != metadata.version(name):
+            sys.exit(f"{python} has {name} {version}, this environment {metadata.version(name)}: make them the same")
+    return found
+
+
+def _shape(text: str) -> tuple[int, int]:
+    size, batch = map(int, text.split("x"))
+    return size, batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all of them")
+    parser.add_argument(
+        "--shape", type=_shape, action="append", metavar="SIZExBATCH", help="default: 64x1, 64x8, 224x1 and 224x8"
+    )
+    parser.add_argument("--data", type=Path, default=SHARED / "data/eurosat")
+    parser.add_argument("--peers-python", default=sys.executable, help="of an environment that has the other tools")
+    parser.add_argument("--samples", type=int, default=512, help="calibration images at the size of the accuracy")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--folder", type=Path, required=True, help="for the files; those of an earlier run are used")
+    parser.add_argument("--save", action="store_true", help="after each part, so that nothing is lost")
+    args = parser.parse_args()
+    report: dict[str, Any] = {
+        "environment": environment(["torch", "onnx", "onnxruntime", "openvino", "numpy"]),
+        "peers": peers_versions(args.peers_python),
+        "samples": args.samples,
+        "networks": {},
+    }
+    for network in args.network or NETWORKS:
+        found = report["networks"].setdefault(network, {"latency": {}})
+        for size, batch in args.shape or SHAPES:
+            native = (size, batch) == (NATIVE, 1)
+            samples = args.samples if native else FEW
+            files = Files(network, size, batch, args.folder / f"{network} {size}x{batch}", samples, args)
+            files.make()
+            if native:
+                found["cost"] = files.cost
+                found["accuracy"] = accuracy(files, open_data(args.data / "eurosat_val.zip"))
+            found["latency"][f"{size} px, batch {batch}"] = latency(files, args.rounds)
+            if args.save:
+                (HERE / "results/int8.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
