@@ -1,6 +1,6 @@
 """INT8 against NNCF and ONNX Runtime's quantizers: accuracy, size, cost and latency, in one run.
 
-    python benchmarks/int8.py --folder FILES --peers-python peers/bin/python [--network NAME] [--rounds 60] [--save]
+    python benchmarks/int8.py --folder FILES --peers-python peers/bin/python [--network NAME] [--shape 224x1] [--save]
 
 Every tool starts from the same FP32 graph, the one that `vitdeploy export` writes (better ground than plain
 torch.onnx.export), and from the same images of `eurosat_train.zip`. What is not there (NNCF, a runtime) is left out.
