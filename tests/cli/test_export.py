@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,9 @@ def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     command = [sys.executable, "-m", "vitdeploy", "export", f"{slow}:build", "--image-size", "16", "-o", "out/b"]
-    process = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has them ignore the signal, and Python would go on ignoring it.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     assert process.stderr is not None
     assert "started\n" in iter(process.stderr.readline, "")
     assert [path.name for path in work.iterdir()] == ["out"]  # it was at work
