@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.export.reference import reference_images
 from vitdeploy.models.create import create_model
+from vitdeploy.models.layers import to_map
 from vitdeploy.models.registry import ModelCard, build, cards, find_card
 
 IMAGES = 5
@@ -96,3 +97,16 @@ def make_telling(model: nn.Module, images: torch.Tensor, *, gain: float) -> None
         norm.eval().momentum = momentum
         assert norm.running_var is not None
         norm.running_var.add_(0.1)  # a channel that is constant on these images stays tame
+
+
+class BlockOfMaps(nn.Module):
+    """A block of LeMeViT; the meta tokens are the second half of the channels at the first six pixels."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, c = images.chunk(2, dim=1)
+        x, c = self.block(x, c.flatten(2).transpose(1, 2)[:, :6])
+        return torch.cat([x, to_map(torch.cat([c, c], dim=1), 3, 4)], dim=1)

@@ -84,13 +84,14 @@ def test_a_cut_separates_what_is_before_it_from_what_is_behind() -> None:
     ]
     assert len(next(place for place in places if place.block == "blocks.0.0").tensors) == 2, "both streams"
     for place in places:
-        reached, todo = set(), [value.name for value in graph.inputs]
-        while todo:
-            name = todo.pop()
+        reached, waiting = set(), [value.name for value in graph.inputs]
+        while waiting:
+            name = waiting.pop()
             if name in reached or name in place.tensors:
                 continue
             reached.add(name)
-            todo += [out.name for node in graph for out in node.outputs if name in [v.name for v in node.inputs if v]]
+            readers = [node for node in graph if name in [value.name for value in node.inputs if value]]
+            waiting += [out.name for node in readers for out in node.outputs]
         assert "logits" not in reached, place
 
 

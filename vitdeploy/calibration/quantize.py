@@ -153,19 +153,21 @@ def _activations(
 ) -> tuple[dict[str, TensorRange], list[dict[str, Any]]]:
     """Rewrite the graph so that its activations quantize well, and choose their ranges."""
     convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
-    fixed = pixel_grid(model, recipe, rules.activation, convolutions)
-    statistics = collect(model, _channel_axes(model, plan, fixed), images)
+    exact = pixel_grid(model, recipe, rules.activation, convolutions)
+    statistics = collect(model, _channel_axes(model, plan, exact), images)
     one_sided = _one_sided(model, plan, statistics) if rules.activation.symmetric else ()
     # A product costs these nothing: it stands next to the sum that shifts them.
     repairs = [found.to_dict() for found in smooth(model, plan, statistics, multiply=one_sided)]
     if repairs:
         statistics |= collect(
-            model, _channel_axes(model, plan, {*fixed, *_unchanged(model, plan, repairs)}), calibration()
+            model, _channel_axes(model, plan, {*exact, *_unchanged(model, plan, repairs)}), calibration()
         )
-    fixed |= shift(model, _asymmetric(model, plan, statistics, one_sided, method))
-    repairs += [{"repair": "exact input", "tensor": name} for name in fixed]
-    ranges = _ranges(model, plan, statistics, rules, method, fixed)
-    return ranges, repairs
+    shifted = shift(model, _asymmetric(model, plan, statistics, one_sided, method))
+    repairs += [{"repair": "exact input", "tensor": name} for name in exact]
+    repairs += [{"repair": "shift", "tensor": name} for name in shifted]
+    known = {name: TensorRange(affine, "exact", *affine.range, math.inf) for name, affine in exact.items()}
+    known |= {name: TensorRange(affine, "shift", *affine.range, math.nan) for name, affine in shifted.items()}
+    return _ranges(model, plan, statistics, rules, method, known), repairs
 
 
 def _one_sided(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[str]:
@@ -176,7 +178,7 @@ def _one_sided(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]
         low, high = (statistics[name].low, statistics[name].high) if name in statistics else (-1.0, 1.0)
         if min(-low, high) < ONE_SIDED * max(-low, high):
             convolutions = [layer.node for layer in layers if layer.kind == CONVOLUTION]
-            found += [name for name in convolutions if obstacle(nodes[name]) is None]
+            found += [node for node in convolutions if obstacle(nodes[node]) is None]
     return found
 
 
@@ -229,17 +231,17 @@ def _ranges(
     statistics: Mapping[str, Statistics],
     rules: Int8Rules,
     method: str,
-    fixed: Mapping[str, Affine],
+    known: Mapping[str, TensorRange],
 ) -> dict[str, TensorRange]:
+    """A range for every activation that is not in `known`, and those."""
     nodes = {node.name: node for node in model.graph}
-    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in fixed}
+    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in known}
     schemes = {name: (layers[0].scheme if layers else None) or rules.activation for name, layers in read.items()}
     readers: dict[str, list[Reader]] = {}
     for name, layers in read.items():
         found = [reader(nodes[layer.node]) for layer in layers]
         readers[name] = [one for one in found if one is not None]
     chosen = choose_ranges({name: statistics[name] for name in read}, schemes, method=method, readers=readers)
-    known = {name: TensorRange(affine, "exact", *affine.range, math.inf) for name, affine in fixed.items()}
     return {**chosen, **known}
 
 

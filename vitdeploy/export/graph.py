@@ -238,6 +238,35 @@ def set_constant(node: ir.Node, index: int, array: Array, name: str) -> None:
     node.replace_input_with(index, new)
 
 
+def as_type(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+) -> ir.Value:
+    """`value` as a `dtype`: a converted initializer, or a Cast right behind what makes it.
+
+    `casts` holds what was made before, so that all readers share one; a new value is added to it.
+    """
+    if (value, dtype) in casts:
+        return casts[value, dtype]
+    name = f"{value.name}.as_{dtype.name.lower()}"
+    array = constant(value)
+    if array is not None:
+        name = unused_initializer_name(graph, name)
+        made = ir.Value(name=name, const_value=ir.tensor(array.astype(dtype.numpy()), name=name))
+        made.shape, made.type = ir.Shape(array.shape), ir.TensorType(dtype)
+        graph.register_initializer(made)
+    else:
+        cast = ir.node("Cast", [value], attributes={"to": dtype.value}, name=name)
+        made = cast.outputs[0]
+        made.name, made.shape, made.type = f"{name}.out", value.shape, ir.TensorType(dtype)
+        source = value.producer()
+        if source is None:
+            graph.insert_before(graph[0], cast)
+        else:
+            graph.insert_after(source, cast)
+    casts[value, dtype] = made
+    return made
+
+
 def remove_unused(model: ir.Model) -> None:
     """Drop nodes and initializers that no output depends on."""
     RemoveUnusedNodesPass()(model)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vitdeploy.export.emulation import Range, activation_ranges, emulate_half, half_snr_db, run
-from vitdeploy.export.graph import Array, attribute, constant, only_user, unused_initializer_name
+from vitdeploy.export.graph import Array, as_type, attribute, constant, only_user
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _typed(model: ir.Model, kept: Mapping[str, str]) -> ir.Model:
         fixed = _ALWAYS_SINGLE_INPUTS.get(node.op_type, frozenset())
         for index, value in enumerate(node.inputs):
             if value is not None and index not in fixed and value.dtype in (SINGLE, HALF) and value.dtype != wanted:
-                node.replace_input_with(index, _as(graph, value, wanted, node, casts))
+                node.replace_input_with(index, as_type(graph, value, wanted, casts))
         for value in node.outputs:
             if value.dtype == SINGLE:
                 value.type = ir.TensorType(wanted)
@@ -243,36 +243,6 @@ def _makes_single(node: ir.Node, opset: int) -> bool:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return opset < 19
     return node.op_type in ("ConstantOfShape", "Range", "RandomNormalLike", "EyeLike")
-
-
-def _as(
-    graph: ir.Graph,
-    value: ir.Value,
-    dtype: ir.DataType,
-    reader: ir.Node,
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
-) -> ir.Value:
-    """`value` in the other precision: a converted initializer, the source of an opposite Cast, or a new Cast."""
-    if (value, dtype) in casts:
-        return casts[value, dtype]
-    array = constant(value) if value.is_initializer() else None
-    if array is not None:
-        name = unused_initializer_name(graph, f"{value.name}.{'fp16' if dtype == HALF else 'fp32'}")
-        converted = ir.Value(name=name, const_value=ir.tensor(array.astype(dtype.numpy()), name=name))
-        converted.shape, converted.type = ir.Shape(array.shape), ir.TensorType(dtype)
-        graph.register_initializer(converted)
-    else:
-        source = value.producer()
-        cast = ir.node("Cast", [value], attributes={"to": dtype.value})
-        cast.name = f"{value.name}.to_{'fp16' if dtype == HALF else 'fp32'}"
-        converted = cast.outputs[0]
-        converted.name, converted.shape, converted.type = f"{cast.name}.out", value.shape, ir.TensorType(dtype)
-        if source is None:
-            graph.insert_before(graph[0], cast)
-        else:
-            graph.insert_after(source, cast)
-    casts[value, dtype] = converted
-    return converted
 
 
 def _output_as_single(graph: ir.Graph, value: ir.Value) -> None:

@@ -5,14 +5,14 @@ Each takes and gives an ONNX file. The order is that of `BuildOptions.remedies`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from vitdeploy.export.graph import Builder, constant, remove_unused, users
+from vitdeploy.export.graph import Builder, as_type, remove_unused, users
 from vitdeploy.validation.fusion_rules import Attention, find_attentions
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -122,7 +122,7 @@ def retype(graph: ir.Graph, nodes: Collection[ir.Node], dtype: ir.DataType) -> i
         for index in wrong:
             value = node.inputs[index]
             assert value is not None
-            node.replace_input_with(index, _cast(graph, value, dtype, [node], casts))
+            node.replace_input_with(index, as_type(graph, value, dtype, casts))
         for out in node.outputs:
             if out.dtype in FLOATS and out.dtype != dtype:
                 _leave_as(graph, out, dtype, chosen)
@@ -158,35 +158,6 @@ def _leave_as(graph: ir.Graph, out: ir.Value, dtype: ir.DataType, chosen: Collec
     if is_output:
         graph.outputs[graph.outputs.index(out)] = value
         out.name, value.name = f"{out.name}.computed", out.name
-
-
-def _cast(
-    graph: ir.Graph,
-    value: ir.Value,
-    dtype: ir.DataType,
-    readers: Iterable[ir.Node],
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
-) -> ir.Value:
-    """`value` as a `dtype`: a converted initializer, or a Cast right behind its producer, one for all readers."""
-    if (value, dtype) in casts:
-        return casts[value, dtype]
-    array = constant(value)
-    producer = value.producer()
-    if array is not None:
-        name = f"{value.name}.as_{dtype.name.lower()}"
-        new = ir.Value(name=name, const_value=ir.tensor(array.astype(dtype.numpy()), name=name))
-        new.shape, new.type = ir.Shape(array.shape), ir.TensorType(dtype)
-        graph.register_initializer(new)
-    else:
-        node = ir.node("Cast", [value], attributes={"to": dtype.value}, name=f"{value.name}.as_{dtype.name.lower()}")
-        new = node.outputs[0]
-        new.name, new.shape, new.type = f"{node.name}.out", value.shape, ir.TensorType(dtype)
-        if producer is None:
-            graph.insert_before(graph[0], node)
-        else:
-            graph.insert_after(producer, node)
-    casts[value, dtype] = new
-    return new
 
 
 def _subtract_largest(model: ir.Model, attention: Attention) -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from tests.export.graph_cases import batch, folded, ops, parsed, prove
+from tests.export.zoo_models import BlockOfMaps
 from vitdeploy.export.passes.drop_batch_axis import DropBatchAxis
 from vitdeploy.export.passes.fold_query_scale import FoldQueryScale
 from vitdeploy.export.passes.merge_transposes import MergeTransposes
 from vitdeploy.export.targets import TARGETS
-from vitdeploy.models.layers import to_map
 from vitdeploy.models.lemevit import CrossBlock, DualCrossBlock, StandardBlock
 
 DROPS = TARGETS["onnxruntime"]
@@ -159,23 +159,10 @@ def test_any_axes_are_those_that_are_left(
     assert {len(node.outputs[0].shape or ()) for node in model.graph if node.op_type == "Softmax"} <= {2, 3}
 
 
-class _Block(nn.Module):
-    """A block of LeMeViT; the meta tokens are the second half of the channels at the first six pixels."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, images: Tensor) -> Tensor:
-        x, c = images.chunk(2, dim=1)
-        x, c = self.block(x, c.flatten(2).transpose(1, 2)[:, :6])
-        return torch.cat([x, to_map(torch.cat([c, c], dim=1), 3, 4)], dim=1)
-
-
 @pytest.mark.parametrize("kind", [StandardBlock, DualCrossBlock, CrossBlock])
 def test_blocks_of_lemevit(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model = folded(_Block(kind(32, 2)), torch.randn(1, 64, 3, 4))
+    model = folded(BlockOfMaps(kind(32, 2)), torch.randn(1, 64, 3, 4))
     for step in (FoldQueryScale, MergeTransposes):
         step(DROPS)(model)
     prove(DropBatchAxis, model, batch(1, 64, 3, 4), target=DROPS)

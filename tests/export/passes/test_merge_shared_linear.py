@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from tests.export.graph_cases import batch, folded, ops, parsed, prove
+from tests.export.zoo_models import BlockOfMaps
 from vitdeploy.export.graph import sizes
 from vitdeploy.export.passes.merge_shared_linear import MAX_SHORT_TOKENS, MergeSharedLinear
-from vitdeploy.models.layers import to_map
 from vitdeploy.models.lemevit import CrossBlock, DualCrossBlock, StandardBlock
 
 WEIGHTS = {
@@ -185,19 +185,6 @@ def test_any_number_and_length_of_streams(
     assert (count["Concat"], count["Split"]) == (1, 2)
 
 
-class _Block(nn.Module):
-    """A block of LeMeViT; the meta tokens are the second half of the channels at the first six pixels."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, images: Tensor) -> Tensor:
-        x, c = images.chunk(2, dim=1)
-        x, c = self.block(x, c.flatten(2).transpose(1, 2)[:, :6])
-        return torch.cat([x, to_map(torch.cat([c, c], dim=1), 3, 4)], dim=1)
-
-
 @pytest.mark.parametrize(
     ("kind", "saved"),
     [(StandardBlock, {"MatMul": 4, "Gelu": 1}), (DualCrossBlock, {"MatMul": 2, "Gelu": 1}), (CrossBlock, {})],
@@ -205,7 +192,7 @@ class _Block(nn.Module):
 def test_blocks_of_lemevit(kind: type[nn.Module], saved: dict[str, int]) -> None:
     """Kind S shares qkv, proj and both layers of the MLP, kind D the MLP, kind C nothing."""
     torch.manual_seed(0)
-    model = folded(_Block(kind(32, 2)), torch.randn(2, 64, 3, 4), dynamic_batch=True)
+    model = folded(BlockOfMaps(kind(32, 2)), torch.randn(2, 64, 3, 4), dynamic_batch=True)
     before = ops(model)
     prove(MergeSharedLinear, model, batch(2, 64, 3, 4), batch(1, 64, 3, 4))
     after = ops(model)
