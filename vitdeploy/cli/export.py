@@ -240,7 +240,7 @@ def _table(summary: dict[str, Any]) -> str:
 
     random = summary["weights"] == "random"
     rows = [
-        ["bundle", summary["bundle"]],
+        ["bundle", _from_here(summary["bundle"])],
         ["model", summary["model"] + (" (SEEDED RANDOM WEIGHTS)" if random else "")],
         ["form", f"{summary['precision']} for {summary['target']}"],
         ["size", f"{summary['bytes'] / 1e6:.1f} MB"],
@@ -271,3 +271,8 @@ def _table(summary: dict[str, Any]) -> str:
 
 def _decibel(ratio: float | None) -> str:
     return "no error" if ratio is None else f"{ratio:.1f} dB"
+
+
+def _from_here(path: str) -> str:
+    """As the user would type it: relative where it lies below the current folder."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
