@@ -1,11 +1,11 @@
-"""Train a network of the zoo on your own pictures, on a GPU where there is one and on the CPU otherwise.
+"""Train a network of the zoo on your own images, on a GPU where there is one and on the CPU otherwise.
 
   python examples/train_classifier.py lemevit_tiny photos/ --val held_out/ --image-size 64 -o photos.safetensors
   vitdeploy export lemevit_tiny --checkpoint photos.safetensors --fp16
 
-DATA is a folder with one folder of pictures for each class (`class/file.jpg`), a zip of such a folder, or an .npz with
-images and the names of their classes (see vitdeploy/data.py). Classes are in the order of their sorted names, or of the
-lines of a `labels.txt` beside them. All pictures are decoded once and kept in memory at the network's size, 3 bytes a
+DATA is a folder with one folder of images for each class (`class/file.jpg`), a zip of such a folder, or an .npz with
+images and the names of their classes (see vitdeploy/data). Classes are in the order of their sorted names, or of the
+lines of a `labels.txt` beside them. All images are decoded once and kept in memory at the network's size, 3 bytes a
 pixel.
 
 AdamW with cosine decay after a short warm-up, label smoothing, random flips, clipped gradients, bfloat16 autocast.
@@ -37,7 +37,7 @@ from vitdeploy.errors import UsageError, VitDeployError
 from vitdeploy.models.cagevit import CageViT
 from vitdeploy.models.checkpoints import save_checkpoint
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 WEIGHT_DECAY, LABEL_SMOOTHING, GRADIENT_NORM, GUIDE_LOSS = 0.05, 0.1, 1.0, 0.4
 WARM_UP = 0.05  # of all steps
@@ -45,7 +45,7 @@ AVERAGING = 0.998  # part of the averaged weights that outlives a step; less in 
 INTERRUPTED = 130
 
 
-class Pictures(NamedTuple):
+class ImageDataset(NamedTuple):
     """Pixels uint8 [N, 3, H, W] in the network's channel order, and class numbers [N]."""
 
     pixels: Tensor
@@ -53,9 +53,9 @@ class Pictures(NamedTuple):
 
 
 def choose_recipe(published: Preprocessing, data: Dataset) -> Preprocessing:
-    """The network's published preprocessing; nothing but normalisation where all pictures have its size already.
+    """The network's published preprocessing; nothing but normalisation where all images have its size already.
 
-    Published recipes enlarge a picture and cut its border off, which would only lose pixels that fit.
+    Published recipes enlarge an image and cut its border off, which would only lose pixels that fit.
     """
     for index in range(len(data)):
         if np.asarray(data.read(index)).shape[:2] != published.size:
@@ -63,16 +63,16 @@ def choose_recipe(published: Preprocessing, data: Dataset) -> Preprocessing:
     return replace(published, mode="stretch", crop_ratio=1.0)
 
 
-def load_pictures(data: Dataset, recipe: Preprocessing) -> Pictures:
-    """Decode all pictures with the package's own preprocessing, short of the normalisation."""
+def load_images(data: Dataset, recipe: Preprocessing) -> ImageDataset:
+    """Decode all images with the package's own preprocessing, short of the normalisation."""
     if data.targets is None:
-        raise UsageError(f"the pictures of {data.where} have no labels", fix="a folder for each class")
+        raise UsageError(f"the images of {data.where} have no labels", fix="a folder for each class")
     pixels = torch.empty((len(data), 3, *recipe.size), dtype=torch.uint8)
     for index, row in enumerate(pixels):
         rgb = data.tensor(index, recipe, normalised=False)
         ordered = rgb[:, :, ::-1] if recipe.channels == "BGR" else rgb
         row[:] = torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
-    return Pictures(pixels, torch.from_numpy(data.targets))
+    return ImageDataset(pixels, torch.from_numpy(data.targets))
 
 
 def normalize(pixels: Tensor, recipe: Preprocessing) -> Tensor:
@@ -82,7 +82,7 @@ def normalize(pixels: Tensor, recipe: Preprocessing) -> Tensor:
 
 
 def augment(pixels: Tensor, kind: str) -> Tensor:
-    """`flip`: each picture mirrored or not; `rot90`: also turned by a multiple of 90 degrees; `none`: as they are."""
+    """`flip`: each image mirrored or not; `rot90`: also turned by a multiple of 90 degrees; `none`: as they are."""
     if kind != "none":
         mirrored = torch.rand(len(pixels), 1, 1, 1) < 0.5
         pixels = torch.where(mirrored, pixels.flip(3), pixels)
@@ -117,16 +117,16 @@ def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, pictures: Pictures, recipe: Preprocessing, device: torch.device, batch: int) -> float:
+def accuracy(model: nn.Module, images: ImageDataset, recipe: Preprocessing, device: torch.device, batch: int) -> float:
     """Top-1 in percent, computed in float32 as an exported bundle is held to."""
     right = 0
-    for pixels, classes in zip(*(torch.split(column, batch) for column in pictures), strict=True):
+    for pixels, classes in zip(*(torch.split(column, batch) for column in images), strict=True):
         right += int((model(normalize(pixels.to(device), recipe)).argmax(1).cpu() == classes).sum())
-    return 100 * right / len(pictures.classes)
+    return 100 * right / len(images.classes)
 
 
 def train(
-    model: nn.Module, card: ModelCard, training: Pictures, validation: Pictures | None, args: argparse.Namespace
+    model: nn.Module, card: ModelCard, training: ImageDataset, validation: ImageDataset | None, args: argparse.Namespace
 ) -> int:
     """Train and write the best averaged weights to `args.output`; returns the exit code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -146,7 +146,7 @@ def train(
     try:
         for epoch in range(1, epochs + 1):
             total = torch.zeros((), device=device)
-            # A last batch of fewer pictures is left out: BatchNorm would learn noise from it.
+            # A last batch of fewer images is left out: BatchNorm would learn noise from it.
             for indices in torch.split(torch.randperm(count)[: epoch_steps * batch], batch):
                 images = normalize(augment(training.pixels[indices], args.augment).to(device), card.preprocessing)
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
@@ -171,7 +171,7 @@ def train(
                 save_checkpoint(args.output, average, card)
                 written = f"{args.output} holds the weights of epoch {epoch}"
                 if validation:
-                    best, written = score, f"{written}, top-1 {score:.2f} % of {len(validation.classes)} pictures"
+                    best, written = score, f"{written}, top-1 {score:.2f} % of {len(validation.classes)} images"
             show(line, start, step / steps)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {written}", file=sys.stderr)
@@ -188,7 +188,7 @@ def show(text: str, start: float, done: float, end: str = "\n") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the arguments, read the pictures, train."""
+    """Check the arguments, read the images, train."""
     if args.output.suffix != ".safetensors":
         raise UsageError(f"cannot write a checkpoint as {args.output}", fix=f"-o {args.output.stem}.safetensors")
     if args.output.exists() and not args.force:
@@ -208,14 +208,14 @@ def run(args: argparse.Namespace) -> int:
     card: ModelCard = model.card  # type: ignore[assignment]
     height, width = card.image_size
     if args.augment == "rot90" and height != width:
-        raise UsageError(f"{height}x{width} pictures cannot be turned by 90 degrees", fix="--augment flip")
+        raise UsageError(f"{height}x{width} images cannot be turned by 90 degrees", fix="--augment flip")
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2].startswith("gamma"):
             nn.init.constant_(parameter, args.layer_scale)
     card = replace(card, labels=labels, preprocessing=choose_recipe(card.preprocessing, data))
-    print(f"decoding {len(data) + len(unseen or ())} pictures of {len(labels)} classes", file=sys.stderr)
-    training = load_pictures(data, card.preprocessing)
-    validation = load_pictures(unseen, card.preprocessing) if unseen else None
+    print(f"decoding {len(data) + len(unseen or ())} images of {len(labels)} classes", file=sys.stderr)
+    training = load_images(data, card.preprocessing)
+    validation = load_images(unseen, card.preprocessing) if unseen else None
     return train(model, card, training, validation, args)
 
 
@@ -223,10 +223,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a name from `vitdeploy models`")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of class folders, or a zip of it")
-    parser.add_argument("--val", type=Path, metavar="DATA", help="pictures to score every epoch on")
+    parser.add_argument("--val", type=Path, metavar="DATA", help="images to score every epoch on")
     parser.add_argument("--image-size", type=image_size, metavar="N", help="N, or HEIGHTxWIDTH (default: published)")
     parser.add_argument("--epochs", type=int, default=12, metavar="N", help="times through DATA (default 12)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures a step (default 64)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default 64)")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 1e-3)")
     parser.add_argument("--augment", choices=("none", "flip", "rot90"), default="flip", help="default: flip")
     parser.add_argument(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded weights: PyTorch to a verified FP16 bundle, checked again and run on a picture.
+# The main job on the embedded weights: PyTorch to a verified FP16 bundle, checked again and run on an image.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/env.sh

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 SIZE = 8
 LABELS = ("ant", "bee", "cat", "dog")

@@ -29,12 +29,12 @@ def python(code: str) -> str:
         "vitdeploy.bundle",
         "vitdeploy.data",
         "vitdeploy.errors",
-        "vitdeploy.runtime.preprocess",
+        "vitdeploy.preprocess",
         "vitdeploy.runtime.backends",
         "vitdeploy.runtime.session",
-        "vitdeploy.validation.accuracy",
-        "vitdeploy.validation.parity",
-        "vitdeploy.validation.verify",
+        "vitdeploy.accuracy.validate",
+        "vitdeploy.proof.parity",
+        "vitdeploy.runtime.verify",
     ],
 )
 def test_an_import_brings_no_framework_and_no_backend(module: str) -> None:
@@ -49,7 +49,7 @@ def test_the_package_itself_does_not_even_bring_numpy() -> None:
 def test_the_device_side_never_imports_the_workshop() -> None:
     code = (
         "import sys, vitdeploy; vitdeploy.load; vitdeploy.build; vitdeploy.verify; vitdeploy.Session; vitdeploy.Bundle;"
-        "print(*[name for name in sys.modules if name.startswith(('vitdeploy.models', 'vitdeploy.export'))])"
+        "print(*[name for name in sys.modules if name.startswith(('vitdeploy.models', 'vitdeploy.exporter'))])"
     )
     assert python(code) == ""
 
@@ -74,15 +74,17 @@ def test_every_public_name_is_there() -> None:
         vitdeploy.exprot  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "first", ["import vitdeploy", "import vitdeploy.export", "from vitdeploy import export", "vitdeploy.list_models()"]
-)
-def test_export_can_be_called_whatever_was_imported_first(first: str) -> None:
+@pytest.mark.parametrize("first", ["import vitdeploy", "import vitdeploy.exporter.api", "from vitdeploy import export"])
+def test_a_public_function_is_that_whatever_was_imported_first(first: str) -> None:
     code = (
-        f"import vitdeploy; {first}; import vitdeploy.export as package;"
-        "print(callable(vitdeploy.export), package is vitdeploy.export)"
+        f"{first}; import vitdeploy, inspect; print(*[inspect.isfunction(vitdeploy.export), vitdeploy.export.__name__])"
     )
-    assert python(code) == "True True"
+    assert python(code) == "True export"
+
+
+def test_no_subpackage_hides_a_public_name() -> None:
+    folder = ROOT / "vitdeploy"
+    assert not [name for name in vitdeploy.__all__ if (folder / name).is_dir() or (folder / f"{name}.py").exists()]
 
 
 def test_the_version_is_the_projects() -> None:

@@ -65,10 +65,10 @@ def test_a_device_verifies_and_predicts_without_torch(device: Path, tmp_path: Pa
     assert report["runtime"]["backend"] == "onnxruntime"
     assert "openvino is not installed" in report["runtime"]["reason"]
 
-    Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(tmp_path / "picture.png")
-    told = json.loads(command(device, "vitdeploy", "predict", "b", "picture.png", "--json", folder=tmp_path))
-    (picture,) = told["pictures"]
-    assert sorted(prediction["label"] for prediction in picture["predictions"]) == sorted(LABELS)
+    Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(tmp_path / "image.png")
+    told = json.loads(command(device, "vitdeploy", "predict", "b", "image.png", "--json", folder=tmp_path))
+    (image,) = told["images"]
+    assert sorted(prediction["label"] for prediction in image["predictions"]) == sorted(LABELS)
 
     code = (
         "import numpy, vitdeploy; session = vitdeploy.load('b');"

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from vitdeploy.data import open_data
 from vitdeploy.models.create import create_model
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing, preprocess_batch
+from vitdeploy.preprocess import Preprocessing, preprocess_batch
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 40, 220)}
 SMALL = ("--image-size", "32", "--batch", "8")
@@ -39,17 +39,17 @@ def script() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def picture(colour: str, number: int, size: tuple[int, int]) -> Image.Image:
+def image(colour: str, number: int, size: tuple[int, int]) -> Image.Image:
     """Noise around a colour; `size` is (width, height)."""
     noise = np.random.default_rng(number).normal(COLOURS[colour], 40, (size[1], size[0], 3))
     return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
 
 
-def write_pictures(root: Path, count: int = 8, size: tuple[int, int] = (32, 32)) -> Path:
+def write_images(root: Path, count: int = 8, size: tuple[int, int] = (32, 32)) -> Path:
     for colour in COLOURS:
         (root / colour).mkdir(parents=True)
         for number in range(count):
-            picture(colour, number, size).save(root / colour / f"{number}.png")
+            image(colour, number, size).save(root / colour / f"{number}.png")
     return root
 
 
@@ -63,8 +63,8 @@ def zipped(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight red and eight blue pictures of 32x32 pixels; not to be changed."""
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "data")
+    """Eight red and eight blue images of 32x32 pixels; not to be changed."""
+    return write_images(tmp_path_factory.mktemp("images") / "data")
 
 
 def card_of(path: Path, name: str = "cagevit_tiny") -> ModelCard:
@@ -73,7 +73,7 @@ def card_of(path: Path, name: str = "cagevit_tiny") -> ModelCard:
     return card
 
 
-# From pictures to a checkpoint
+# From images to a checkpoint
 
 
 def test_two_colours_are_learned_and_the_checkpoint_needs_nothing_else(
@@ -91,7 +91,7 @@ def test_two_colours_are_learned_and_the_checkpoint_needs_nothing_else(
     card = card_of(path)
     assert card.labels == ("blue", "red")
     assert (card.image_size, card.preprocessing.mode, card.preprocessing.crop_ratio) == ((32, 32), "stretch", 1.0)
-    unseen = [picture(colour, 99, (32, 32)) for colour in ("red", "blue", "red")]
+    unseen = [image(colour, 99, (32, 32)) for colour in ("red", "blue", "red")]
     logits = model(torch.from_numpy(preprocess_batch(unseen, card.preprocessing)))
     assert [card.labels[i] for i in logits.argmax(1)] == ["red", "blue", "red"]
 
@@ -99,7 +99,7 @@ def test_two_colours_are_learned_and_the_checkpoint_needs_nothing_else(
 def test_hyperparameters_and_the_order_of_labels_travel_with_a_checkpoint_trained_from_a_zip(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    folder = write_pictures(tmp_path / "data", count=2, size=(40, 36))
+    folder = write_images(tmp_path / "data", count=2, size=(40, 36))
     (folder / "labels.txt").write_text("red\nblue\n")
     path = tmp_path / "colours.safetensors"
     options = ("--set", "windows=4,4,2,1", "--epochs", "1", "-o", str(path))
@@ -107,7 +107,7 @@ def test_hyperparameters_and_the_order_of_labels_travel_with_a_checkpoint_traine
     card = card_of(path, "qnavit_tiny")
     assert card.hyperparameters["windows"] == (4, 4, 2, 1)
     assert card.labels == ("red", "blue")
-    assert card.preprocessing.mode == "crop_resize"  # the pictures have another size than the network
+    assert card.preprocessing.mode == "crop_resize"  # the images have another size than the network
 
 
 def test_layer_scale_starts_where_it_is_told_to(
@@ -141,14 +141,14 @@ def test_layer_scale_starts_where_it_is_told_to(
 def test_training_sees_exactly_the_pixels_of_the_packages_preprocessing(
     script: ModuleType, tmp_path: Path, recipe: Preprocessing
 ) -> None:
-    folder = write_pictures(tmp_path / "data", count=2, size=(50, 41))
-    pictures = script.load_pictures(open_data(folder), recipe)
-    assert pictures.classes.tolist() == [0, 0, 1, 1]
+    folder = write_images(tmp_path / "data", count=2, size=(50, 41))
+    images = script.load_images(open_data(folder), recipe)
+    assert images.classes.tolist() == [0, 0, 1, 1]
     expected = preprocess_batch(sorted(folder.rglob("*.png")), recipe)
-    np.testing.assert_array_equal(script.normalize(pictures.pixels, recipe).numpy(), expected)
+    np.testing.assert_array_equal(script.normalize(images.pixels, recipe).numpy(), expected)
 
 
-def test_augmentation_keeps_every_picture_and_reaches_all_eight_orientations(script: ModuleType) -> None:
+def test_augmentation_keeps_every_image_and_reaches_all_eight_orientations(script: ModuleType) -> None:
     torch.manual_seed(0)
     square = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
     originals = square.repeat(64, 1, 1, 1)
@@ -243,11 +243,11 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
     script: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    write_pictures(tmp_path / "one", count=1)
+    write_images(tmp_path / "one", count=1)
     shutil.rmtree(tmp_path / "one" / "red")
-    damaged = write_pictures(tmp_path / "damaged", count=2)
+    damaged = write_images(tmp_path / "damaged", count=2)
     (damaged / "red" / "1.png").write_bytes((damaged / "red" / "0.png").read_bytes()[:900])
-    (write_pictures(tmp_path / "other", count=1) / "red").rename(tmp_path / "other" / "green")
+    (write_images(tmp_path / "other", count=1) / "red").rename(tmp_path / "other" / "green")
     (tmp_path / "text.zip").write_text("no zip")
     (tmp_path / "there.safetensors").touch()
     before = sorted(tmp_path.rglob("*"))
@@ -265,7 +265,7 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
     assert f"red/1.png of {damaged} cannot be read" in refusal("cagevit_tiny", damaged)
     assert f"red/1.png of {damaged}.zip cannot be read" in refusal("cagevit_tiny", zipped(damaged))
     (tmp_path / "damaged.zip").unlink()
-    assert "has pictures of green" in refusal("cagevit_tiny", data, "--val", tmp_path / "other")
+    assert "has images of green" in refusal("cagevit_tiny", data, "--val", tmp_path / "other")
     assert "try: cagevit_tiny" in refusal("cagevit_tyni", data)
     assert "no hyperparameter 'windows'" in refusal("cagevit_tiny", data, "--set", "windows=1,1")
     assert "must be positive" in refusal("cagevit_tiny", data, "--lr", "0")
@@ -274,7 +274,7 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_pictures_that_are_not_square_are_not_turned(
+def test_images_that_are_not_square_are_not_turned(
     script: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--image-size", "32x48", "--augment", "rot90", "-o", str(tmp_path / "a.safetensors"))

@@ -17,20 +17,21 @@ from vitdeploy.errors import (
     InputError,
     MissingDependencyError,
     ModelError,
+    PluginError,
     UsageError,
     VitDeployError,
 )
 
 if TYPE_CHECKING:
+    from vitdeploy.accuracy.validate import validate
     from vitdeploy.bundle import Bundle
-    from vitdeploy.export.pipeline import export
+    from vitdeploy.exporter.api import export
+    from vitdeploy.latency.benchmark import benchmark
     from vitdeploy.models.create import create_model
     from vitdeploy.models.registry import list_models
     from vitdeploy.runtime.session import Session, load
-    from vitdeploy.validation.accuracy import validate
-    from vitdeploy.validation.benchmark import benchmark
-    from vitdeploy.validation.engine import build
-    from vitdeploy.validation.verify import verify
+    from vitdeploy.runtime.verify import verify
+    from vitdeploy.tensorrt.prove import build
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "MissingDependencyError",
     "ModelError",
+    "PluginError",
     "Session",
     "UsageError",
     "VitDeployError",
@@ -60,20 +62,18 @@ __all__ = [
 _HOME = {
     "Bundle": "vitdeploy.bundle",
     "Session": "vitdeploy.runtime.session",
-    "benchmark": "vitdeploy.validation.benchmark",
-    "build": "vitdeploy.validation.engine",
+    "benchmark": "vitdeploy.latency.benchmark",
+    "build": "vitdeploy.tensorrt.prove",
     "create_model": "vitdeploy.models.create",
+    "export": "vitdeploy.exporter.api",
     "list_models": "vitdeploy.models.registry",
     "load": "vitdeploy.runtime.session",
-    "validate": "vitdeploy.validation.accuracy",
-    "verify": "vitdeploy.validation.verify",
+    "validate": "vitdeploy.accuracy.validate",
+    "verify": "vitdeploy.runtime.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "export":
-        # The subpackage, which is callable: Python binds it to this name anyway as soon as anything imports it.
-        return importlib.import_module("vitdeploy.export")
     if name not in _HOME:
         raise AttributeError(f"module 'vitdeploy' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -22,7 +22,7 @@ class VitDeployError(Exception):
         return [line for line in labelled if line]
 
 
-class UsageError(VitDeployError):
+class UsageError(VitDeployError, ValueError):
     """A name, option or value that does not exist or does not fit."""
 
 
@@ -42,7 +42,7 @@ class BundleError(VitDeployError):
     """A bundle that is incomplete, altered, of a newer schema or not a bundle."""
 
 
-class InputError(VitDeployError):
+class InputError(VitDeployError, ValueError):
     """An image or array that a session cannot take."""
 
 
@@ -50,7 +50,11 @@ class BackendError(VitDeployError):
     """A runtime that is missing or refuses the model."""
 
 
-class MissingDependencyError(BackendError):
+class PluginError(VitDeployError):
+    """An installed package that announces something to vitdeploy which cannot be used."""
+
+
+class MissingDependencyError(BackendError, ImportError):
     """A package that this command needs and this environment lacks."""
 
     def __init__(self, package: str, *, needed_for: str, extra: str) -> None:

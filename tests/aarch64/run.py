@@ -4,7 +4,7 @@
 
 ROOT is a folder with a Debian for aarch64; where there is none, `../shared/arm64/make_root.sh` makes one, which takes
 about 4 minutes. numpy, Pillow, onnxruntime and this package are fetched here and installed there without a network, in
-a fresh virtual environment. Each BUNDLE is verified there and classifies a picture, for which it has to name the class
+a fresh virtual environment. Each BUNDLE is verified there and classifies an image, for which it has to name the class
 that it names here; without any, LeMeViT-Tiny is exported in FP32, in FP16, and in FP16 with its preprocessing in the
 graph. Emulated time says nothing about speed, so none is kept.
 """
@@ -27,7 +27,7 @@ import vitdeploy
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAKE_ROOT = REPOSITORY.parent / "shared" / "arm64" / "make_root.sh"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "aarch64.json"
-PICTURE = REPOSITORY / "examples" / "water.png"
+IMAGE = REPOSITORY / "examples" / "water.png"
 
 PACKAGES = ("numpy", "pillow", "onnxruntime")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -89,11 +89,11 @@ def judge(device: Device, bundle: Path) -> dict[str, Any]:
     """What the device makes of one bundle, beside what this machine makes of it."""
     place = device.copy(bundle, "bundle")
     report = device.ask("verify", place, "--runtime", "onnxruntime")
-    told = device.ask("predict", place, device.copy(PICTURE, PICTURE.name), "--runtime", "onnxruntime", "--top-k", "3")
-    there = told["pictures"][0]["predictions"]
+    told = device.ask("predict", place, device.copy(IMAGE, IMAGE.name), "--runtime", "onnxruntime", "--top-k", "3")
+    there = told["images"][0]["predictions"]
     with vitdeploy.load(bundle, runtime="onnxruntime") as session:
         manifest = session.bundle.manifest
-        here = [vars(one) for one in session.predict(PICTURE, top_k=3)[0]]
+        here = [vars(one) for one in session.predict(IMAGE, top_k=3)[0]]
     return {
         "bundle": bundle.name,
         "model": manifest.model.name,
@@ -107,7 +107,7 @@ def judge(device: Device, bundle: Path) -> dict[str, Any]:
 
 
 def export_bundles(folder: Path) -> list[Path]:
-    """The packaged network in every precision that needs no calibration pictures."""
+    """The packaged network in every precision that needs no calibration images."""
     network = "lemevit_tiny.eurosat"
     plain = [vitdeploy.export(network, folder / f"{network}-{kind}", precision=kind) for kind in ("fp32", "fp16")]
     baked = vitdeploy.export(network, folder / f"{network}-fp16-baked", precision="fp16", bake_preprocessing=True)

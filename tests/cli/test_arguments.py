@@ -14,7 +14,7 @@ from tests.bundles import write_tiny_bundle
 from vitdeploy.cli import benchmark, export, main
 from vitdeploy.cli.arguments import positive
 
-OPTIONS = ["--threads", "1", "--streams", "2", "--device", "CPU", "--compute-precision", "fp32"]
+OPTIONS = ["--threads", "1", "--num-requests", "2", "--device", "CPU", "--compute-precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("pictures") / "p.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("images") / "p.png"
     Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(path)
     return str(path)
 
@@ -35,19 +35,19 @@ def test_verify_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.Captu
         cache = tmp_path / runtime
         assert main(["verify", bundle, "--runtime", runtime, *OPTIONS, "--cache", str(cache), "--json"]) == 0
         told = json.loads(capsys.readouterr().out)["runtime"]
-        assert {key: told[key] for key in ("backend", "threads", "streams", "device", "precision")} == {
+        assert {key: told[key] for key in ("backend", "threads", "num_requests", "device", "precision")} == {
             "backend": "openvino",
             "threads": 1,
-            "streams": 2,
+            "num_requests": 2,
             "device": "CPU",
             "precision": "fp32",
         }
         assert any(path.is_file() for path in cache.rglob("*"))
 
 
-def test_predict_passes_them_on(bundle: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_passes_them_on(bundle: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
-    command = ["predict", bundle, picture, "--runtime", "openvino", "--json"]
+    command = ["predict", bundle, image, "--runtime", "openvino", "--json"]
     assert main([*command, *OPTIONS, "--cache", str(tmp_path / "c")]) == 0
     given = json.loads(capsys.readouterr().out)
     assert any(path.is_file() for path in (tmp_path / "c").rglob("*"))
@@ -73,16 +73,16 @@ def test_benchmark_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.Ca
         ("--cache", "folder", "cannot be told its cache"),
         ("--device", "TPU", "no device TPU"),
         ("--threads", "0", "0 threads"),
-        ("--streams", "0", "0 streams"),
+        ("--streams", "0", "num_requests is 0"),
         ("--compute-precision", "fp8", "fp32 or bf16 or fp16"),
     ],
 )
 def test_what_a_runtime_cannot_follow_is_refused_by_every_command(
-    command: str, option: str, value: str, complaint: str, bundle: str, picture: str, capsys: pytest.CaptureFixture[str]
+    command: str, option: str, value: str, complaint: str, bundle: str, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    pictures = [picture] if command == "predict" else []
-    assert main([command, bundle, *pictures, "--runtime", "onnxruntime", option, value]) == 2
+    images = [image] if command == "predict" else []
+    assert main([command, bundle, *images, "--runtime", "onnxruntime", option, value]) == 2
     err = capsys.readouterr().err
     assert complaint in err
     assert "Traceback" not in err

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vitdeploy.bundle.manifest import dump
 from vitdeploy.cli import main
-from vitdeploy.manifest import dump
 
 
 class Refused:
@@ -187,13 +187,13 @@ def test_bundles_that_were_changed(refused: Refused, tmp_path: Path, tiny_bundle
     assert "passwd" in refused("verify", climbing)
     refused("verify", garbage)
     refused("verify", tmp_path / "nothing")
-    picture = tmp_path / "picture.png"
-    shutil.copy(Path(__file__).parents[2] / "examples/water.png", picture)
-    assert "model.onnx" in refused("predict", flipped, picture)
+    image = tmp_path / "image.png"
+    shutil.copy(Path(__file__).parents[2] / "examples/water.png", image)
+    assert "model.onnx" in refused("predict", flipped, image)
 
 
-def test_pictures_and_runtimes_that_are_not_there(refused: Refused, tmp_path: Path, tiny_bundle: Path) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
+def test_images_and_runtimes_that_are_not_there(refused: Refused, tmp_path: Path, tiny_bundle: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
     assert "text.png" in refused("predict", tiny_bundle, "text.png")
     assert "nowhere.png" in refused("predict", tiny_bundle, "nowhere.png")
     assert "onnxruntime" in refused("verify", tiny_bundle, "--runtime", "onxruntime")
@@ -203,20 +203,20 @@ def test_pictures_and_runtimes_that_are_not_there(refused: Refused, tmp_path: Pa
 def test_numbers_that_do_not_hold_exit_with_one(
     refused: Refused, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitdeploy.export import pipeline
+    from vitdeploy.exporter import pipeline
 
-    honest = pipeline._build_graph
+    honest = pipeline._graph
 
     def sabotage(*args: Any) -> Any:
-        graph, counts, records = honest(*args)
+        graph, record = honest(*args)
         weight = next(v for v in graph.graph.initializers.values() if v.name and v.name.endswith("head.bias"))
         array = weight.const_value.numpy().copy()  # type: ignore[union-attr]
         array[0] += 1e-2
         import onnx_ir as ir
 
         weight.const_value = ir.tensor(np.ascontiguousarray(array), name=weight.name)
-        return graph, counts, records
+        return graph, record
 
-    monkeypatch.setattr(pipeline, "_build_graph", sabotage)
+    monkeypatch.setattr(pipeline, "_graph", sabotage)
     message = refused("export", f"{model_file}:build", "--image-size", "16", "-o", "bundle", code=1)
     assert "does not reproduce PyTorch" in message

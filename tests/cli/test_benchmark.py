@@ -12,7 +12,7 @@ import pytest
 
 from tests.bundles import write_tiny_bundle
 from vitdeploy.cli import main
-from vitdeploy.validation.worker import Worker
+from vitdeploy.latency.worker import Worker
 
 pytest.importorskip("onnxruntime")
 

@@ -11,9 +11,9 @@ from tests.bundles import write_tiny_bundle
 from vitdeploy.cli import main
 from vitdeploy.cli.doctor import format_report
 from vitdeploy.cli.inspect import differences
-from vitdeploy.runtime import doctor
-from vitdeploy.runtime.doctor import DoctorReport, Finding, Machine, Package, TensorRt
-from vitdeploy.runtime.machine import Cpu, Gpu, Jetson
+from vitdeploy.inspection import doctor
+from vitdeploy.inspection.doctor import DoctorReport, Finding, Machine, Package, TensorRt
+from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
 
 CPU = Cpu("aarch64", "Orin", 6, {"FP16": {"asimdhp": True}, "INT8": {"i8mm": False}})
 MISSING = Package("onnxruntime", problem="onnxruntime is not installed", fix="pip install onnxruntime")

@@ -15,9 +15,9 @@ import onnx
 import pytest
 import torch
 
+from tests.rows import TARGETS
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.export.targets import TARGETS
 
 
 def load_source(path: Path) -> torch.nn.Module:
@@ -108,10 +108,10 @@ def test_an_existing_bundle_needs_force(model_file: Path, tmp_path: Path, capsys
     assert main([*command, "--force"]) == 0
 
 
-def test_pictures_can_be_the_reference(model_file: Path, tmp_path: Path, shared: Path) -> None:
-    pictures = sorted((shared / "data/kodak").glob("0[1-3].png"))
+def test_images_can_be_the_reference(model_file: Path, tmp_path: Path, shared: Path) -> None:
+    photos = sorted((shared / "data/kodak").glob("0[1-3].png"))
     out = tmp_path / "b"
-    arguments = ["--image-size", "32", "--batch", "2", "--reference", *map(str, pictures), "-o", str(out)]
+    arguments = ["--image-size", "32", "--batch", "2", "--reference", *map(str, photos), "-o", str(out)]
     assert main(["export", f"{model_file}:build", *arguments]) == 0
     images = Bundle.open(out).reference().inputs["images"]
     assert images.shape == (4, 3, 32, 32)

@@ -13,15 +13,15 @@ from PIL import Image
 from vitdeploy import load, verify
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.cli import main
-from vitdeploy.export.reference import reference_pixels
+from vitdeploy.exporter.reference import reference_pixels
 
 SIZE = ["--image-size", "16x24"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 pictures in two classes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 images in two classes."""
+    folder = tmp_path_factory.mktemp("images")
     for index, pixels in enumerate(reference_pixels(60, (24, 32))):
         place = folder / ("cats", "dogs")[index % 2]
         place.mkdir(exist_ok=True)
@@ -30,9 +30,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(model_file: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(model_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "bundle"
-    arguments = ["--int8", "--calibration", str(pictures), "--samples", "40"]
+    arguments = ["--int8", "--calibration", str(images), "--samples", "40"]
     assert main(["export", f"{model_file}:build", *SIZE, *arguments, "-o", str(out)]) == 0
     return out
 
@@ -46,13 +46,13 @@ def test_the_bundle_holds_integers_and_verifies_on_both_runtimes(bundle: Path) -
         assert report.parity.outputs[0].snr_db > 30
 
 
-def test_the_manifest_tells_what_was_quantized_and_on_what(bundle: Path, pictures: Path) -> None:
+def test_the_manifest_tells_what_was_quantized_and_on_what(bundle: Path, images: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     report = manifest.precision_report
     assert manifest.precision == "int8"
     assert report["calibration"]["images"] == 40
     assert len(set(report["calibration"]["sha256"])) == 40
-    assert str(pictures) in report["data"]
+    assert str(images) in report["data"]
     assert report["layers"]["linear"]["int8"] == 1
     assert "fewer than 16 channels" in report["float"].values()
     assert all(found["scale"] > 0 for found in report["ranges"].values())
@@ -75,11 +75,11 @@ def test_a_runtime_that_computes_something_else_does_not_verify(bundle: Path, tm
     assert "signal-to-noise" in report.failures[0]
 
 
-def test_int8_takes_baked_preprocessing(model_file: Path, pictures: Path, tmp_path: Path, bundle: Path) -> None:
+def test_int8_takes_baked_preprocessing(model_file: Path, images: Path, tmp_path: Path, bundle: Path) -> None:
     out = tmp_path / "baked"
-    arguments = ["--int8", "--calibration", str(pictures), "--samples", "40", "--bake-preprocessing"]
+    arguments = ["--int8", "--calibration", str(images), "--samples", "40", "--bake-preprocessing"]
     assert main(["export", f"{model_file}:build", *SIZE, *arguments, "-o", str(out)]) == 0
-    paths = sorted(pictures.glob("*/*.png"))[:4]
+    paths = sorted(images.glob("*/*.png"))[:4]
     with load(out, runtime="onnxruntime") as baked, load(bundle, runtime="onnxruntime") as plain:
         for ours, theirs in zip(baked.predict(paths, top_k=7), plain.predict(paths, top_k=7), strict=True):
             found = {p.index: p.probability for p in ours}
@@ -87,17 +87,17 @@ def test_int8_takes_baked_preprocessing(model_file: Path, pictures: Path, tmp_pa
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt8", "tensorrt10"])
-def test_every_target_takes_int8(target: str, model_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_every_target_takes_int8(target: str, model_file: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / target
-    arguments = ["--int8", "--calibration", str(pictures), "--samples", "40", "--target", target, "--batch", "2"]
+    arguments = ["--int8", "--calibration", str(images), "--samples", "40", "--target", target, "--batch", "2"]
     assert main(["export", f"{model_file}:build", *SIZE, *arguments, "-o", str(out)]) == 0
     assert Bundle.open(out).manifest.precision_report["snr_db"] > 30
 
 
 def test_json_says_what_a_user_wants_to_know(
-    model_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--int8", "--calibration", str(pictures), "--samples", "40", "--min-snr", "20", "--json"]
+    arguments = ["--int8", "--calibration", str(images), "--samples", "40", "--min-snr", "20", "--json"]
     assert main(["export", f"{model_file}:build", *SIZE, *arguments, "-o", str(tmp_path / "b")]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["precision"] == "int8"
@@ -109,20 +109,20 @@ def test_json_says_what_a_user_wants_to_know(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--int8"], "INT8 needs pictures to calibrate on"),
+        (["--int8"], "INT8 needs images to calibrate on"),
         (["--int8", "--calibration", "{missing}"], "there is no"),
-        (["--int8", "--calibration", "{pictures}", "--method", "guess"], "no calibration method 'guess'"),
-        (["--int8", "--calibration", "{pictures}", "--samples", "0"], "0 samples"),
+        (["--int8", "--calibration", "{images}", "--method", "guess"], "no calibration method 'guess'"),
+        (["--int8", "--calibration", "{images}", "--samples", "0"], "0 samples"),
         (["--int8", "--calibration", "{flat}", "--max-drop", "1"], "--max-drop needs labels"),
         (["--int8", "--calibration", "{black}"], "flat, for example all black"),
-        (["--int8", "--calibration", "{pictures}", "--samples", "40", "--ignore", "nothing.*"], "matches no layer"),
-        (["--int8", "--calibration", "{pictures}", "--tune-latency", "cuda"], "cannot be timed on 'cuda'"),
+        (["--int8", "--calibration", "{images}", "--samples", "40", "--ignore", "nothing.*"], "matches no layer"),
+        (["--int8", "--calibration", "{images}", "--tune-latency", "cuda"], "cannot be timed on 'cuda'"),
         (
-            ["--int8", "--calibration", "{pictures}", "--target", "tensorrt10", "--tune-latency", "openvino"],
+            ["--int8", "--calibration", "{images}", "--target", "tensorrt10", "--tune-latency", "openvino"],
             "tensorrt10 is not for openvino",
         ),
-        (["--int8", "--calibration", "{pictures}", "--features", "--max-drop", "1"], "needs class scores"),
-        (["--fp16", "--calibration", "{pictures}"], "fp16 needs no calibration"),
+        (["--int8", "--calibration", "{images}", "--features", "--max-drop", "1"], "needs class scores"),
+        (["--fp16", "--calibration", "{images}"], "fp16 needs no calibration"),
         (["--samples", "5"], "--samples is for INT8"),
     ],
 )
@@ -130,7 +130,7 @@ def test_bad_input_is_told_and_leaves_nothing(
     arguments: list[str],
     message: str,
     model_file: Path,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -140,7 +140,7 @@ def test_bad_input_is_told_and_leaves_nothing(
         for index in range(3):
             pixels = reference_pixels(1, (24, 32), seed=index)[0] if value is None else np.zeros((24, 32, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
-    places = {"missing": tmp_path / "missing", "pictures": pictures, "flat": flat, "black": black}
+    places = {"missing": tmp_path / "missing", "images": images, "flat": flat, "black": black}
     given = [argument.format(**places) for argument in arguments]
     out = tmp_path / "out"
     assert main(["export", f"{model_file}:build", *SIZE, *given, "-o", str(out)]) == 2

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from tests.bundles import LABELS, SIZE, write_tiny_bundle
-from tests.runtime.conftest import world as world
-from tests.runtime.fake_tensorrt import World
+from tests.rows import TARGETS
+from tests.tensorrt.conftest import world as world
+from tests.tensorrt.fake_tensorrt import World
 from vitdeploy.cli import _parser, main
-from vitdeploy.export.targets import TARGETS
-from vitdeploy.validation.capabilities import BOARDS, PLATFORMS, dotted
-from vitdeploy.validation.settings import machine_conditions, machine_settings
+from vitdeploy.machine.settings import machine_conditions, machine_settings
+from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, dotted
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "jetson.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
@@ -101,13 +101,13 @@ def test_the_camera_program_answers_every_frame(
     assert all(line.split("\t")[0] in LABELS for line in lines)
 
 
-def test_the_watching_program_answers_pictures_and_outlives_broken_ones(
+def test_the_watching_program_answers_images_and_outlives_broken_ones(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle, folder = write_tiny_bundle(tmp_path / "lemevit", 1), tmp_path / "pictures"
+    bundle, folder = write_tiny_bundle(tmp_path / "lemevit", 1), tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (SIZE, SIZE), "red").save(folder / "good.jpg")
-    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "bad.jpg").write_bytes(b"no image")
 
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt

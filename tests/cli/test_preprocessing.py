@@ -1,4 +1,4 @@
-"""`vitdeploy export --preprocessing` and `--bake-preprocessing`, down to what the bundle makes of pictures."""
+"""`vitdeploy export --preprocessing` and `--bake-preprocessing`, down to what the bundle makes of images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from PIL import Image
 
 import vitdeploy
 from tests.cli.test_export import load_source
+from tests.rows import TARGETS
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import UsageError
-from vitdeploy.export.targets import TARGETS
-from vitdeploy.runtime.preprocess import Preprocessing, normalise
-from vitdeploy.validation.check import check
+from vitdeploy.platforms.check import check
+from vitdeploy.preprocess import Preprocessing, normalise
 
 SIZE = (16, 24)
 OWN = ["--preprocessing", "mode=stretch", "--preprocessing", "mean=0.4,0.5,0.6", "--preprocessing", "channels=BGR"]
@@ -53,7 +53,7 @@ def baked(export: Export) -> Bundle:
     return export(*OWN, "--bake-preprocessing")
 
 
-def pictures() -> list[Any]:
+def photos() -> list[Any]:
     """A photograph and noise, upright and lying, of the network's size and not."""
     random = np.random.default_rng(5)
     noise = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((16, 24), (50, 31), (31, 50), (7, 9))]
@@ -66,13 +66,13 @@ def test_what_is_given_is_what_the_bundle_records(plain: Bundle) -> None:
     assert not plain.manifest.preprocessing_in_graph
 
 
-def test_the_network_sees_pictures_by_that_recipe(plain: Bundle, model_file: Path) -> None:
-    picture = pictures()[2]
-    stretched = np.asarray(Image.fromarray(picture).resize((24, 50), 3).resize((24, 16), 3))[:, :, ::-1]
+def test_the_network_sees_images_by_that_recipe(plain: Bundle, model_file: Path) -> None:
+    photo = photos()[2]
+    stretched = np.asarray(Image.fromarray(photo).resize((24, 50), 3).resize((24, 16), 3))[:, :, ::-1]
     images = (stretched / 255 - (0.4, 0.5, 0.6)) / (0.229, 0.224, 0.225)
     expected = run_torch(model_file, images.transpose(2, 0, 1)[None])
     with vitdeploy.load(plain) as session:
-        (found,) = session.map([picture])
+        (found,) = session.map([photo])
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-5)
 
 
@@ -84,19 +84,19 @@ def run_torch(model_file: Path, images: np.ndarray) -> np.ndarray:
     return result
 
 
-def test_a_baked_bundle_takes_pixels_and_gives_the_same_on_pictures(plain: Bundle, baked: Bundle) -> None:
+def test_a_baked_bundle_takes_pixels_and_gives_the_same_on_images(plain: Bundle, baked: Bundle) -> None:
     (spec,) = baked.manifest.inputs
     assert str(spec) == "images uint8 [batch, 16, 24, 3]"
     assert baked.manifest.preprocessing_in_graph
     assert baked.manifest.preprocessing == plain.manifest.preprocessing
     for runtime in ("onnxruntime", "openvino"):
         with vitdeploy.load(plain, runtime=runtime) as one, vitdeploy.load(baked, runtime=runtime) as other:
-            assert [len(row) for row in other.predict(pictures(), top_k=3)] == [3] * 5
-            for old, new in zip(one.map(pictures()), other.map(pictures()), strict=True):
+            assert [len(row) for row in other.predict(photos(), top_k=3)] == [3] * 5
+            for old, new in zip(one.map(photos()), other.map(photos()), strict=True):
                 np.testing.assert_allclose(new, old, rtol=0, atol=2e-6)
 
 
-def test_inspect_says_where_pictures_are_normalised(
+def test_inspect_says_where_images_are_normalised(
     plain: Bundle, baked: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(plain.path), str(baked.path)]) == 0
@@ -127,17 +127,17 @@ def test_every_target_in_half_precision_takes_pixels(target: str, export: Export
             assert vitdeploy.verify(bundle, runtime=runtime).passed
 
 
-def test_pictures_can_be_the_reference_of_a_baked_bundle(export: Export) -> None:
-    picture = pictures()[0]
-    bundle = export("--bake-preprocessing", "--preprocessing", "mode=stretch", "--reference", str(picture))
-    with Image.open(picture) as image:
+def test_images_can_be_the_reference_of_a_baked_bundle(export: Export) -> None:
+    photo = photos()[0]
+    bundle = export("--bake-preprocessing", "--preprocessing", "mode=stretch", "--reference", str(photo))
+    with Image.open(photo) as image:
         rows = image.convert("RGB").resize((24, image.height), 3).resize((24, 16), 3)
     np.testing.assert_array_equal(bundle.reference().inputs["images"][0], np.asarray(rows))
 
 
 def test_a_users_own_module_is_told_what_is_taken(export: Export, capsys: pytest.CaptureFixture[str]) -> None:
     export()
-    assert "Tiny does not say how its pictures were preprocessed" in capsys.readouterr().err
+    assert "Tiny does not say how its images were preprocessed" in capsys.readouterr().err
 
 
 def test_the_summary_tells_what_the_input_is(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.accuracy.accuracy_cases import labels_of, logits_of, noisy, photos, write_folder, write_variant
 from tests.bundles import WEIGHT, write_tiny_bundle
-from tests.validation.accuracy_cases import labels_of, logits_of, noisy, pictures, write_folder, write_variant
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 
 pytest.importorskip("onnxruntime")
 
-IMAGES = pictures()
+IMAGES = photos()
 TARGETS = labels_of(IMAGES)
 
 
@@ -52,7 +52,7 @@ def test_the_table_says_what_was_lost_and_how_sure_that_is(run: Callable[..., tu
     right, still = (logits_of(IMAGES, weight).argmax(1) == TARGETS for weight in (WEIGHT, noisy()))
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "120 of 120 pictures of data"
+    assert lines[0] == "120 of 120 images of data"
     assert lines[1] == f"baseline  FP32 bundle, fp32 on onnxruntime: top-1 {100 * right.mean():.2f} %"
     row = next(line for line in lines if line.startswith("int8 on onnxruntime  "))
     assert f"{100 * still.mean():.2f}" in row
@@ -73,7 +73,7 @@ def test_the_exit_code_is_the_gates(run: Callable[..., tuple[int, str, str]], pl
     assert Bundle.open(place / "int8").manifest.accuracy[0]["drop"] == told["runs"][0]["drop"]
 
 
-def test_the_report_folder_holds_tables_plots_pictures_and_logits(
+def test_the_report_folder_holds_tables_plots_images_and_logits(
     run: Callable[..., tuple[int, str, str]], place: Path
 ) -> None:
     code, out, _ = run("int8", "fp32", "--data", "data", "--report", "reports/int8", "--no-record")
@@ -86,7 +86,7 @@ def test_the_report_folder_holds_tables_plots_pictures_and_logits(
     document = json.loads((folder / "report.json").read_text())
     kept = np.load(folder / "logits.npz")
     assert kept["runs"].tolist() == ["fp32 on onnxruntime", "int8 on onnxruntime"]
-    number = [int(name[-7:-4]) for name in kept["pictures"]]
+    number = [int(name[-7:-4]) for name in kept["images"]]
     np.testing.assert_allclose(kept["logits"][1], logits_of(IMAGES, noisy())[number], atol=1e-5)
     np.testing.assert_array_equal(kept["labels"], TARGETS[number])
 
@@ -97,7 +97,7 @@ def test_the_report_folder_holds_tables_plots_pictures_and_logits(
     assert Bundle.open(place / "int8").manifest.accuracy == []
 
 
-def test_the_confusion_plot_counts_every_picture_and_stays_in_its_frame(
+def test_the_confusion_plot_counts_every_image_and_stays_in_its_frame(
     run: Callable[..., tuple[int, str, str]], place: Path
 ) -> None:
     run("int8", "fp32", "--data", "data", "--report", "report")
@@ -115,7 +115,7 @@ def test_the_confusion_plot_counts_every_picture_and_stays_in_its_frame(
 def test_an_interrupted_command_says_that_it_goes_on(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
-    from vitdeploy.validation import logits
+    from vitdeploy.accuracy import logits
 
     with monkeypatch.context() as patch:
         patch.setattr(logits, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

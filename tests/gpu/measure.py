@@ -46,7 +46,7 @@ def tensorrt(bundle: Path, work: Path, batches: list[int]) -> dict[str, Any]:
     import numpy as np
 
     import vitdeploy
-    from vitdeploy.runtime.cuda import open_cuda
+    from vitdeploy.tensorrt.cuda import open_cuda
 
     start = time.perf_counter()
     report = vitdeploy.build(bundle, cache=work / "engines", timing_cache=work / "timing.cache")
@@ -118,8 +118,8 @@ def probe() -> dict[str, Any]:
 
     import vitdeploy
     from vitdeploy.errors import BackendError
-    from vitdeploy.runtime.cuda import open_cuda
-    from vitdeploy.runtime.engine_build import builder_log
+    from vitdeploy.tensorrt.build import builder_log
+    from vitdeploy.tensorrt.cuda import open_cuda
 
     found = {"tensorrt": trt.__version__, "vitdeploy": vitdeploy.__version__, "build": callable(vitdeploy.build)}
     try:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.gpu import acceptance, measure
 from tests.gpu.plan import FAMILIES, Step, fits, plan, remaining
-from tests.runtime.conftest import world as world
-from tests.runtime.fake_tensorrt import World
-from tests.validation.transformer import damaged_weight, write_bundle
+from tests.tensorrt.conftest import world as world
+from tests.tensorrt.fake_tensorrt import World
+from tests.transformer import damaged_weight, write_bundle
 
 ROOT = acceptance.ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -26,7 +26,7 @@ from vitdeploy.models import checkpoints
 from vitdeploy.models.checkpoints import read_checkpoint, save_checkpoint
 from vitdeploy.models.create import create_model
 from vitdeploy.models.registry import find_card
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 EUROSAT = Path(checkpoints.__file__).parent / "weights" / "lemevit_tiny_eurosat.safetensors"
 

@@ -25,7 +25,7 @@ from vitdeploy.models.cards.lemevit import CARDS
 from vitdeploy.models.create import create_model
 from vitdeploy.models.lemevit import DualCrossAttention, LeMeViT, TiedDualCrossAttention
 from vitdeploy.models.registry import build
-from vitdeploy.runtime.preprocess import preprocess
+from vitdeploy.preprocess import preprocess
 
 BY_NAME = {card.name: card for card in CARDS}
 NETWORKS = [card.name for card in CARDS if card.checkpoint is None]
@@ -316,9 +316,9 @@ def test_the_eurosat_card_is_what_the_weights_were_trained_with(eurosat_facts: d
 
 
 def classify(model: Any, archive: zipfile.ZipFile, names: list[str]) -> Tensor:
-    pictures = [preprocess(Image.open(io.BytesIO(archive.read(name))), model.card.preprocessing) for name in names]
+    images = [preprocess(Image.open(io.BytesIO(archive.read(name))), model.card.preprocessing) for name in names]
     with torch.no_grad():
-        return model(torch.from_numpy(np.stack(pictures)))
+        return model(torch.from_numpy(np.stack(images)))
 
 
 def test_the_first_eurosat_image_has_the_recorded_logits(shared: Path, eurosat_facts: dict[str, Any]) -> None:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import pytest
 
 from vitdeploy.runtime.backends import backend_names, find_backend
-
-if TYPE_CHECKING:
-    from tests.runtime.fake_tensorrt import World
 
 
 def installed(name: str) -> str:
@@ -44,15 +38,3 @@ def tiny_in_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 
     zoo = {**registry.cards(), CARD.name: CARD}
     monkeypatch.setattr(registry, "cards", lambda: zoo)
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """TensorRT 10.3 on an Orin, played by stand-ins; engines are kept in `tmp_path/cache/vitdeploy/engines`."""
-    pytest.importorskip("onnxruntime")
-    from tests.runtime.fake_tensorrt import World
-
-    world = World()
-    world.install(monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return world

@@ -25,7 +25,7 @@ from tests.runtime.conftest import installed
 from vitdeploy.bundle import MODEL, REFERENCE, Bundle, BundleWriter
 from vitdeploy.errors import BundleError
 from vitdeploy.runtime.session import Session, load
-from vitdeploy.validation.verify import verify
+from vitdeploy.runtime.verify import verify
 
 THREADS = 8
 CALLS = 500
@@ -66,7 +66,7 @@ def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A network of the zoo at 64x64 pixels."""
     for package in ("torch", "onnx_ir", "onnxsim", "onnxruntime"):
         pytest.importorskip(package)
-    from vitdeploy.export.pipeline import export
+    from vitdeploy import export
 
     folder = tmp_path_factory.mktemp("real")
     return export("lemevit_tiny", folder / "b", image_size=64, num_classes=10, batch="dynamic")

@@ -16,7 +16,7 @@ from vitdeploy.errors import BackendError, BundleError, GateError, MissingDepend
 from vitdeploy.runtime.auto import AUTO_ORDER
 from vitdeploy.runtime.backends import Backend, Options, backend_names, find_backend
 from vitdeploy.runtime.session import load
-from vitdeploy.validation.verify import verify
+from vitdeploy.runtime.verify import verify
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from PIL import Image
 from tests.bundles import LABELS, SIZE, WEIGHT, tiny_manifest, tiny_model
 from tests.runtime.conftest import installed
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
+from vitdeploy.bundle.manifest import Manifest
 from vitdeploy.errors import InputError
-from vitdeploy.export.passes.bake_preprocessing import BakePreprocessing
-from vitdeploy.export.targets import find_target
-from vitdeploy.manifest import Manifest
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.preprocess import Preprocessing
 from vitdeploy.runtime.session import Session, load
-from vitdeploy.validation.verify import verify
+from vitdeploy.runtime.verify import verify
+from vitdeploy.targets import find_target
 
 # Every channel, and the order of them, counts.
 RECIPE = Preprocessing(size=(SIZE, SIZE), crop_ratio=0.8, mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), channels="BGR")
@@ -78,15 +78,15 @@ def test_the_signature_says_what_a_call_takes(session: Session) -> None:
         session(np.zeros((1, 3, SIZE, SIZE), np.uint8))
 
 
-def test_pictures_are_cut_by_the_runtime_and_normalised_by_the_graph(session: Session, tmp_path: Path) -> None:
-    (picture,) = pixels(1, (40, 60))
-    Image.fromarray(picture).save(tmp_path / "p.png")
+def test_images_are_cut_by_the_runtime_and_normalised_by_the_graph(session: Session, tmp_path: Path) -> None:
+    (image,) = pixels(1, (40, 60))
+    Image.fromarray(image).save(tmp_path / "p.png")
     short = 10  # 8 / 0.8
-    resized = np.asarray(Image.fromarray(picture).resize((15, 40), 3).resize((15, short), 3))
+    resized = np.asarray(Image.fromarray(image).resize((15, 40), 3).resize((15, short), 3))
     top, left = (short - SIZE) // 2, round((15 - SIZE) / 2)
     expected = logits(resized[None, top : top + SIZE, left : left + SIZE])[0]
     shares = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
-    for form in (tmp_path / "p.png", picture, Image.fromarray(picture)):
+    for form in (tmp_path / "p.png", image, Image.fromarray(image)):
         (row,) = session.map([form])
         np.testing.assert_allclose(row, expected, rtol=0, atol=1e-5)
         (best,) = session.predict(form, top_k=1)
@@ -94,7 +94,7 @@ def test_pictures_are_cut_by_the_runtime_and_normalised_by_the_graph(session: Se
         assert best[0].probability == pytest.approx(float(shares.max()), abs=1e-5)
 
 
-def test_a_stream_takes_batches_as_they_are_and_single_arrays_as_pictures(session: Session) -> None:
+def test_a_stream_takes_batches_as_they_are_and_single_arrays_as_images(session: Session) -> None:
     cut, whole = pixels(2), pixels(1, (40, 60))[0]
     rows = list(session.map([whole, cut, whole]))
     np.testing.assert_allclose(rows[1], logits(cut), rtol=0, atol=1e-5)

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.bundles import SIZE, tiny_images, tiny_logits, write_tiny_bundle
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, InputError, UsageError
-from vitdeploy.runtime.preprocess import preprocess_batch
+from vitdeploy.preprocess import preprocess_batch
 from vitdeploy.runtime.session import Session, load
 from vitdeploy.runtime.stream import AHEAD, stream
 
@@ -61,12 +61,12 @@ def test_a_fixed_batch_is_filled_up(fixed: Bundle, any_runtime: str, count: int)
         np.testing.assert_allclose(list(session.map(images)), tiny_logits(images), rtol=0, atol=1e-6)
 
 
-def test_batches_images_and_pictures_may_be_mixed(session: Session, dynamic: Bundle, tmp_path: Path) -> None:
+def test_batches_images_and_images_may_be_mixed(session: Session, dynamic: Bundle, tmp_path: Path) -> None:
     images = tiny_images(6)
-    picture = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    items: list[Any] = [images[0], images[1:4], picture, tmp_path / "a.png", images[4], images[5:]]
-    seen = tiny_logits(preprocess_batch([picture], dynamic.manifest.preprocessing))[0]
+    image = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    items: list[Any] = [images[0], images[1:4], image, tmp_path / "a.png", images[4], images[5:]]
+    seen = tiny_logits(preprocess_batch([image], dynamic.manifest.preprocessing))[0]
     logits = tiny_logits(images)
     expected = [logits[0], logits[1:4], seen, seen, logits[4], logits[5:]]
     for result, wanted in zip(session.map(items, batch_size=2), expected, strict=True):
@@ -76,8 +76,8 @@ def test_batches_images_and_pictures_may_be_mixed(session: Session, dynamic: Bun
 
 def test_streams_change_nothing_but_the_number_of_calls_at_once(dynamic: Bundle, any_runtime: str) -> None:
     images = tiny_images(40)
-    with load(dynamic, runtime=any_runtime, streams=3) as session:
-        assert session.describe()["streams"] == 3
+    with load(dynamic, runtime=any_runtime, num_requests=3) as session:
+        assert session.describe()["num_requests"] == 3
         np.testing.assert_allclose(list(session.map(images, batch_size=1)), tiny_logits(images), rtol=0, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_streams_change_nothing_but_the_number_of_calls_at_once(dynamic: Bundle,
         np.zeros((2, 3, 1, 1), np.float32),
         np.float32(1),
         None,
-        "no such picture.png",
+        "no such image.png",
     ],
     ids=["size", "channels", "dtype", "batch", "scalar", "none", "path"],
 )
@@ -115,7 +115,7 @@ def test_a_bad_item_ends_the_rest_in_its_turn(session: Session) -> None:
 
     results = session.map(source(), batch_size=2)  # type: ignore[arg-type]
     np.testing.assert_allclose([next(results) for _ in range(5)], tiny_logits(images[:5]), rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="NoneType is not a picture"):
+    with pytest.raises(InputError, match="NoneType is not an image"):
         next(results)
     assert not workers()
     assert len(taken) < 40

@@ -44,7 +44,7 @@ def test_what_a_runtime_cannot_follow_it_refuses(bundle: Bundle, name: str, opti
         load(bundle, runtime=name, **{option: value})
 
 
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"streams": 0}, {"precision": "fp8"}])
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"num_requests": 0}, {"precision": "fp8"}])
 def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Options(**wrong)

@@ -17,8 +17,8 @@ from PIL import Image
 from tests.bundles import LABELS, SIZE, tiny_images, tiny_logits, write_tiny_bundle
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, InputError, MissingDependencyError, UsageError
+from vitdeploy.preprocess import Preprocessing, preprocess_batch
 from vitdeploy.runtime.backends import find_backend
-from vitdeploy.runtime.preprocess import Preprocessing, preprocess_batch
 from vitdeploy.runtime.session import Session, load
 
 
@@ -153,12 +153,12 @@ def test_values_are_not_looked_at_by_a_call(session: Session) -> None:
 # Predicting
 
 
-def test_pictures_become_labels(session: Session, dynamic: Bundle, tmp_path: Path) -> None:
+def test_images_become_labels(session: Session, dynamic: Bundle, tmp_path: Path) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
-    pictures = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels[1]), *pixels[2:]]
-    expected = tiny_logits(preprocess_batch(pictures, dynamic.manifest.preprocessing)).astype(np.float64)
-    results = session.predict(pictures, top_k=2, batch_size=4)
+    images = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels[1]), *pixels[2:]]
+    expected = tiny_logits(preprocess_batch(images, dynamic.manifest.preprocessing)).astype(np.float64)
+    results = session.predict(images, top_k=2, batch_size=4)
     assert len(results) == 6
     for logits, best in zip(expected, results, strict=True):
         probabilities = np.exp(logits) / np.exp(logits).sum()
@@ -171,21 +171,21 @@ def test_pictures_become_labels(session: Session, dynamic: Bundle, tmp_path: Pat
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_a_fixed_batch_is_filled_up(fixed: Bundle, dynamic: Bundle, runtime: str, count: int) -> None:
-    pictures = list(np.random.default_rng(3).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8))
+    images = list(np.random.default_rng(3).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8))
     with load(fixed, runtime=runtime) as two, load(dynamic, runtime=runtime) as any_number:
-        results = two.predict(pictures)
+        results = two.predict(images)
         assert len(results) == count
-        for ours, theirs in zip(results, any_number.predict(pictures), strict=True):
+        for ours, theirs in zip(results, any_number.predict(images), strict=True):
             assert [p.label for p in ours] == [p.label for p in theirs]
             np.testing.assert_allclose([p.probability for p in ours], [p.probability for p in theirs], rtol=1e-5)
 
 
-def test_one_picture_and_a_generator_and_none_at_all_are_taken(session: Session) -> None:
-    picture = np.full((4, 4, 3), 7, np.uint8)
-    (alone,) = session.predict(picture)
+def test_one_image_and_a_generator_and_none_at_all_are_taken(session: Session) -> None:
+    image = np.full((4, 4, 3), 7, np.uint8)
+    (alone,) = session.predict(image)
     assert len(alone) == len(LABELS)
     assert sum(prediction.probability for prediction in alone) == pytest.approx(1)
-    assert session.predict(picture for _ in range(3)) == [alone] * 3
+    assert session.predict(image for _ in range(3)) == [alone] * 3
     assert session.predict([]) == []
 
 
@@ -211,9 +211,9 @@ def test_impossible_counts_are_refused(session: Session, wrong: dict[str, int]) 
         session.predict([np.zeros((4, 4, 3), np.uint8)], **wrong)
 
 
-def test_a_picture_that_is_none_is_named(session: Session, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("not a picture")
-    with pytest.raises(InputError, match=r"notes\.txt is not a picture"):
+def test_a_image_that_is_none_is_named(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(InputError, match=r"notes\.txt is not an image"):
         session.predict([np.zeros((4, 4, 3), np.uint8), tmp_path / "notes.txt"])
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec, WeightsRecord
+from vitdeploy.bundle.manifest import Manifest
 from vitdeploy.errors import BackendError, CheckpointError
-from vitdeploy.manifest import Manifest
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.session import load
-from vitdeploy.validation.verify import verify
+from vitdeploy.runtime.verify import verify
 
 torch = pytest.importorskip("torch")
 

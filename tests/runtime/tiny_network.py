@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.bundles import LABELS, SIZE, WEIGHT
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 
 class TinyNetwork(nn.Module):

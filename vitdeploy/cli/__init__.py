@@ -75,10 +75,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(logging.Formatter):
+    """The message, and what it is where it is more than a word on how far things are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
 def _log_to_stderr(verbose: bool) -> None:
     logger = logging.getLogger("vitdeploy")
     logger.handlers[:] = [logging.StreamHandler(sys.stderr)]
-    logger.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[0].setFormatter(_Formatter())
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
 

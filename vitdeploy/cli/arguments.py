@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_LOAD_OPTIONS = ("threads", "streams", "precision", "device", "cache", "checkpoint")
+_LOAD_OPTIONS = ("threads", "num_requests", "precision", "device", "cache", "checkpoint")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     """The options of `vitdeploy.load`; a runtime that cannot follow one says so."""
     group = parser.add_argument_group("how the runtime computes")
     group.add_argument("--threads", type=int, metavar="N", help="threads of computation (default: the runtime's)")
-    group.add_argument("--streams", type=int, metavar="N", help="calls that are computed at once")
+    group.add_argument("--num-requests", "--streams", type=int, metavar="N", help="calls that are computed at once")
     group.add_argument("--device", metavar="D", help="CPU, GPU, NPU, or the runtime's own name for one")
     group.add_argument(
         "--compute-precision",

@@ -19,10 +19,10 @@ import argparse
 import json
 import logging
 import os
-import secrets
 from pathlib import Path
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
+from vitdeploy.files import write_atomically
 
 HELP = "measure latency, throughput and memory of bundles"
 
@@ -73,8 +73,8 @@ def numbers(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 130 where Ctrl-C stopped it."""
     from vitdeploy.errors import UsageError, VitDeployError
-    from vitdeploy.validation.benchmark import benchmark
-    from vitdeploy.validation.benchmark_plot import to_svg
+    from vitdeploy.latency.benchmark import benchmark
+    from vitdeploy.latency.plot import to_svg
 
     if args.plot and args.plot.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw {args.plot}", why="plots are SVG", fix=f"--plot {args.plot.with_suffix('.svg')}")
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         if args.plot:
             _write(args.plot, to_svg(report))
     except VitDeployError as error:  # the result is printed already, and one JSON object is enough
-        log.error("error: %s", error)
+        log.error("%s", error)
         return error.exit_code
     return INTERRUPTED if report.interrupted else 0
 
@@ -121,11 +121,7 @@ def _check_writable(path: Path) -> None:
 def _write(path: Path, text: str) -> None:
     from vitdeploy.errors import UsageError
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise UsageError(f"cannot write {path}", why=error.strerror, fix="another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)

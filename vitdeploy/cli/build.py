@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit 0 where an engine reproduces the reference, 1 where none does."""
-    from vitdeploy.validation.engine import build
+    from vitdeploy.tensorrt.prove import build
 
     report = build(
         args.bundle,

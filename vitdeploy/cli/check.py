@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     for module, package in (("onnx", "onnx"), ("onnx_ir", "onnx-ir")):
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(package, needed_for="vitdeploy check", extra="export")
-    from vitdeploy.validation.check import check
+    from vitdeploy.platforms.check import check
 
     report = check(args.bundle, args.target)
     print(json.dumps(report.to_dict()) if args.json else report)

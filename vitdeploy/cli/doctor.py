@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitdeploy.runtime.doctor import DoctorReport, Machine, Package
+    from vitdeploy.inspection.doctor import DoctorReport, Machine, Package
 
 HELP = "what this machine can run, and what is missing"
 NOTHING_RUNS = "NO RUNTIME IS USABLE: no bundle can run here\n  try: pip install 'vitdeploy[onnxruntime]'"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print."""
-    from vitdeploy.runtime.doctor import examine
+    from vitdeploy.inspection.doctor import examine
 
     report = examine()
     print(json.dumps(report.to_dict()) if args.json else format_report(report))
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 def format_report(report: DoctorReport) -> str:
     """A table of what there is, the findings, and the verdict."""
-    from vitdeploy.cli.table import render
+    from vitdeploy.table import render
 
     rows = _machine_rows(report.machine)
     rows += [[package.name, _state(package)] for package in (*report.base, *report.runtimes)]

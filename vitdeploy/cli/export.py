@@ -4,7 +4,7 @@ SOURCE is a model of the zoo (see `vitdeploy models`) or `file.py:function`, whe
 
   vitdeploy export lemevit_tiny.eurosat --fp16
   vitdeploy export lemevit_small --checkpoint weights.pth --num-classes 51 --target tensorrt10 --batch dynamic
-  vitdeploy export lemevit_tiny.eurosat --int8 --calibration pictures/ --max-drop 0.1
+  vitdeploy export lemevit_tiny.eurosat --int8 --calibration images/ --max-drop 0.1
   vitdeploy export my_model.py:build --image-size 256x192 -o build/mine
 
 The bundle exists only if its files reproduce the PyTorch outputs; otherwise the command fails and leaves nothing.
@@ -25,7 +25,7 @@ from vitdeploy.cli.arguments import positive
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
-    from vitdeploy.calibration.options import Int8Options
+    from vitdeploy.quantize.options import Int8Options
 
 HELP = "export a network to a verified bundle"
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="how pictures become inputs, where the checkpoint does not say it: mode, crop_ratio, interpolation, mean, "
+        help="how images become inputs, where the checkpoint does not say it: mode, crop_ratio, interpolation, mean, "
         "std, channels",
     )
     parser.add_argument(
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="IMAGE",
-        help="pictures to prove the bundle on (default: synthetic)",
+        help="images to prove the bundle on (default: synthetic)",
     )
     add_int8_arguments(parser.add_argument_group("INT8"))
     parser.add_argument("--features", action="store_true", help="export the feature pyramid instead of the logits")
@@ -87,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     """Arguments that only INT8 takes; None where the user did not give them."""
     group.add_argument(
-        "--calibration", type=Path, metavar="DATA", help="pictures like those in use: a folder or zip, or an .npz"
+        "--calibration", type=Path, metavar="DATA", help="images like those in use: a folder or zip, or an .npz"
     )
-    group.add_argument("--samples", type=int, metavar="N", help="pictures to calibrate on (default 300)")
+    group.add_argument("--samples", type=int, metavar="N", help="images to calibrate on (default 300)")
     group.add_argument(
         "--method",
         metavar="M",
@@ -113,13 +113,13 @@ def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="RUNTIME",
         help="leave layers in float that are not faster in INT8 on this runtime, measured on this machine",
     )
-    group.add_argument("--seed", type=int, metavar="N", help="of the choice of pictures (default 0)")
+    group.add_argument("--seed", type=int, metavar="N", help="of the choice of images (default 0)")
 
 
 def int8_options(args: argparse.Namespace) -> Int8Options | None:
     """The options that were given; None without any."""
-    from vitdeploy.calibration.options import Int8Options
     from vitdeploy.errors import UsageError
+    from vitdeploy.quantize.options import Int8Options
 
     names = ("samples", "method", "ignore", "min_snr", "max_drop", "tune_latency", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -236,7 +236,7 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> str:
-    from vitdeploy.cli.table import render
+    from vitdeploy.table import render
 
     random = summary["weights"] == "random"
     rows = [
@@ -255,7 +255,7 @@ def _table(summary: dict[str, Any]) -> str:
         given = f", {summary['given_back']} layers given back to float" if summary["given_back"] else ""
         rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{given}"])
         drop = "" if summary["drop"] is None else f", top-1 {-summary['drop']:+.2f} points"
-        rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'])} on pictures not calibrated on{drop}"])
+        rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'])} on images not calibrated on{drop}"])
     for report in summary["parity"]:
         for output in report["outputs"]:
             rows.append(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitdeploy.validation.executed import RuntimeGraph
-    from vitdeploy.validation.inspect import Inspection
+    from vitdeploy.inspection.executed import RuntimeGraph
+    from vitdeploy.inspection.inspect import Inspection
 
 HELP = "what is inside a bundle, or what differs between two"
 ABSENT = "-"
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inspect one bundle, or compare two."""
-    from vitdeploy.validation.inspect import inspect
+    from vitdeploy.inspection.inspect import inspect
 
     found = [inspect(path) for path in (args.bundle, args.other) if path is not None]
     if args.json:
@@ -68,7 +68,7 @@ def format_inspection(inspection: Inspection) -> str:
 
 def format_differences(first: Inspection, second: Inspection) -> str:
     """The rows in which two bundles differ, side by side."""
-    from vitdeploy.cli.table import render
+    from vitdeploy.table import render
 
     parts = [f"A  {first.bundle}", *[f"   {note}" for note in first.notes]]
     parts += [f"B  {second.bundle}", *[f"   {note}" for note in second.notes]]
@@ -182,7 +182,7 @@ def _blocks(inspection: Inspection) -> dict[str, str]:
 
 
 def _inside(node: str, block: str) -> bool:
-    from vitdeploy.validation.inspect import block_of
+    from vitdeploy.inspection.inspect import block_of
 
     return block_of(node) == block
 

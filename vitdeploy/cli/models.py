@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"models": rows}, indent=1))
         return 0
-    from vitdeploy.cli.table import render
+    from vitdeploy.table import render
 
     header = ("model", "params", "GMACs", "top-1", "size", "weights", "source")
     print(render([cells for row in rows for cells in _lines(row)], header=header))

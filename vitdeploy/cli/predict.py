@@ -1,4 +1,4 @@
-"""Classify pictures with a bundle: its recorded preprocessing, its runtime, its labels."""
+"""Classify images with a bundle: its recorded preprocessing, its runtime, its labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitdeploy.cli.arguments import add_runtime, load_options
 
-HELP = "classify pictures with a bundle"
+HELP = "classify images with a bundle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,20 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the most probable classes of each picture."""
+    """Print the most probable classes of each image."""
     from vitdeploy.runtime.session import load
 
     with load(args.bundle, runtime=args.runtime, **load_options(args)) as session:
         found = session.predict(args.images, top_k=args.top_k)
     if args.json:
-        pictures = [
+        images = [
             {
                 "image": str(path),
                 "predictions": [{"label": p.label, "index": p.index, "probability": p.probability} for p in best],
             }
             for path, best in zip(args.images, found, strict=True)
         ]
-        print(json.dumps({"pictures": pictures}))
+        print(json.dumps({"images": images}))
         return 0
     for path, best in zip(args.images, found, strict=True):
         print(path)

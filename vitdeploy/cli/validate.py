@@ -1,9 +1,9 @@
-"""Measure on your labelled pictures what a bundle lost against PyTorch FP32, and how sure that is.
+"""Measure on your labelled images what a bundle lost against PyTorch FP32, and how sure that is.
 
   vitdeploy validate lemevit-fp16 lemevit-int8 --data photos --runtime all --max-drop 0.5
   vitdeploy validate lemevit-int8 --data photos.zip --baseline lemevit-fp32 --report drop
 
-DATA is a folder with one folder of pictures for each class (class/file.jpg), a zip of one, or an .npz with images
+DATA is a folder with one folder of images for each class (class/file.jpg), a zip of one, or an .npz with images
 (uint8 [N, H, W, 3]) and labels. Classes are found among the bundle's by name; where it has no names, the order of
 DATA's sorted folders or of its labels.txt counts.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
 from vitdeploy.cli.benchmark import names
 
-HELP = "accuracy of bundles and their baseline on your pictures"
+HELP = "accuracy of bundles and their baseline on your images"
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy validate`."""
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="labelled pictures")
+    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="labelled images")
     parser.add_argument(
         "--runtime", type=names, default=["auto"], metavar="R", help="names with commas, all, or auto (default)"
     )
@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", type=Path, metavar="BUNDLE", help="FP32 bundle to compare with (default: PyTorch)"
     )
     parser.add_argument("--max-drop", type=float, metavar="P", help="exit 1 where more points of top-1 are lost")
-    parser.add_argument("--samples", type=positive, metavar="N", help="so many pictures, every class with its share")
+    parser.add_argument("--samples", type=positive, metavar="N", help="so many images, every class with its share")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default 0)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped pictures and logits")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped images and logits")
     parser.add_argument("--logits", type=Path, metavar="DIR", help="keep computed logits here (default: user's cache)")
     parser.add_argument("--no-record", dest="record", action="store_false", help="leave the manifests as they are")
     add_load_options(parser)
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit 0 when the baseline is sound and no drop is beyond the gate, else 1."""
+    from vitdeploy.accuracy.files import check_folder, write_report
+    from vitdeploy.accuracy.validate import validate
     from vitdeploy.errors import VitDeployError
-    from vitdeploy.validation.accuracy import validate
-    from vitdeploy.validation.accuracy_files import check_folder, write_report
 
     if args.report:
         check_folder(args.report)
@@ -75,6 +75,6 @@ def run(args: argparse.Namespace) -> int:
         try:
             write_report(report, args.report)
         except VitDeployError as error:  # the result is printed already, and one JSON object is enough
-            log.error("error: %s", error)
+            log.error("%s", error)
             return error.exit_code
     return 0 if report.passed else 1

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit 0 when everything holds, 1 when the numbers do not."""
-    from vitdeploy.validation.verify import verify
+    from vitdeploy.runtime.verify import verify
 
     report = verify(args.bundle, runtime=args.runtime, **load_options(args))
     print(json.dumps(report.to_dict()) if args.json else report)

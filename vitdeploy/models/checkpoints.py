@@ -12,9 +12,7 @@ averaged weights (EMA) come first, because they are what a training script with 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -26,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.errors import CheckpointError, MissingDependencyError, UsageError, VitDeployError
+from vitdeploy.files import hash_file, write_atomically
 from vitdeploy.models.flax_msgpack import read_flax_params
 from vitdeploy.models.misfit import adapt, find_misfit, likely_model
 from vitdeploy.models.registry import ModelCard, Weights, as_image_size, find_card
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
@@ -65,7 +64,7 @@ class SavedCheckpoint:
             facts = self._facts()
             card = _restate(card, facts)
             if "preprocessing" not in facts and self.path.name != card.checkpoint:
-                unsaid = f"{origin} does not say how its pictures were preprocessed"
+                unsaid = f"{origin} does not say how its images were preprocessed"
                 card = replace(card, assumption=f"{unsaid}, the published way of {card.name} is taken")
             if card.num_classes < 1 or len(card.labels) not in (0, card.num_classes):
                 raise ValueError(f"{len(card.labels)} labels for {card.num_classes} classes")
@@ -91,7 +90,7 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     """
     read = _reader(path)
     try:
-        sha256 = _sha256(path)
+        sha256, _ = hash_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened", why=error.strerror) from error
     try:
@@ -158,14 +157,9 @@ def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, T
         {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
         metadata={METADATA_KEY: json.dumps(facts)},
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, data)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written", why=error.strerror, fix="another folder") from error
 
@@ -215,14 +209,6 @@ def _find_state(path: Path, tree: Any) -> tuple[str, Mapping[str, Tensor]]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _safetensors() -> Any:

@@ -12,7 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from vitdeploy.errors import UsageError
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from vitdeploy.runtime.backends import Options, find_backend
 
 if TYPE_CHECKING:
     from vitdeploy.runtime.session import Session
-    from vitdeploy.validation.verify import VerifyReport
+    from vitdeploy.runtime.verify import VerifyReport
 
 # Fastest first, each with what speaks for it. On the CPU as measured on an AVX-512 EPYC, CPU time of one thread,
 # LeMeViT-Tiny at 224: OpenVINO in FP32 takes 22.9 ms for the FP32 graph and 23.0 ms for the FP16 one, ONNX Runtime 25.4
@@ -49,7 +49,7 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[tuple[Session, Verify
     """
     # Both rest on this module.
     from vitdeploy.runtime.session import Session
-    from vitdeploy.validation.verify import verify_session
+    from vitdeploy.runtime.verify import verify_session
 
     absent: list[BackendError | GateError | UsageError] = []
     refused: list[BackendError | GateError | UsageError] = []

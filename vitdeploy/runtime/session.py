@@ -1,4 +1,4 @@
-"""A bundle that runs: arrays in, arrays out, or pictures in and labels out, the same on every backend."""
+"""A bundle that runs: arrays in, arrays out, or images in and labels out, the same on every backend."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, InputError, UsageError
+from vitdeploy.preprocess import ImageLike, preprocess, to_pixels
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, Options, find_backend
-from vitdeploy.runtime.engine_options import BuildOptions
-from vitdeploy.runtime.preprocess import Picture, preprocess, to_pixels
 from vitdeploy.runtime.stream import stream
+from vitdeploy.tensorrt.options import BuildOptions
 
 Array = NDArray[Any]
 
@@ -28,7 +28,7 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of a picture; `probability` is the softmax of the logits."""
+    """One class of an image; `probability` is the softmax of the logits."""
 
     label: str
     probability: float
@@ -40,7 +40,7 @@ def load(
     *,
     runtime: str = "auto",
     threads: int | None = None,
-    streams: int | None = None,
+    num_requests: int | None = None,
     precision: str | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
@@ -52,7 +52,7 @@ def load(
     runtime     a name of `vitdeploy.runtime.backends`, or `auto`: the fastest that is installed and reproduces the
                 reference outputs of the bundle
     threads     threads of computation; None leaves it to the runtime
-    streams     calls that are computed at once, see `Session.map`; None leaves it to the runtime
+    num_requests  calls that are computed at once, see `Session.map`; None leaves it to the runtime
     precision   `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None for the most exact one
     device      `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for
     cache       folder in which compiled models wait for the next load; it must be trusted like a program
@@ -66,7 +66,7 @@ def load(
     """
     options = Options(
         threads=threads,
-        streams=streams,
+        num_requests=num_requests,
         precision=precision,
         device=device,
         cache=cache,
@@ -116,36 +116,36 @@ class Session:
         return self.backend.run({name: _checked(array, self._inputs[name]) for name, array in images.items()})
 
     def predict(
-        self, pictures: Picture | Iterable[Picture], top_k: int = 5, *, batch_size: int = 8
+        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, batch_size: int = 8
     ) -> list[list[Prediction]]:
-        """The `top_k` most probable classes of each picture, best first.
+        """The `top_k` most probable classes of each image, best first.
 
-        Pictures are paths, Pillow images or uint8 arrays [H, W, 3], preprocessed as the bundle records. `batch_size`
-        counts where the model's batch is dynamic; a fixed batch is filled up by repeating the last picture.
+        Images are paths, Pillow images or uint8 arrays [H, W, 3], preprocessed as the bundle records. `batch_size`
+        counts where the model's batch is dynamic; a fixed batch is filled up by repeating the last image.
         """
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", why="both are at least 1")
-        single = isinstance(pictures, (str, Path, Image.Image, np.ndarray))
-        chosen: Iterable[Any] = [pictures] if single else pictures  # type: ignore[assignment]
+        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        chosen: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
         rows = _raising(self._stream(chosen, self._pixels, batch_size, whole_batches=False))
         return [self._best(row, top_k) for row in rows]
 
     @overload
     def map(
-        self, images: Iterable[Array | Picture], *, batch_size: int = ..., on_error: Literal["raise"] = ...
+        self, images: Iterable[Array | ImageLike], *, batch_size: int = ..., on_error: Literal["raise"] = ...
     ) -> Iterator[Array]: ...
 
     @overload
     def map(
-        self, images: Iterable[Array | Picture], *, batch_size: int = ..., on_error: Literal["return"]
+        self, images: Iterable[Array | ImageLike], *, batch_size: int = ..., on_error: Literal["return"]
     ) -> Iterator[Array | Exception]: ...
 
     def map(
-        self, images: Iterable[Array | Picture], *, batch_size: int = 8, on_error: str = "raise"
+        self, images: Iterable[Array | ImageLike], *, batch_size: int = 8, on_error: str = "raise"
     ) -> Iterator[Array | Exception]:
         """Logits for every item of `images`, in order, computed ahead so that the device never waits.
 
-        An item is one image, float32 [3, H, W] (normalised) or a picture as `predict` takes it (a uint8 array always
+        An item is one image, float32 [3, H, W] (normalised) or an image as `predict` takes it (a uint8 array always
         is one, to be resized and cropped), and gives logits [classes]; or it is a batch as `session(images)` takes it,
         which runs as it is and gives [N, classes]. Images are gathered to batches: of `batch_size` where the model's
         batch is dynamic, else of its fixed one, the last filled up.
@@ -203,7 +203,7 @@ class Session:
         return stream(
             _batches(items, size, whole_batches=whole_batches),
             lambda batch: self._compute(batch, prepare, least),
-            workers=self.backend.streams + 1,
+            workers=self.backend.num_requests + 1,
         )
 
     def _compute(
@@ -221,16 +221,16 @@ class Session:
         return [next(rows) if isinstance(image, np.ndarray) else image for image in prepared]
 
     def _tensor(self, image: Any) -> Array:
-        """One image as the model takes it [3, H, W]; pictures are preprocessed."""
+        """One image as the model takes it [3, H, W]; images are preprocessed."""
         if not isinstance(image, np.ndarray) or image.dtype == np.uint8:
             return self._pixels(image)
         one: Array = _checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
         return one
 
-    def _pixels(self, picture: Picture) -> Array:
+    def _pixels(self, image: ImageLike) -> Array:
         manifest = self.bundle.manifest
         prepare = to_pixels if manifest.preprocessing_in_graph else preprocess
-        return prepare(picture, manifest.preprocessing)
+        return prepare(image, manifest.preprocessing)
 
     def _best(self, logits: Array, top_k: int) -> list[Prediction]:
         if logits.ndim != 1:
@@ -256,7 +256,7 @@ def _checked(array: Any, spec: TensorSpec) -> Array:
             f"{spec.name} is {array.dtype.name}, but the model takes {spec.dtype}",
             fix="RGB pixels as they are: the graph normalises them"
             if spec.dtype == "uint8"
-            else f"{spec.name}.astype(numpy.{spec.dtype}); session.predict takes uint8 pictures",
+            else f"{spec.name}.astype(numpy.{spec.dtype}); session.predict takes uint8 images",
         )
     if not spec.admits(array.shape):
         batch = spec.shape[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 SOURCE = (
     "Zheng et al., CageViT: Convolutional Activation Guided Efficient Vision Transformer, arXiv 2305.09924; "

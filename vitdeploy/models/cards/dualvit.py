@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 SOURCE = (
     "Yao et al., Dual Vision Transformer, IEEE TPAMI 2023, arXiv 2207.04976; "

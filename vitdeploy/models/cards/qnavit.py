@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 SOURCE = (
     "Arar et al., Learned Queries for Efficient Local Attention, CVPR 2022, arXiv 2112.11435; "

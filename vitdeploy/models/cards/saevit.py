@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.runtime.preprocess import Preprocessing
+from vitdeploy.preprocess import Preprocessing
 
 SOURCE = (
     "A Lightweight Convolution and Vision Transformer integrated model with Multi-scale Self-attention Mechanism, "

@@ -8,8 +8,8 @@ from vitdeploy.errors import UsageError
 from vitdeploy.runtime.backends.base import Backend, Options
 from vitdeploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.runtime.backends.openvino import OpenVinoBackend
-from vitdeploy.runtime.backends.tensorrt import TensorRtBackend
 from vitdeploy.runtime.backends.torch import TorchBackend
+from vitdeploy.tensorrt.backend import TensorRtBackend
 
 __all__ = ["Backend", "Options", "backend_names", "find_backend"]
 

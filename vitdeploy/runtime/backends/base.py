@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError, VitDeployError
-from vitdeploy.runtime.engine_options import BuildOptions
+from vitdeploy.tensorrt.options import BuildOptions
 
 Array = NDArray[Any]
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -25,18 +25,18 @@ class Options:
     """What a user may ask of any backend; one that cannot do it says so.
 
     threads     threads of computation; None leaves it to the backend
-    streams     calls that are computed at once, see `Session.map`; None leaves it to the backend
+    num_requests  calls that are computed at once, see `Session.map`; None leaves it to the backend
     precision   `fp32`, `bf16` or `fp16`: precision in which floating-point operations are computed, where a backend
                 lets one choose; None means the most exact one
     device      `CPU`, `GPU` or `NPU`, or a name of the backend's own such as `GPU.1` or `CUDAExecutionProvider`; None
                 means the one the backend was made for
     cache       folder in which compiled models wait for the next load; it must be trusted like a program
     checkpoint  file with the weights of the bundle, for the backend `torch`
-    build       how engines are built, for the backend `tensorrt`: see `vitdeploy.runtime.engine_options.BuildOptions`
+    build       how engines are built, for the backend `tensorrt`: see `vitdeploy.tensorrt.options.BuildOptions`
     """
 
     threads: int | None = None
-    streams: int | None = None
+    num_requests: int | None = None
     precision: str | None = None
     device: str | None = None
     cache: str | Path | None = None
@@ -46,8 +46,12 @@ class Options:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"{self.threads} threads cannot compute anything", fix="--threads 1 or more")
-        if self.streams is not None and self.streams < 1:
-            raise UsageError(f"{self.streams} streams cannot compute anything", fix="streams=1 or more")
+        if self.num_requests is not None and self.num_requests < 1:
+            raise UsageError(
+                f"num_requests is {self.num_requests}",
+                why="at least one call is computed at a time",
+                fix="--num-requests 1",
+            )
         if self.precision not in (None, *PRECISIONS):
             raise UsageError(f"there is no precision {self.precision!r}", fix=" or ".join(PRECISIONS))
 
@@ -56,20 +60,22 @@ class Backend(ABC):
     """A model that a runtime has loaded.
 
     `inputs` and `outputs` are the signature as the runtime reports it. `run` may be called from several threads at
-    once; `close` lets the calls under way end and refuses new ones; `streams` is how many calls at once keep the device
-    busy. Subclasses fill the hooks `_load`, `_run` and `_facts`, what they raise reaches the caller as a BackendError,
-    and name in `refuses` the options that they cannot follow, each with the reason.
+    once; `close` lets the calls under way end and refuses new ones; `num_requests` is how many calls at once keep the
+    device busy. Subclasses fill the hooks `_load`, `_run` and `_facts`, what they raise reaches the caller as a
+    BackendError, and name in `refuses` the options that they cannot follow, each with the reason.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
+    proves_exports: ClassVar[bool] = True
+    times_layers: ClassVar[bool] = False
     refuses: ClassVar[Mapping[str, str]] = {
         "checkpoint": "it runs the model file of the bundle",
         "build": "it builds no engines",
     }
 
-    streams: int = 2
+    num_requests: int = 2
 
     def __init__(self, native: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         # The handle is the state: taken by every call, dropped by `close`, freed when the last call is done with it.
@@ -114,7 +120,7 @@ class Backend(ABC):
             raise
         except Exception as error:
             raise BackendError(f"{cls.name} cannot load the model", why=one_line(error)) from error
-        backend.streams = options.streams or backend.streams
+        backend.num_requests = options.num_requests or backend.num_requests
         return backend
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -145,8 +151,8 @@ class Backend(ABC):
         return self._native is None
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device, precision really used, threads and streams, as JSON values."""
-        return {"backend": self.name, **self._facts(), "streams": self.streams}
+        """Backend, version, device, precision really used, threads and num_requests, as JSON values."""
+        return {"backend": self.name, **self._facts(), "num_requests": self.num_requests}
 
     @classmethod
     def _admit(cls, options: Options | None) -> Options:

@@ -26,6 +26,7 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     package = "onnxruntime"
     extra = "onnxruntime"
+    times_layers = True
     refuses: ClassVar[Mapping[str, str]] = {
         **Backend.refuses,
         "precision": "it computes in the precision of the graph's types",

@@ -24,6 +24,7 @@ class OpenVinoBackend(Backend):
     name = "openvino"
     package = "openvino"
     extra = "openvino"
+    times_layers = True
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
@@ -38,14 +39,14 @@ class OpenVinoBackend(Backend):
 
         core = openvino.Core()
         device = _device(options.device or "CPU", core.available_devices)
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.streams is None else "THROUGHPUT"}
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.num_requests is None else "THROUGHPUT"}
         # An NPU has no FP32 to ask for.
         precision = options.precision or ("fp32" if "NPU" not in device else None)
         if precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = _ELEMENT_TYPES[precision]
         for name, value in (
             ("INFERENCE_NUM_THREADS", options.threads),
-            ("NUM_STREAMS", options.streams),
+            ("NUM_STREAMS", options.num_requests),
             ("CACHE_DIR", options.cache and str(options.cache)),
         ):
             if value is not None:
@@ -57,7 +58,7 @@ class OpenVinoBackend(Backend):
         idle: deque[Any] = deque()
         super().__init__((compiled, idle), _specs(compiled.inputs), _specs(compiled.outputs))
         self._names = [spec.name for spec in self.outputs]
-        self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.num_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
         used, threads = "INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"
         element = compiled.get_property(used).to_string() if used in known else "the device's own"

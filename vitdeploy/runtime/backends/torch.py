@@ -12,8 +12,8 @@ import numpy as np
 
 from vitdeploy.bundle import Bundle, ModelRecord, TensorSpec
 from vitdeploy.errors import BackendError, CheckpointError, UsageError, VitDeployError
+from vitdeploy.preprocess import normalise
 from vitdeploy.runtime.backends.base import Array, Backend, Options, one_line
-from vitdeploy.runtime.preprocess import normalise
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ class TorchBackend(Backend):
     name = "torch"
     package = "torch"
     extra = "export"
+    proves_exports = False
     refuses: ClassVar[Mapping[str, str]] = {
         "build": Backend.refuses["build"],
         "threads": "the threads of PyTorch belong to the whole process: set OMP_NUM_THREADS",
@@ -52,7 +53,7 @@ class TorchBackend(Backend):
             raise
         except Exception as error:
             raise BackendError("torch cannot rebuild the network", why=one_line(error)) from error
-        backend.streams = options.streams or backend.streams
+        backend.num_requests = options.num_requests or backend.num_requests
         return backend
 
     @classmethod
@@ -60,7 +61,7 @@ class TorchBackend(Backend):
         raise BackendError("torch cannot load the model", why="it reads no ONNX: it rebuilds what a bundle names")
 
     def __init__(self, model: nn.Module, bundle: Bundle, device: str) -> None:
-        from vitdeploy.export.outputs import choose_outputs
+        from vitdeploy.models.outputs import choose_outputs
 
         manifest = bundle.manifest
         super().__init__(model.to(_DEVICES[device]), manifest.inputs, manifest.outputs)

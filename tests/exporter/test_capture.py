@@ -1,0 +1,88 @@
+"""What any torch module becomes when it is captured."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.graph_cases import ops, run
+from vitdeploy.errors import ExportError
+from vitdeploy.exporter.capture import capture
+from vitdeploy.exporter.composites import functions
+
+
+class Small(nn.Module):
+    """A module with a parameter called `meta`, a name that torch.fx itself refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta = nn.Parameter(torch.randn(1, 4, 8))
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        x = torch.cat([x, self.meta.expand(x.shape[0], -1, -1)], dim=1)
+        out: Tensor = self.head(x).mean(1)
+        return out
+
+
+def test_a_dynamic_batch_runs_at_one_two_and_five() -> None:
+    module = Small().eval()
+    model = capture(module, torch.randn(1, 3, 6, 4), dynamic_batch=True, output_names=["logits"])
+    (images,) = model.graph.inputs
+    assert images.name == "images"
+    assert images.shape is not None
+    assert [str(d) if isinstance(d, ir.SymbolicDim) else d for d in images.shape] == ["batch", 3, 6, 4]
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 6, 4)
+        np.testing.assert_allclose(run(model, {"images": x.numpy()})[0], module(x).detach().numpy(), atol=1e-5)
+
+
+def test_nodes_are_named_after_their_modules_and_weights_after_their_keys() -> None:
+    model = capture(Small().eval(), torch.randn(1, 3, 6, 4), dynamic_batch=False, output_names=["logits"])
+    names = {node.name for node in model.graph}
+    assert "stem/Conv" in names
+    assert "head.1/MatMul" in names
+    assert len(names) == len(list(model.graph))
+    assert {"stem.weight", "meta", "head.1.bias"} <= set(model.graph.initializers)
+
+
+def test_a_module_that_decides_by_its_data_is_refused_with_the_cause() -> None:
+    class Branch(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 2 if images.sum() > 0 else images
+
+    with pytest.raises(ExportError, match="Branch cannot be captured") as caught:
+        capture(Branch(), torch.randn(1, 3, 4, 4), dynamic_batch=False, output_names=["y"])
+    assert "data-dependent" in str(caught.value)
+
+
+def test_a_module_that_fixes_the_batch_is_refused_when_it_should_be_dynamic() -> None:
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.reshape(2, -1)
+
+    with pytest.raises(ExportError, match="dynamic batch") as caught:
+        capture(Fixed(), torch.randn(2, 3, 4, 4), dynamic_batch=True, output_names=["y"])
+    assert "--batch 1" in str(caught.value)
+
+
+def test_the_number_of_outputs_must_match_their_names() -> None:
+    with pytest.raises(ExportError, match="1 tensors and 2 output names"):
+        capture(Small().eval(), torch.randn(1, 3, 6, 4), dynamic_batch=False, output_names=["a", "b"])
+
+
+def test_every_composite_has_a_body_in_standard_operators() -> None:
+    for function in functions():
+        assert function.domain == "vitdeploy"
+        assert {node.domain for node in function} == {""}
+
+
+def test_ordinary_convolutions_are_not_composites() -> None:
+    model = capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 6, 6), dynamic_batch=False, output_names=["y"])
+    assert ops(model)["Conv"] == 1
+    assert not model.functions

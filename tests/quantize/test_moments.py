@@ -1,0 +1,217 @@
+"""The moments are those of the vectors that layers multiply by their weights, however the images are batched."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.graph_cases import parsed
+from tests.quantize.blocks import network, photos
+from vitdeploy.errors import ExportError
+from vitdeploy.graph.qdq import S8, QuantParams
+from vitdeploy.quantize import moments as module
+from vitdeploy.quantize.activations import Activations
+from vitdeploy.quantize.moments import DAMPING, LEAST_ROWS, Moments, Window, moments
+from vitdeploy.quantize.placement import Plan, place
+from vitdeploy.targets import Int8Rules
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+def unfolded(values: np.ndarray, window: Window) -> np.ndarray:
+    """The patches [n, K] as torch cuts them."""
+    top, left, bottom, right = window.pads
+    padded = torch.nn.functional.pad(torch.from_numpy(values), (left, right, top, bottom))
+    columns = torch.nn.functional.unfold(padded, window.kernel, window.dilations, stride=window.strides)
+    return columns.permute(0, 2, 1).reshape(-1, columns.shape[1]).double().numpy()
+
+
+@given(
+    kernel=pairs,
+    strides=pairs,
+    dilations=pairs,
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    side=st.tuples(st.integers(7, 9), st.integers(7, 9)),
+    channels=st.integers(1, 3),
+)
+def test_moments_of_a_convolution_are_those_of_its_unfolded_patches(
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    side: tuple[int, int],
+    channels: int,
+) -> None:
+    window = Window(kernel, strides, pads, dilations)
+    values = np.random.default_rng(0).standard_normal((3, channels, *side)).astype(np.float32) + 1
+    found = Moments(window)
+    found.update(values, 3)
+    expected = unfolded(values, window)
+    assert (found.rows, found.images) == (len(expected), 3)
+    np.testing.assert_allclose(found.mean, expected.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.second, expected.T @ expected / len(expected), atol=1e-6)
+
+
+def test_patches_lie_as_the_weight_of_the_convolution() -> None:
+    values = np.random.default_rng(1).standard_normal((2, 3, 6, 5)).astype(np.float32)
+    weight = np.random.default_rng(2).standard_normal((4, 3, 3, 2)).astype(np.float32)
+    window = Window((3, 2), (2, 1), (1, 0, 1, 1))
+    ours = window.patches(values).reshape(2, 3, 5, -1) @ weight.reshape(4, -1).T
+    theirs = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(torch.from_numpy(values), (0, 1, 1, 1)), torch.from_numpy(weight), stride=(2, 1)
+    )
+    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), theirs.numpy(), atol=1e-5)
+
+
+@given(
+    sides=st.tuples(st.integers(7, 9), st.integers(7, 9)),
+    kernel=pairs,
+    strides=pairs,
+    dilations=pairs,
+    auto=st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]),
+)
+def test_windows_lie_where_onnx_runtime_puts_them(
+    sides: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int], auto: str
+) -> None:
+    if auto.startswith("SAME"):
+        dilations = (1, 1)  # ONNX Runtime takes no others there
+    node = convolution(sides, kernel, strides=strides, dilations=dilations, auto_pad=auto)
+    values = np.random.default_rng(3).standard_normal((1, 2, *sides)).astype(np.float32)
+    assert node.graph is not None
+    expected = dict(Activations(ir.Model(node.graph, ir_version=8), ["y"])(values))["y"]
+    weight = np.ones((1, 2, *kernel))
+    patches = Window.of(node).patches(values.astype(np.float64))
+    ours = patches.reshape(*patches.shape[:3], -1) @ weight.reshape(1, -1).T
+    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-5)
+
+
+def convolution(sides: tuple[int | str, int | str], kernel: tuple[int, int], **attributes: object) -> ir.Node:
+    listed = ", ".join(
+        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {list(value)}"  # type: ignore[call-overload]
+        for name, value in attributes.items()
+    )
+    text = f"""
+    one (float[batch, 2, {sides[0]}, {sides[1]}] images) => (float[batch, 1, h, w] y) {{
+      [Conv] y = Conv <{listed}> (images, weight)
+    }}
+    """
+    return parsed(text, weight=np.ones((1, 2, *kernel), np.float32)).graph[0]
+
+
+def test_same_padding_of_a_free_image_size_is_an_error_that_says_so() -> None:
+    with pytest.raises(ExportError, match="image size"):
+        Window.of(convolution(("height", "width"), (3, 3), auto_pad="SAME_UPPER"))
+
+
+@settings(max_examples=20)
+@given(cuts=st.lists(st.integers(1, 3), min_size=1, max_size=3), patches=st.booleans())
+def test_moments_do_not_depend_on_the_batches(cuts: list[int], patches: bool) -> None:
+    rng = np.random.default_rng(4)
+    count = sum(cuts)
+    window = Window((3, 3), pads=(1, 1, 1, 1)) if patches else None
+    # More vectors of an image than count, so that some are drawn.
+    values = rng.standard_normal((count, 40, 9, 9) if patches else (count, 90, 320)).astype(np.float32)
+    whole, parts = Moments(window, QuantParams(0.1, 0, S8)), Moments(window, QuantParams(0.1, 0, S8))
+    whole.update(values, count)
+    for part in np.split(values, np.cumsum(cuts)[:-1]):
+        parts.update(part, len(part))
+    assert whole.rows == parts.rows < count * 81
+    assert whole.rows >= count * LEAST_ROWS
+    np.testing.assert_allclose(whole.second, parts.second, atol=1e-10)
+    np.testing.assert_allclose(whole.mean, parts.mean, atol=1e-10)
+    np.testing.assert_allclose(whole.shift, parts.shift, atol=1e-10)
+
+
+def test_tokens_of_all_images_count() -> None:
+    values = np.random.default_rng(5).standard_normal((4, 5, 6)).astype(np.float32)
+    found = Moments()
+    found.update(values, 4)
+    rows = values.reshape(20, 6).astype(np.float64)
+    np.testing.assert_allclose(found.second, rows.T @ rows / 20)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0))
+    assert not found.shift.any()
+
+
+def test_the_shift_is_the_mean_of_what_quantizing_changes() -> None:
+    values = np.random.default_rng(6).exponential(size=(2, 8, 3)).astype(np.float32)
+    params = QuantParams(0.01, 0, S8)  # saturates at 1.27
+    found = Moments(params=params)
+    found.update(values, 2)
+    expected = (params.round_trip(values).astype(np.float64) - values).mean(axis=(0, 1))
+    np.testing.assert_allclose(found.shift, expected, atol=1e-7)
+    assert (found.shift < -0.1).all()
+
+
+NOISE = np.random.default_rng(7).standard_normal((2, 9, 40))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((2, 3, 4)), np.full((2, 3, 40), 0.1), 1000 + 1e-4 * NOISE, NOISE[:, :1], 1e-12 * NOISE],
+    ids=["zeros", "constant", "far from zero", "fewer than inputs", "tiny"],
+)
+def test_the_metric_is_positive_definite_whatever_the_vectors(values: np.ndarray) -> None:
+    found = Moments()
+    found.update(values.astype(np.float32), len(values))
+    np.linalg.cholesky(found.metric)  # raises where it is not
+    assert np.linalg.eigvalsh(found.metric).min() > 0
+
+
+def test_the_metric_is_the_damped_covariance() -> None:
+    values = np.random.default_rng(8).standard_normal((1, 30, 5)).astype(np.float32) + 3
+    found = Moments()
+    found.update(values, 1)
+    covariance = np.cov(values[0].T.astype(np.float64), bias=True)
+    np.testing.assert_allclose(found.metric, covariance + DAMPING * np.trace(covariance) / 5 * np.eye(5), atol=1e-9)
+
+
+def planned(model: ir.Model) -> Plan:
+    return place(model.graph, Int8Rules())
+
+
+def test_each_quantized_layer_gets_the_moments_of_what_it_reads() -> None:
+    model, images = network(), photos(6)
+    plan = planned(model)
+    found = {layer.node: seen for layer, seen in moments(model, plan, {}, lambda: [images[:4], images[4:]])}
+    assert set(found) == {
+        *("stem_Conv", "down_Conv", "q_MatMul", "k_MatMul", "v_MatMul", "fc_MatMul", "head_Gemm"),
+    }
+    assert found["q_MatMul"] is found["k_MatMul"] is found["v_MatMul"]
+    read = dict(Activations(model, ["act", "norm", "sum", "pooled"])(images)) | {"images": images}
+    for node, name in (("q_MatMul", "norm"), ("fc_MatMul", "sum"), ("head_Gemm", "pooled")):
+        rows = read[name].reshape(-1, read[name].shape[-1]).astype(np.float64)
+        np.testing.assert_allclose(found[node].second, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    for node, name in (("stem_Conv", "images"), ("down_Conv", "act")):
+        patches = unfolded(read[name], Window((3, 3), (2, 2), (1, 1, 1, 1)))
+        np.testing.assert_allclose(found[node].second, patches.T @ patches / len(patches), rtol=1e-4, atol=1e-5)
+
+
+def test_little_memory_reads_the_images_more_often_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = network(), photos(5)
+    plan = planned(model)
+    reads = itertools.count()
+
+    def calibration() -> list[np.ndarray]:
+        next(reads)
+        return [images]
+
+    at_once = {layer.node: seen.second for layer, seen in moments(model, plan, {}, calibration)}
+    assert next(reads) == 1
+    monkeypatch.setattr(module, "MOMENT_BYTES", 1)
+    apart = {layer.node: seen.second for layer, seen in moments(model, plan, {}, calibration)}
+    assert next(reads) == 2 + len({"images", "act", "norm", "sum", "pooled"})
+    assert list(apart) == list(at_once)
+    for node, second in at_once.items():
+        np.testing.assert_allclose(apart[node], second, atol=1e-6)
+
+
+def test_layers_left_in_float_have_no_moments() -> None:
+    model = network()
+    plan = tuple(layer.left_in_float("because") for layer in planned(model))
+    assert list(moments(model, plan, {}, lambda: [photos(2)])) == []

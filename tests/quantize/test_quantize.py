@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.graph_cases import run
+from tests.quantize.blocks import network, photos
+from tests.quantize.test_insert import kernels, ranges_of
+from tests.rows import RULES
+from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.checker import violations
+from vitdeploy.quantize.images import Images
+from vitdeploy.quantize.insert import insert
+from vitdeploy.quantize.judge import Judge, evaluate
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.placement import place
+from vitdeploy.quantize.quantize import Int8Report, quantize
+
+RECIPE = Preprocessing(size=(16, 16))
+OTHERS = photos(32, seed=7)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """The nearest images that real images give: whole numbers 0..255 before the normalisation."""
+    mean, std = (np.reshape(part, (3, 1, 1)) for part in (RECIPE.mean, RECIPE.std))
+    whole = np.clip(np.rint((images * std + mean) * 255), 0, 255)
+    return ((whole / 255 - mean) / std).astype(np.float32)
+
+
+def quantized(target: str = "portable", *, batch: int | str = "batch", pinned: dict[str, str] | None = None, **options):
+    model = network(batch)
+    images = pixels(photos(48))
+    judge = Judge(model, [pixels(OTHERS)])
+    small, report = quantize(
+        model, RULES[target], RECIPE, lambda: Images([images]), judge, Int8Options(**options), pinned or {}
+    )
+    return model, small, report
+
+
+def quantized_names(report: Int8Report) -> set[str]:
+    return {layer.node for layer in report.plan if layer.quantized}
+
+
+@pytest.mark.parametrize("target", list(RULES))
+def test_every_target_gets_a_graph_that_keeps_its_rules_and_35_db(target: str) -> None:
+    _, small, report = quantized(target)
+    assert violations(small.graph, RULES[target]) == []
+    assert report.snr_db > 35
+    assert len(quantized_names(report)) == (6 if target == "onnxruntime" else 7)  # its stem is faster in float
+
+
+def test_the_repairs_are_worth_their_while() -> None:
+    """Plain min-max and rounding to nearest, on the same graph and images."""
+    model, small, report = quantized()
+    rules = RULES["portable"]
+    plan = place(model.graph, rules)
+    plain = insert(model, plan, ranges_of(model, plan, rules, pixels(photos(48))), {}, rules)
+    judge = Judge(model, [pixels(OTHERS)])
+    assert judge.snr_db(small) == pytest.approx(report.snr_db)
+    assert report.snr_db > judge.snr_db(plain) + 1
+
+
+@pytest.mark.parametrize("target", ["portable", "onnxruntime"])
+def test_correcting_biases_leaves_no_layer_without_its_integer_kernel(target: str, tmp_path: Path) -> None:
+    """q and k have no bias: a correction must not come as an Add that ONNX Runtime makes a float Gemm of."""
+    _, small, _ = quantized(target)
+    found = kernels(small, tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["QGemm"] == (4 if target == "portable" else 5)
+    keys = next(node for node in small.graph if node.name == "k_MatMul").outputs[0]
+    assert [use.node.op_type for use in keys.uses()] == ["Transpose"]
+
+
+def test_the_input_of_the_first_convolution_loses_nothing() -> None:
+    names = [layer.node for layer in quantized()[2].plan if layer.node != "stem_Conv"]
+    model, small, report = quantized(ignore=tuple(names))
+    assert quantized_names(report) == {"stem_Conv"}
+    exact = [name for name, found in report.ranges.items() if found.method == "exact"]
+    assert len(exact) == 1
+    weight_only = report.snr_db
+    images = pixels(OTHERS)
+    # Images off the grid of pixels meet the rounding of the input as well.
+    off = images + np.float32(0.4 / 255 / 0.226)
+    found = [run(one, {"images": off})[0] for one in (model, small)]
+    assert 10 * np.log10(np.square(found[0]).sum() / np.square(found[1] - found[0]).sum()) < weight_only
+
+
+def test_the_same_images_give_the_same_graph() -> None:
+    first, second = (ir.to_proto(quantized()[1]).SerializeToString() for _ in range(2))
+    assert first == second
+
+
+def test_a_graph_of_fixed_batch_is_calibrated_like_one_of_any_batch() -> None:
+    dynamic, fixed = quantized()[2], quantized(batch=4)[2]
+    assert {name: found.params for name, found in dynamic.ranges.items()}.keys() == fixed.ranges.keys()
+    assert fixed.snr_db == pytest.approx(dynamic.snr_db, abs=1)
+
+
+def test_min_snr_gives_layers_back_until_it_holds_and_says_which() -> None:
+    whole = quantized()[2]
+    goal = whole.snr_db + 3
+    _, small, report = quantized(min_snr=goal)
+    assert report.snr_db >= goal
+    assert 0 < len(report.given_back) < 7
+    assert quantized_names(report) == quantized_names(whole) - {one.node for one in report.given_back}
+    assert all(one.bytes > 0 for one in report.given_back)
+    assert Judge(network(), [pixels(OTHERS)]).snr_db(small) == pytest.approx(report.snr_db)
+
+
+def test_max_drop_is_measured_on_labels() -> None:
+    model = network()
+    images = pixels(OTHERS)
+    labels = evaluate(model, images)["logits"].argmax(axis=1)
+    judge = Judge(model, [images], labels.tolist())
+    _, report = quantize(
+        model, RULES["portable"], RECIPE, lambda: Images([pixels(photos(48))]), judge, Int8Options(max_drop=0.0), {}
+    )
+    assert report.drop == 0.0
+
+
+def test_ignored_and_pinned_nodes_stay_in_float_with_the_reason() -> None:
+    _, _, report = quantized(ignore=("fc*",), pinned={"head_Gemm": "the network says so"})
+    reasons = {layer.node: layer.obstacle for layer in report.plan}
+    assert reasons["fc_MatMul"] == "--ignore fc*"
+    assert reasons["head_Gemm"] == "the network says so"
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"stages\.9.* matches no layer"):
+        quantized(ignore=("stages.9*",))
+
+
+def test_a_network_in_which_nothing_is_left_is_an_error() -> None:
+    with pytest.raises(ExportError, match="nothing in this network can be quantized"):
+        quantized(ignore=("*",))
+
+
+def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
+    model = network()
+    images = pixels(photos(48))
+    bias = model.graph.initializers["stem_bias"]
+    bias.const_value = ir.tensor(np.full(16, -100, np.float32))  # ReLU lets nothing through
+    judge = Judge(model, [images[:8]])
+    _, report = quantize(model, RULES["portable"], RECIPE, lambda: Images([images]), judge, Int8Options(), {})
+    assert "zero on every" in str({layer.node: layer.obstacle for layer in report.plan}["down_Conv"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "best"}, {"samples": 0}, {"max_drop": -1.0}, {"max_drop": float("nan")}]
+)
+def test_options_that_make_no_sense_are_refused(options: dict) -> None:
+    with pytest.raises(UsageError):
+        replace(Int8Options(), **options)

@@ -1,0 +1,131 @@
+"""The units kept of a tensor are units of it, the largest all, the others evenly, within a bound of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitdeploy.quantize.sample import SAMPLE_BYTES, SAMPLE_UNITS, Sample
+
+CHANNELS = 6
+
+
+def rows(count: int, channels: int = CHANNELS, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, channels)).astype(np.float32)
+
+
+def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
+
+
+def sampled(values: np.ndarray, cuts: list[int], axis: int = -1, window: tuple[int, int] | None = None) -> Sample:
+    sample = Sample(axis, window)
+    for part in np.split(values, sorted(cuts)):
+        if len(part):
+            sample.update(part)
+    return sample
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=6), ties=st.booleans(), seed=st.integers(0, 5))
+def test_batches_do_not_matter(cuts: list[int], ties: bool, seed: int) -> None:
+    values = images(60, 40, CHANNELS, seed=seed)
+    if ties:
+        values = np.round(values)
+    whole, split = sampled(values, []), sampled(values, cuts)
+    np.testing.assert_array_equal(whole.units, split.units)
+    np.testing.assert_array_equal(whole.weights, split.weights)
+
+
+def test_the_rows_with_the_largest_values_are_all_there() -> None:
+    values = rows(9000)
+    sample = sampled(values, [100, 650])
+    half = SAMPLE_UNITS // 2
+    largest = values[np.argsort(-np.abs(values).max(axis=1))[:half]]
+    np.testing.assert_array_equal(sample.units[:half], largest)
+    assert (sample.weights[:half] == 1).all()
+
+
+def test_other_rows_are_rows_of_the_tensor_and_each_at_most_once() -> None:
+    values = rows(9000)
+    units = [row.tobytes() for row in sampled(values, [100, 650]).units]
+    assert {row.tobytes() for row in values}.issuperset(units)
+    assert len(set(units)) == len(units)
+
+
+def test_other_rows_come_evenly_from_all_images() -> None:
+    values = np.repeat(np.arange(20_000, dtype=np.float32) / 20_000, CHANNELS).reshape(-1, CHANNELS)
+    values[::2] *= -1
+    others = sampled(values, [10]).units[SAMPLE_UNITS // 2 :]
+    counts, _ = np.histogram(np.abs(others), bins=4, range=(0, 1))
+    assert (np.abs(counts / CHANNELS - len(others) / 4) < 40).all()  # four standard deviations
+
+
+def test_weights_count_every_unit_of_the_tensor() -> None:
+    for count in (1, 300, 700, 1024, 1500, 9000):
+        sample = sampled(rows(count), [count // 3])
+        assert sample.seen == count
+        assert sample.weights.sum() == pytest.approx(count)
+        assert len(sample.weights) == len(sample.units) <= SAMPLE_UNITS
+
+
+def test_sums_over_the_tensor_can_be_told() -> None:
+    """The error of clipping sits in 100 of 60,000 rows: a plain sample of 1,024 would hold about two of them."""
+    values = rows(60_000)
+    values[::600] *= 12
+    sample = sampled(values, [7000, 30_000])
+    excess = np.square(np.maximum(np.abs(values) - 5, 0)).sum()
+    told = np.square(np.maximum(np.abs(sample.units) - 5, 0)).sum(axis=1) @ sample.weights
+    assert told == pytest.approx(excess, rel=0.01)
+    assert np.square(sample.units).sum(axis=1) @ sample.weights == pytest.approx(np.square(values).sum(), rel=0.1)
+
+
+def test_few_rows_are_all_kept() -> None:
+    values = rows(9)
+    sample = sampled(values, [1])
+    assert sorted(map(tuple, sample.units)) == sorted(map(tuple, values))
+    assert (sample.weights == 1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_rows_run_along_the_axis_of_the_channels(axis: int) -> None:
+    values = images(3, 4, 5)
+    expected = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+    assert sorted(map(tuple, sampled(values, [], axis).units)) == sorted(map(tuple, expected))
+
+
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (2, 5)])
+def test_windows_are_cut_from_the_images(window: tuple[int, int]) -> None:
+    values = images(3, CHANNELS, 6, 7)
+    sample = sampled(values, [1], 1, window)
+    views = np.lib.stride_tricks.sliding_window_view(values, window, axis=(2, 3))
+    expected = np.moveaxis(views, 1, 3).reshape(-1, CHANNELS, *window)
+    assert sample.seen == len(expected)
+    assert sorted(map(tuple, sample.units.reshape(len(expected), -1))) == sorted(
+        map(tuple, expected.reshape(len(expected), -1))
+    )
+
+
+def test_the_windows_with_the_largest_values_are_there() -> None:
+    values = images(30, CHANNELS, 12, 12)
+    values[17, 2, 5, 5] = -50
+    units = sampled(values, [4], 1, (3, 3)).units
+    assert (np.abs(units).max(axis=(1, 2, 3)) == 50).sum() == 9
+    assert (np.abs(units[:9]).max(axis=(1, 2, 3)) == 50).all()
+
+
+def test_images_smaller_than_the_window_are_padded_with_zeros() -> None:
+    values = images(2, CHANNELS, 2, 5)
+    units = sampled(values, [], 1, (3, 5)).units
+    assert units.shape == (2, CHANNELS, 3, 5)
+    padded = np.pad(values, ((0, 0), (0, 0), (0, 1), (0, 0)))
+    assert sorted(map(tuple, units.reshape(2, -1))) == sorted(map(tuple, padded.reshape(2, -1)))
+
+
+def test_samples_stay_within_their_memory() -> None:
+    wide = sampled(rows(300, 4000), [9]).units
+    deep = sampled(images(20, 600, 6, 6), [9], 1, (3, 3)).units
+    assert SAMPLE_BYTES * 0.9 < wide.nbytes <= SAMPLE_BYTES
+    assert SAMPLE_BYTES * 0.9 < deep.nbytes <= SAMPLE_BYTES
+    assert len(sampled(rows(50, 1 << 19), []).units) == 2

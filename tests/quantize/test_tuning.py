@@ -1,0 +1,196 @@
+"""Which layers are quantized for speed. Time is simulated: a runtime here costs what a table says of its kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from tests.quantize.blocks import network
+from tests.rows import RULES
+from vitdeploy.errors import UsageError
+from vitdeploy.graph.qdq import S8
+from vitdeploy.quantize import tuning
+from vitdeploy.quantize.insert import insert
+from vitdeploy.quantize.placement import place, restrict, tensors
+from vitdeploy.quantize.tuning import tune
+
+RULE = RULES["portable"]
+CONVOLUTIONS = {"stem_Conv", "down_Conv"}
+LINEAR = {"q_MatMul", "k_MatMul", "v_MatMul", "fc_MatMul", "head_Gemm"}
+
+
+class Kernels:
+    """A runtime in which a call takes the sum over the nodes of what their kernel takes."""
+
+    FLOAT = 100
+    int8: ClassVar[dict[str, int]] = {}
+    loaded: ClassVar[int] = 0
+    now: ClassVar[float] = 0.0
+
+    def __init__(self, model: onnx.ModelProto, threads: int | None) -> None:
+        made = {name: node.op_type for node in model.graph.node for name in node.output}
+        self.cost, self.threads = 0, threads
+        for node in model.graph.node:
+            if node.op_type in ("Conv", "MatMul", "Gemm"):
+                integers = made.get(node.input[1]) == "DequantizeLinear"
+                self.cost += self.int8[node.op_type] if integers else self.FLOAT
+
+    @classmethod
+    def load(cls, model: bytes, *, options: Any) -> Kernels:
+        Kernels.loaded += 1
+        return cls(onnx.load_from_string(model), options.threads)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> None:
+        assert inputs["images"].shape == (1, 3, 16, 16)
+        Kernels.now += self.cost
+
+    def close(self) -> None:
+        self.cost = 0  # a closed graph that goes on taking turns would win each of them
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": "kernels", "version": "1", "threads": self.threads}
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> type[Kernels]:
+    monkeypatch.setattr(tuning, "find_backend", lambda name: Kernels)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: Kernels.now)
+    monkeypatch.setattr(Kernels, "int8", {"Conv": 250, "MatMul": 40, "Gemm": 40})
+    monkeypatch.setattr(Kernels, "loaded", 0)
+    return Kernels
+
+
+def tuned(folder: Path, model: ir.Model | None = None, **options: Any) -> tuning.Tuning:
+    model = model or network(batch=1)
+    return tune(model, place(model.graph, RULE), RULE, runtime="kernels", cache=folder, **options)
+
+
+def in_float(found: tuning.Tuning) -> set[str]:
+    plan = place(network(batch=1).graph, RULE)
+    return {layer.node for layer in plan if layer.quantized and found.obstacle(layer)}
+
+
+def test_layers_whose_integer_kernel_is_slower_stay_in_float_and_the_others_do_not(
+    kernels: type[Kernels], tmp_path: Path
+) -> None:
+    assert in_float(tuned(tmp_path)) == CONVOLUTIONS
+
+
+def test_every_quantized_layer_is_judged_once(kernels: type[Kernels], tmp_path: Path) -> None:
+    judged = [node for group in tuned(tmp_path).groups for node in group.nodes]
+    assert sorted(judged) == sorted(CONVOLUTIONS | LINEAR)
+
+
+def test_layers_of_equal_shapes_share_a_group(kernels: type[Kernels], tmp_path: Path) -> None:
+    assert {"q_MatMul", "k_MatMul", "v_MatMul"} in [set(group.nodes) for group in tuned(tmp_path).groups]
+
+
+def test_layers_with_little_arithmetic_are_judged_together(
+    kernels: type[Kernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "SMALL", 2.0)
+    assert {frozenset(group.nodes) for group in tuned(tmp_path).groups} == {frozenset(CONVOLUTIONS), frozenset(LINEAR)}
+
+
+def test_the_ratios_are_those_of_whole_networks(kernels: type[Kernels], tmp_path: Path) -> None:
+    """Ten products at 100, but five of them, the linear layers, at 40."""
+    found = tuned(tmp_path)
+    assert found.whole.value == pytest.approx((5 * 100 + 5 * 40) / (10 * 100))
+    (q,) = [group for group in found.groups if "q_MatMul" in group.nodes]
+    assert q.ratio.value < 1
+
+
+def test_a_runtime_with_slow_integer_kernels_cannot_win(
+    kernels: type[Kernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kernels, "int8", {"Conv": 250, "MatMul": 140, "Gemm": 100})
+    found = tuned(tmp_path)
+    assert not found.wins
+    assert in_float(found) == CONVOLUTIONS | LINEAR
+
+
+def test_a_runtime_with_fast_integer_kernels_wins(kernels: type[Kernels], tmp_path: Path) -> None:
+    assert tuned(tmp_path).wins
+
+
+def test_the_reason_names_the_runtime_and_the_factor(kernels: type[Kernels], tmp_path: Path) -> None:
+    found = tuned(tmp_path)
+    plan = restrict(place(network(batch=1).graph, RULE), found.obstacle)
+    (stem,) = [layer for layer in plan if layer.node == "stem_Conv"]
+    assert stem.obstacle is not None
+    assert "kernels" in stem.obstacle
+    (group,) = [group for group in found.groups if "stem_Conv" in group.nodes]
+    assert f"x{group.ratio.value:.3f}" in stem.obstacle
+
+
+def test_a_restricted_plan_leaves_these_layers_without_integers(kernels: type[Kernels], tmp_path: Path) -> None:
+    model = network(batch=1)
+    plan = restrict(place(model.graph, RULE), tuned(tmp_path).obstacle)
+    ranges = {name: S8.params(-1, 1) for name in tensors(model.graph, plan)}
+    weights = {
+        node.name: node.inputs[1].producer()  # type: ignore[union-attr]
+        for node in insert(model, plan, ranges, {}, RULE).graph
+        if node.name in CONVOLUTIONS | {"q_MatMul"}
+    }
+    assert {name for name, maker in weights.items() if maker is not None} == {"q_MatMul"}
+
+
+def test_a_second_time_nothing_is_measured(
+    kernels: type[Kernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuned(tmp_path)
+    monkeypatch.setattr(Kernels, "loaded", 0)
+    second = tuned(tmp_path)
+    assert Kernels.loaded == 1  # to learn the runtime's settings
+    assert second.to_dict() == first.to_dict()
+    assert in_float(second) == CONVOLUTIONS
+
+
+def test_other_weights_of_the_same_shapes_are_known_already(kernels: type[Kernels], tmp_path: Path) -> None:
+    tuned(tmp_path)
+    tuned(tmp_path, network(batch=1, seed=7))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_threads_are_measured_anew(kernels: type[Kernels], tmp_path: Path) -> None:
+    tuned(tmp_path, threads=1)
+    tuned(tmp_path, threads=2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"groups": 3}', '{"groups": [{"nodes": 1}]}'])
+def test_a_damaged_record_is_measured_anew(kernels: type[Kernels], tmp_path: Path, damage: str) -> None:
+    tuned(tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(damage)
+    assert in_float(tuned(tmp_path)) == CONVOLUTIONS
+    assert json.loads(file.read_text())["groups"]
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_record(kernels: type[Kernels], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert in_float(tuned(tmp_path / "file" / "below")) == CONVOLUTIONS
+
+
+def test_a_runtime_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no runtime called"):
+        tuned(tmp_path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_real_runtimes_judge_every_layer(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(runtime)
+    monkeypatch.setattr(tuning, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(tuning, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(tuning, "TURN_SECONDS", 1e-6)
+    model = network()
+    found = tune(model, place(model.graph, RULE), RULE, runtime=runtime, threads=1, cache=tmp_path)
+    assert {node for group in found.groups for node in group.nodes} == CONVOLUTIONS | LINEAR
+    assert found.settings["backend"] == runtime
+    assert found.whole.value > 0

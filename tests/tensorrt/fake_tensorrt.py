@@ -1,0 +1,385 @@
+"""TensorRT and polygraphy without a GPU: engines that ONNX Runtime computes, behind the names of the real bindings.
+
+Every class admits only the members, and every method only as many arguments, as tensorrt_api.json records of the
+bindings of the version that is played: code that asks for anything else fails here as it would there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tensorrt.fake_cuda import FakeDriver
+from vitdeploy.machine.hardware import Gpu
+from vitdeploy.tensorrt import backend as backend_module
+from vitdeploy.tensorrt import cuda as cuda_module
+from vitdeploy.tensorrt import engine as engine_run
+
+PREFIX = b"ENGINE"
+API: dict[str, Any] = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
+EIGHT, TEN, ELEVEN = "8.6.1", "10.3.0", "11.4.0.106"
+
+
+class Recorded:
+    """An object of the bindings; what its class does not have in this version, it does not have either."""
+
+    real = ""
+    own: frozenset[str] = frozenset()  # of the stand-in itself, for the tests
+    world: World
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("real", "own", "world") or name in object.__getattribute__(self, "own"):
+            return object.__getattribute__(self, name)
+        members = self.world.api["classes"][self.real]
+        if name not in members:
+            raise AttributeError(f"TensorRT {self.world.version} has no {self.real}.{name}")
+        found = object.__getattribute__(self, name)
+        signatures = members[name]
+        if signatures is None:
+            return found
+
+        def checked(*arguments: Any) -> Any:
+            assert any(len(arguments) <= len(names) for names in signatures), f"{self.real}.{name}{signatures}"
+            return found(*arguments)
+
+        return checked
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in self.own and name != "world":
+            assert name in self.world.api["classes"][self.real], f"TensorRT has no {self.real}.{name}"
+        object.__setattr__(self, name, value)
+
+
+class Tensor(Recorded):
+    real = "ITensor"
+
+    def __init__(self, world: World, name: str, dtype: Any = None, shape: Any = None) -> None:
+        self.world, self.name, self.dtype, self.shape = world, name, dtype, shape
+
+
+class Layer(Recorded):
+    """`kinds` are the types of its outputs, `reads` the tensor that it reads, `asked` what it was told to give."""
+
+    real = "ILayer"
+    own = frozenset({"kinds", "reads", "asked", "told"})
+
+    def __init__(self, world: World, kind: str, *kinds: str, name: str = "x", reads: str = "") -> None:
+        self.world, self.kinds, self.reads, self.asked, self.told = world, kinds, reads, [], None
+        self.type, self.name, self.num_outputs, self.num_inputs = world.enum("LayerType")[kind], name, len(kinds), 1
+
+    @property
+    def precision(self) -> Any:
+        return self.told
+
+    @precision.setter
+    def precision(self, value: Any) -> None:
+        self.told = value
+
+    def get_output(self, index: int) -> Tensor:
+        return Tensor(self.world, f"{self.name}.{index}", self.kinds[index])
+
+    def get_input(self, index: int) -> Tensor | None:
+        return Tensor(self.world, self.reads) if self.reads else None
+
+    def set_output_type(self, index: int, kind: object) -> None:
+        self.asked.append(kind)
+
+
+class Network(Recorded):
+    real = "INetworkDefinition"
+
+    def __init__(self, world: World, ports: list[Any]) -> None:
+        self.world, self._ports = world, ports
+        self.num_inputs = len(ports)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.world.layers)
+
+    def get_input(self, index: int) -> Tensor:
+        port = self._ports[index]
+        return Tensor(self.world, port.name, shape=[n if isinstance(n, int) else -1 for n in port.shape])
+
+
+class Builder(Recorded):
+    real = "Builder"
+
+    def __init__(self, world: World) -> None:
+        self.world, self.num_DLA_cores = world, world.dla_cores
+
+
+class TimingCache(Recorded):
+    real = "ITimingCache"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def serialize(self) -> bytes:
+        return b"timings"
+
+
+class Config(Recorded):
+    """`settings` are what polygraphy was told, `flags_set` what was set besides."""
+
+    real = "IBuilderConfig"
+    own = frozenset({"settings", "flags_set"})
+
+    def __init__(self, world: World, settings: dict[str, Any]) -> None:
+        self.world, self.settings, self.flags_set = world, settings, []
+        self.default_device_type, self.DLA_core = None, -1
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags_set.append(flag.name)
+
+    def can_run_on_DLA(self, layer: Layer) -> bool:  # noqa: N802
+        return layer.type.name in self.world.dla_layers
+
+    def get_timing_cache(self) -> TimingCache:
+        return TimingCache(self.world)
+
+
+class Engine(Recorded):
+    real = "ICudaEngine"
+
+    def __init__(self, world: World, data: bytes) -> None:
+        self.world = world
+        if world.refuses_engines or not data.startswith(PREFIX):
+            world.refuses_engines = False
+            world.logger.error("[E] magic tag does not match")
+            raise RuntimeError("Could not deserialize engine")
+        self._model = data[len(PREFIX) :]
+        self._session = world.session(self._model)
+        self._inputs = self._session.get_inputs()
+        self._ports = [*self._inputs, *self._session.get_outputs()]
+        self.num_io_tensors = len(self._ports)
+        key = "device_memory_size_v2" if "device_memory_size_v2" in world.api["classes"][self.real] else None
+        setattr(self, key or "device_memory_size", 4096)
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(self._ports[index].name)
+
+    def get_tensor_mode(self, name: str) -> Any:
+        mode = self.world.enum("TensorIOMode")
+        return mode.INPUT if name in [port.name for port in self._inputs] else mode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str(_dtype(self._port(name)))
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [n if isinstance(n, int) else -1 for n in self._port(name).shape]
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[Any]:
+        assert index == 0
+        return list(self.world.profiles[self._model][name])
+
+    def create_execution_context(self) -> Context:
+        context = Context(self.world, self)
+        self.world.contexts.append(context)
+        return context
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self.world, self._model)
+
+    def _port(self, name: str) -> Any:
+        return next(port for port in self._ports if port.name == name)
+
+
+class Context(Recorded):
+    real = "IExecutionContext"
+
+    def __init__(self, world: World, engine: Engine) -> None:
+        self.world, self._engine = world, engine
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._prepared = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        fixed = self._engine.get_tensor_shape(name)
+        if -1 in fixed:
+            least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+            if not all(low <= n <= high for low, n, high in zip(least, shape, most, strict=True)):
+                return False
+        elif list(shape) != fixed:
+            return False
+        self._shapes[name], self._prepared = tuple(shape), False
+        return True
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        if name in self._shapes:
+            return list(self._shapes[name])
+        batch = next(iter(self._shapes.values()))[0]
+        return [batch if n == -1 else n for n in self._engine.get_tensor_shape(name)]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return self.world.driver.holds(address, self._size(name))
+
+    def execute_async_v3(self, stream: int) -> bool:
+        """Refuses what the real one refuses: to be recorded before it ran once in this shape."""
+        driver = self.world.driver
+        if stream in driver.recording and (not self._prepared or self.world.refuses_recording):
+            return False
+        self._prepared = True
+        driver.enqueue(stream, self._compute)
+        return True
+
+    def _compute(self) -> None:
+        feeds = {port.name: self._memory(port.name).copy() for port in self._engine._inputs}
+        outputs = self._engine._session.get_outputs()
+        for port, value in zip(outputs, self._engine._session.run(None, feeds), strict=True):
+            self._memory(port.name)[...] = value
+
+    def _memory(self, name: str) -> np.ndarray:
+        data = (ctypes.c_byte * self._size(name)).from_address(self._addresses[name])
+        dtype = np.dtype(self._engine.get_tensor_dtype(name))
+        return np.frombuffer(data, dtype).reshape(self.get_tensor_shape(name))
+
+    def _size(self, name: str) -> int:
+        return int(np.prod(self.get_tensor_shape(name))) * np.dtype(self._engine.get_tensor_dtype(name)).itemsize
+
+
+class Inspector(Recorded):
+    real = "EngineInspector"
+
+    def __init__(self, world: World, model: bytes) -> None:
+        self.world, self._model = world, model
+        self.execution_context = None
+
+    def get_engine_information(self, form: Any) -> str:
+        assert form.name == "JSON"
+        return self.world.inspection or json.dumps({"Layers": []})
+
+
+class Profile(dict[str, Any]):
+    def add(self, name: str, least: list[int], tuned: list[int], most: list[int]) -> None:
+        self[name] = (least, tuned, most)
+
+
+class World:
+    """What the stand-ins share: versions, layers, what was asked for, what goes wrong.
+
+    `miscompile` makes of a model the one that the engine really computes.
+    """
+
+    def __init__(self, version: str = TEN) -> None:
+        self.version = version
+        self.driver = FakeDriver()
+        self.layers: list[Layer] = []
+        self.configs: list[Config] = []
+        self.parsed: list[dict[str, Any]] = []
+        self.models: list[bytes] = []
+        self.contexts: list[Context] = []
+        self.profiles: dict[bytes, Profile] = {}
+        self.complaint: str | None = None
+        self.inspection = ""
+        self.miscompile: Callable[[bytes], bytes] = lambda model: model
+        self.refuses_engines = self.refuses_recording = False
+        self.dla_cores, self.dla_layers = 0, frozenset[str]()
+        self.logger = logging.getLogger("Polygraphy")
+        self._enums: dict[tuple[str, str], Any] = {}
+
+    @property
+    def api(self) -> dict[str, Any]:
+        """The record of the played version; that of 8.6 serves for 8.5."""
+        recorded: dict[str, Any] = API.get(self.version) or API[EIGHT]
+        return recorded
+
+    def enum(self, name: str) -> Any:
+        """An enumeration with the members of this version."""
+        key = (self.version, name)
+        if key not in self._enums:
+            self._enums[key] = enum.Enum(name, self.api["enums"][name])
+        return self._enums[key]
+
+    def layer(self, kind: str, *kinds: str, **named: str) -> Layer:
+        """A layer of the network that the parser will give."""
+        return Layer(self, kind, *kinds, **named)
+
+    @property
+    def builds(self) -> list[dict[str, Any]]:
+        """What polygraphy's configuration was told, one entry a build."""
+        return [config.settings for config in self.configs]
+
+    def session(self, model: bytes) -> Any:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+    def modules(self) -> dict[str, ModuleType]:
+        """`tensorrt` and the parts of polygraphy that are imported."""
+        world = self
+
+        def network_from_onnx_bytes(model: bytes, **settings: Any) -> tuple[Builder, Network, SimpleNamespace]:
+            world.parsed.append(settings)
+            world.models.append(model)
+            return Builder(world), Network(world, world.session(model).get_inputs()), SimpleNamespace(model=model)
+
+        def create_config(builder: Builder, network: Network, **settings: Any) -> Config:
+            world.configs.append(Config(world, settings))
+            return world.configs[-1]
+
+        def engine_bytes_from_network(network: Any, config: Config) -> bytes:
+            world.logger.info("[V] choosing kernels")
+            if world.complaint:
+                world.logger.error("[E] " + world.complaint)
+                raise RuntimeError("Invalid Engine. Please ensure the engine was built correctly")
+            computed = world.miscompile(network[2].model)
+            world.profiles[computed] = next(iter(config.settings.get("profiles", ())), Profile())
+            return PREFIX + computed
+
+        logger = SimpleNamespace(
+            VERBOSE=10,
+            python_logger=self.logger,
+            use_python_logging_system=False,
+            verbosity=lambda severity: contextlib.nullcontext(),
+        )
+        contents: dict[str, dict[str, Any]] = {
+            "tensorrt": {
+                "__version__": self.version,
+                **{name: self.enum(name) for name in self.api["enums"]},
+                **{name: name for name in self.api["names"]},
+                "nptype": np.dtype,
+            },
+            "polygraphy": {},
+            "polygraphy.backend": {},
+            "polygraphy.backend.trt": {
+                "network_from_onnx_bytes": network_from_onnx_bytes,
+                "create_config": create_config,
+                "engine_bytes_from_network": engine_bytes_from_network,
+                "engine_from_bytes": lambda data: Engine(world, data),
+                "Profile": Profile,
+            },
+            "polygraphy.logger": {"G_LOGGER": logger},
+        }
+        made = {name: ModuleType(name) for name in contents}
+        for name, values in contents.items():
+            made[name].__dict__.update(values)
+            parent, _, leaf = name.rpartition(".")
+            if parent:
+                setattr(made[parent], leaf, made[name])
+        return made
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Puts the stand-ins in the place of the packages, the driver and the GPU."""
+        for name, module in self.modules().items():
+            monkeypatch.setitem(__import__("sys").modules, name, module)
+        cuda = cuda_module.Cuda(self.driver)
+        for module in (cuda_module, engine_run):
+            monkeypatch.setattr(module, "open_cuda", lambda: cuda)
+        monkeypatch.setattr(backend_module, "read_gpus", lambda: (Gpu("Orin", 87),))
+
+
+def _dtype(port: Any) -> np.dtype[Any]:
+    names = {"float": "float32", "float16": "float16", "uint8": "uint8", "int64": "int64", "int32": "int32"}
+    return np.dtype(names[port.type.removeprefix("tensor(").removesuffix(")")])

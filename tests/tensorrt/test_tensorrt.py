@@ -1,0 +1,313 @@
+"""The TensorRT backend, with stand-ins that run the model on the CPU and know only what the real bindings know."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bundles import tiny_images, tiny_logits, tiny_model, write_tiny_bundle
+from tests.tensorrt.fake_tensorrt import EIGHT, ELEVEN, PREFIX, TEN, World
+from vitdeploy.errors import BackendError, GateError, UsageError
+from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy.runtime.session import load
+from vitdeploy.runtime.verify import verify
+from vitdeploy.tensorrt import backend as backend_module
+from vitdeploy.tensorrt import build as engine_build
+
+DETAILED = {"tf32": False}
+
+
+def engines(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "vitdeploy" / "engines"
+
+
+def play(world: World, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.version = version
+    world.install(monkeypatch)
+
+
+def told(world: World, build: int = -1) -> dict[str, Any]:
+    """What the builder's configuration was told, without what every build is told."""
+    settings = dict(world.builds[build])
+    assert settings.pop("tf32") is False
+    assert settings.pop("profiling_verbosity").name == "DETAILED"
+    settings.pop("load_timing_cache", None)
+    return settings
+
+
+@pytest.mark.parametrize("version", [EIGHT, TEN, ELEVEN])
+def test_a_bundle_verifies_and_its_engine_is_built_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    play(world, version, monkeypatch)
+    bundle = write_tiny_bundle(tmp_path / "b")
+    for _ in range(2):
+        report = verify(bundle, runtime="tensorrt")
+        assert report.passed, report.failures
+        assert report.runtime["version"] == version
+        assert report.runtime["device"] == "Orin"
+    assert len(world.builds) == 1
+    assert world.driver.leaks == 0
+
+
+def test_ten_is_strongly_typed_and_a_free_batch_gets_a_profile(world: World) -> None:
+    find_backend("tensorrt").load(tiny_model())
+    assert world.parsed == [{"strongly_typed": True}]
+    assert told(world) == {"profiles": [{"images": ([1, 3, 8, 8], [8, 3, 8, 8], [32, 3, 8, 8])}]}
+    find_backend("tensorrt").load(tiny_model(2))
+    assert told(world) == {}
+    assert Path(world.builds[1]["load_timing_cache"]).read_bytes() == b"timings"
+
+
+def test_eight_may_not_round_what_the_graph_keeps_in_single_precision(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(world, EIGHT, monkeypatch)
+    world.layers = [
+        world.layer("MATRIX_MULTIPLY", "float16"),
+        world.layer("MATRIX_MULTIPLY", "float32"),
+        world.layer("CONSTANT", "float32"),
+        world.layer("MATRIX_MULTIPLY", "int32"),
+    ]
+    described = find_backend("tensorrt").load(tiny_model(2)).describe()
+    assert world.parsed == [{}]
+    settings = told(world)
+    assert [source.name for source in settings.pop("tactic_sources")] == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+    assert settings == {"fp16": True, "precision_constraints": "obey"}
+    assert [found.precision for found in world.layers] == [None, "float32", None, None]
+    assert [found.asked for found in world.layers] == [[], ["float32"], [], []]
+    assert "FP32 layers held to it" in described["precision"]
+
+
+def test_eight_needs_no_constraint_in_a_graph_of_one_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(world, "8.5.2", monkeypatch)
+    world.layers = [world.layer("MATRIX_MULTIPLY", "float32")]
+    find_backend("tensorrt").load(tiny_model(2))
+    assert told(world) == {}
+    assert world.layers[0].precision is None
+
+
+def test_eight_computes_int8_and_fp16_where_the_graph_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(world, EIGHT, monkeypatch)
+    world.layers = [
+        world.layer("QUANTIZE", "int8"),
+        world.layer("DEQUANTIZE", "float32", name="dq"),
+        world.layer("MATRIX_MULTIPLY", "float32", reads="dq.0"),
+        world.layer("CAST", "float16"),
+        world.layer("SOFTMAX", "float16"),
+        world.layer("NORMALIZATION", "float32", reads="other"),
+    ]
+    find_backend("tensorrt").load(tiny_model(2))
+    settings = told(world)
+    del settings["tactic_sources"]
+    assert settings == {"int8": True, "fp16": True, "precision_constraints": "obey"}
+    assert [found.precision for found in world.layers] == [None, None, None, None, None, "float32"]
+
+
+def test_eight_needs_no_constraint_for_int8_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constraints would only keep a bias or an activation from joining the INT8 kernel before it."""
+    play(world, EIGHT, monkeypatch)
+    world.layers = [
+        world.layer("DEQUANTIZE", "float32", name="dq"),
+        world.layer("MATRIX_MULTIPLY", "float32", name="product", reads="dq.0"),
+        world.layer("ELEMENTWISE", "float32", reads="product.0"),
+    ]
+    find_backend("tensorrt").load(tiny_model(2))
+    settings = told(world)
+    del settings["tactic_sources"]
+    assert settings == {"int8": True}
+    assert [found.precision for found in world.layers] == [None, None, None]
+
+
+def test_eleven_is_never_told_a_precision(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(world, ELEVEN, monkeypatch)
+    world.layers = [world.layer("MATRIX_MULTIPLY", "float16"), world.layer("DEQUANTIZE", "float32")]
+    find_backend("tensorrt").load(tiny_model(2))
+    assert world.parsed == [{"strongly_typed": True}]
+    assert told(world) == {}
+
+
+def test_eight_has_one_profile_for_one_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(world, EIGHT, monkeypatch)
+    with pytest.raises(UsageError, match="one call at a time"):
+        find_backend("tensorrt").load(tiny_model(), options=Options(num_requests=2))
+    assert find_backend("tensorrt").load(tiny_model(2), options=Options(num_requests=2)).num_requests == 2
+
+
+def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    timing = tmp_path / "kernels.cache"
+    timing.write_bytes(b"earlier")
+    asked = {"workspace": "1G", "profile": "2,4,8", "tf32": True, "timing_cache": str(timing)}
+    with load(bundle, runtime="tensorrt", build=asked) as session:
+        described = session.describe()
+    (settings,) = world.builds
+    assert settings["memory_pool_limits"] == {world.enum("MemoryPoolType").WORKSPACE: 2**30}
+    assert settings["profiles"] == [{"images": ([2, 3, 8, 8], [4, 3, 8, 8], [8, 3, 8, 8])}]
+    assert settings["tf32"] is True
+    assert settings["load_timing_cache"] == str(timing)
+    assert timing.read_bytes() == b"timings"
+    assert described["build_options"]["workspace"] == 2**30
+    load(bundle, runtime="tensorrt", build={}).close()
+    assert len(world.builds) == 2
+    assert len(list(engines(tmp_path).glob("*.engine"))) == 2
+
+
+def test_a_load_that_asks_for_nothing_takes_the_engine_that_was_built_last(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    load(bundle, runtime="tensorrt", build={}).close()
+    load(bundle, runtime="tensorrt", build={"profile": "1,2,4"}).close()
+    with load(bundle, runtime="tensorrt") as session:
+        assert session.describe()["build_options"]["profile"] == [1, 2, 4]
+    assert len(world.builds) == 2
+
+
+@pytest.mark.parametrize("profile", [(1, 8, 32), (4, 4, 8), (64, 64, 64)])
+def test_any_number_of_images_is_cut_and_filled_to_the_profile(world: World, profile: tuple[int, int, int]) -> None:
+    backend = find_backend("tensorrt").load(tiny_model(), options=Options(build={"profile": profile}))
+    images = tiny_images(70)
+    np.testing.assert_allclose(backend.run({"images": images})["logits"], tiny_logits(images), rtol=0, atol=1e-6)
+
+
+def test_results_are_the_callers_own(world: World) -> None:
+    backend = find_backend("tensorrt").load(tiny_model())
+    first, second = tiny_images(2), tiny_images(4)[2:]
+    kept = backend.run({"images": first})["logits"]
+    backend.run({"images": second})
+    np.testing.assert_allclose(kept, tiny_logits(first), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_requests", [None, 3])
+def test_threads_never_share_a_context(world: World, num_requests: int | None) -> None:
+    backend = find_backend("tensorrt").load(tiny_model(), options=Options(num_requests=num_requests))
+    assert len(world.contexts) == (num_requests or 1)
+    wrong = []
+
+    def call(count: int) -> None:
+        images = tiny_images()[:count]
+        for _ in range(20):
+            if not np.allclose(backend.run({"images": images})["logits"], tiny_logits(images), atol=1e-6):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=call, args=(1 + index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    backend.close()
+    assert world.driver.leaks == 0
+
+
+@pytest.mark.parametrize(
+    ("complaint", "cause", "fix"),
+    [
+        ("No importer registered for op: Foo", "an operator of the graph: Foo", "check BUNDLE --target tensorrt10.3"),
+        ("Cuda failure: out of memory", "not enough memory", "--workspace 512M"),
+        ("CUDA initialization failure with error: 35", "older than the CUDA", "JetPack"),
+        ("Error Code 10: Could not find any implementation for node {a}.", "no kernel computes this part", "4G"),
+    ],
+)
+def test_what_the_builder_says_is_translated_and_kept(
+    world: World, tmp_path: Path, complaint: str, cause: str, fix: str
+) -> None:
+    world.complaint = complaint
+    with pytest.raises(BackendError, match="does not build this model") as caught:
+        load(write_tiny_bundle(tmp_path / "b"), runtime="tensorrt")
+    assert cause in str(caught.value.why)
+    assert complaint in str(caught.value.why)
+    assert fix in str(caught.value.fix)
+    (kept,) = engines(tmp_path).glob("*.log")
+    assert complaint in kept.read_text()
+    assert "choosing kernels" in kept.read_text()
+    assert not list(engines(tmp_path).glob("*.engine"))
+
+
+def test_an_engine_that_no_longer_loads_is_built_again(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    load(bundle, runtime="tensorrt").close()
+    world.refuses_engines = True
+    load(bundle, runtime="tensorrt").close()
+    assert len(world.builds) == 2
+
+
+def test_an_altered_engine_is_never_loaded(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    load(bundle, runtime="tensorrt").close()
+    (engine,) = engines(tmp_path).glob("*.engine")
+    assert engine.read_bytes() == PREFIX + tiny_model(), "nothing is put before what TensorRT wrote"
+    engine.write_bytes(PREFIX + tiny_model(2))
+    with load(bundle, runtime="tensorrt") as session:
+        assert isinstance(session.backend.inputs[0].shape[0], str)
+    assert len(world.builds) == 2
+
+
+def test_an_engine_that_nothing_proved_is_not_taken_for_a_bundle(world: World, tmp_path: Path) -> None:
+    find_backend("tensorrt").load(tiny_model()).close()
+    (sidecar,) = engines(tmp_path).glob("*.json")
+    assert json.loads(sidecar.read_text())["verified"] is False
+    load(write_tiny_bundle(tmp_path / "b"), runtime="tensorrt").close()
+    assert len(world.builds) == 2
+    assert json.loads(sidecar.read_text())["verified"] is True
+
+
+def test_a_bundle_that_no_engine_reproduces_is_not_loaded(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", error=0.5)
+    with pytest.raises(GateError, match=r"no engine reproduces(.|\n)*relative error(.|\n)*vitdeploy build"):
+        load(bundle, runtime="tensorrt")
+    assert not list(engines(tmp_path).glob("*.engine"))
+    assert world.driver.leaks == 0
+
+
+def test_options_it_cannot_follow_are_refused(world: World) -> None:
+    for option in ({"threads": 2}, {"precision": "fp16"}, {"build": {"speed": 3}}, {"build": {"profile": "8,1,2"}}):
+        with pytest.raises(UsageError, match=next(iter(option)) if "build" not in option else "profile|build option"):
+            find_backend("tensorrt").load(tiny_model(), options=Options(**option))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_other_runtimes_build_no_engines(name: str) -> None:
+    with pytest.raises(UsageError, match="it builds no engines"):
+        find_backend(name).load(tiny_model(), options=Options(build={"workspace": "1G"}))
+
+
+def test_what_is_missing_is_said_with_the_command_that_brings_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = find_backend("tensorrt")
+    assert backend.available() is None
+    monkeypatch.delattr(sys.modules["polygraphy.logger"].G_LOGGER, "use_python_logging_system")
+    assert "pip install 'polygraphy>" in str(backend.available())
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    assert "vitdeploy[tensorrt]" in str(backend.available())
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "python3-libnvinfer" in str(backend.available())
+    monkeypatch.setattr(backend_module, "read_gpus", lambda: ())
+    assert "no NVIDIA GPU" in str(backend.available())
+
+
+def test_every_polygraphy_call_fits_the_real_signatures(capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("polygraphy") is None:
+        pytest.skip("needs polygraphy")
+    from polygraphy.backend import trt as poly
+    from polygraphy.logger import G_LOGGER
+
+    common = ("profiles", "load_timing_cache", "precision_constraints", "memory_pool_limits", "profiling_verbosity")
+    every = dict.fromkeys(("tf32", "fp16", "int8", "tactic_sources", *common))
+    inspect.signature(poly.network_from_onnx_bytes).bind(b"", strongly_typed=True)
+    inspect.signature(poly.create_config).bind("builder", "network", **every)
+    inspect.signature(poly.engine_bytes_from_network).bind((), config=None)
+    inspect.signature(poly.engine_from_bytes).bind(b"")
+    assert list(poly.Profile().add("images", [1], [1], [1])) == ["images"]
+    with engine_build.builder_log() as lines:
+        poly.CreateConfig(**every)  # what its signature swallows, it refuses here if it does not know it
+        G_LOGGER.warning("kept here")
+    assert any("kept here" in line for line in lines)
+    G_LOGGER.warning("and this not on standard output either")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,147 @@
+"""Statistics against what is computed in another way, and against published values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitdeploy.statistics import (
+    Z95,
+    best_class,
+    confusion,
+    mcnemar,
+    pair,
+    ranks,
+    score_interval,
+    snr_db,
+)
+
+counts = st.integers(0, 40)
+
+
+def log_likelihood(lost: int, won: int, total: int, q: float, difference: float) -> float:
+    """Of a multinomial with probabilities q + difference (lost), q (won) and the rest."""
+    parts = ((lost, q + difference), (won, q), (total - lost - won, 1 - 2 * q - difference))
+    if any(p < -1e-15 or (p <= 0 and n) for n, p in parts):
+        return -math.inf
+    return sum(n * math.log(p) for n, p in parts if n)
+
+
+def statistic(lost: int, won: int, total: int, difference: float) -> float:
+    """The score statistic, with the likeliest q found by search instead of the closed form."""
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    for _ in range(200):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        better = log_likelihood(lost, won, total, a, difference) < log_likelihood(lost, won, total, b, difference)
+        low, high = (a, high) if better else (low, b)
+    q = (low + high) / 2
+    return (lost - won - total * difference) / math.sqrt(total * (2 * q + difference * (1 - difference)))
+
+
+# The interval of the drop
+
+
+def test_the_interval_is_the_one_that_fagerland_lydersen_and_laake_publish() -> None:
+    # Airway hyper-responsiveness before and after transplantation (Bentur et al. 2009), Tango's asymptotic score:
+    # "Recommended tests and confidence intervals for paired binomial proportions", Statistics in Medicine 33, 2014.
+    low, high = score_interval(1, 7, 21)
+    assert (round(low, 3), round(high, 3)) == (-0.517, -0.026)
+
+
+@given(counts, counts, st.integers(1, 200))
+def test_the_ends_of_the_interval_are_where_the_score_test_turns(lost: int, won: int, rest: int) -> None:
+    total = lost + won + rest
+    low, high = score_interval(lost, won, total)
+    assert -1 <= low <= (lost - won) / total <= high <= 1
+    assert statistic(lost, won, total, low) == pytest.approx(Z95, abs=1e-4)
+    assert statistic(lost, won, total, high) == pytest.approx(-Z95, abs=1e-4)
+
+
+@given(counts, counts, st.integers(0, 200))
+def test_exchanging_the_two_mirrors_the_interval(lost: int, won: int, rest: int) -> None:
+    total = max(1, lost + won + rest)
+    low, high = score_interval(lost, won, total)
+    mirrored = score_interval(won, lost, total)
+    assert (low, high) == pytest.approx((-mirrored[1], -mirrored[0]), abs=1e-9)
+
+
+def test_the_interval_has_a_width_where_nothing_differs_and_ends_where_everything_does() -> None:
+    low, high = score_interval(0, 0, 100)
+    # q is then |difference|: n d / sqrt(n (2 d - d (1 + d))) = z, solved for d.
+    assert (-low, high) == pytest.approx((Z95**2 / (100 + Z95**2),) * 2)
+    assert score_interval(100, 0, 100)[1] == 1
+    assert score_interval(0, 1, 1)[0] == -1
+
+
+def test_95_of_100_intervals_hold_the_truth() -> None:
+    total, p_lost, p_won = 200, 0.06, 0.03
+    random = np.random.default_rng(0)
+    drawn = random.multinomial(total, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
+    ends = {key: score_interval(*key, total) for key in {(int(a), int(b)) for a, b, _ in drawn}}
+    held = np.mean([ends[int(a), int(b)][0] <= p_lost - p_won <= ends[int(a), int(b)][1] for a, b, _ in drawn])
+    assert held == pytest.approx(0.95, abs=0.015)
+
+
+# McNemar
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_mcnemar_counts_the_outcomes_that_are_as_uneven(lost: int, won: int) -> None:
+    total = lost + won
+    uneven = sum(math.comb(total, k) for k in range(total + 1) if abs(2 * k - total) >= abs(lost - won))
+    assert mcnemar(lost, won) == pytest.approx(float(Fraction(uneven, 2**total)))
+
+
+def test_mcnemar_by_enumeration_and_for_many_pairs() -> None:
+    coins = list(itertools.product((0, 1), repeat=8))
+    assert mcnemar(1, 7) == sum(abs(sum(c) - 4) >= 3 for c in coins) / len(coins)
+    assert mcnemar(0, 0) == 1
+    # The normal approximation with continuity correction, good for many pairs.
+    approximate = math.erfc((abs(5100 - 4900) - 1) / math.sqrt(10000) / math.sqrt(2))
+    assert mcnemar(5100, 4900) == pytest.approx(approximate, rel=1e-2)
+    assert 0 <= mcnemar(0, 5000) < 1e-300
+
+
+# Answers
+
+
+def test_pairs_are_counted_and_the_drop_is_in_points() -> None:
+    first = np.array([True, True, True, False, False])
+    second = np.array([True, False, False, True, False])
+    paired = pair(first, second)
+    assert (paired.total, paired.lost, paired.won, paired.drop) == (5, 2, 1, pytest.approx(20))
+    assert paired.interval() == pytest.approx(tuple(100 * end for end in score_interval(2, 1, 5)))
+    assert paired.p_value() == 1
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=8), st.integers(0, 5))
+def test_ranks_are_places_in_a_stable_sort(rows: list[list[int]], target: int) -> None:
+    logits = np.array(rows, np.float32)
+    targets = np.full(len(rows), target)
+    expected = [sorted(range(6), key=lambda kind: (-row[kind], kind)).index(target) for row in rows]
+    assert ranks(logits, targets).tolist() == expected
+    assert best_class(logits).tolist() == [max(range(6), key=lambda kind: (row[kind], -kind)) for row in rows]
+
+
+def test_rows_that_are_not_finite_have_no_best_class() -> None:
+    logits = np.array([[1, 2, np.nan], [np.inf, 0, 0], [0, 1, 0]], np.float32)
+    assert best_class(logits).tolist() == [-1, -1, 1]
+    assert ranks(logits, np.array([1, 0, 1])).tolist() == [3, 3, 0]
+
+
+def test_the_signal_to_noise_ratio_is_in_decibels() -> None:
+    signal = np.full((10, 10), 2.0, np.float32)
+    assert snr_db(signal, signal + 0.02) == pytest.approx(40, abs=1e-3)
+    assert snr_db(signal, signal) == math.inf
+    assert math.isnan(snr_db(signal, np.where(np.eye(10), np.nan, signal)))
+
+
+def test_the_confusion_matrix_counts_rows_by_right_class() -> None:
+    found = confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, -1]), 3)
+    assert found.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]

@@ -1,0 +1,1 @@
+"""What a bundle lost on labelled images, against FP32 and with its confidence interval."""

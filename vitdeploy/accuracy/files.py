@@ -1,0 +1,63 @@
+"""An accuracy check as a folder of files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from vitdeploy.accuracy.plots import plots
+from vitdeploy.accuracy.report import AccuracyReport
+from vitdeploy.errors import UsageError
+from vitdeploy.files import write_atomically
+
+
+def check_folder(folder: Path) -> None:
+    """UsageError for a place that cannot become the folder of a report, before anything is computed."""
+    taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if taken is not None:
+        raise UsageError(f"cannot write the report to {folder}", why=f"{taken} is a file", fix="--report with a folder")
+
+
+def write_report(report: AccuracyReport, folder: Path) -> None:
+    """Writes into `folder`, which is made where it is missing; each file is there wholly or not at all.
+
+    report.json, report.txt     the report
+    logits.npz                  `images` (names), `labels` (class numbers), `classes`, `runs` (names), and `logits`,
+                                float32 [1 + runs, images, classes], the baseline first
+    N-RUN-confusion.svg         counts of run N and their change from the baseline
+    N-RUN-flipped.png           the images whose best class changed
+    """
+    arrays = io.BytesIO()
+    answers = [report.baseline, *(run.answers for run in report.runs)]
+    images = report.images
+    np.savez(
+        arrays,
+        images=np.array([images.dataset.names[i] for i in images.indices]),
+        labels=images.targets,
+        classes=np.array(images.classes),
+        runs=np.array([one.name for one in answers]),
+        logits=np.stack([one.logits for one in answers]),
+    )
+    files: dict[str, bytes] = {
+        "report.json": (json.dumps(report.to_dict(), indent=1) + "\n").encode(),
+        "report.txt": f"{report}\n".encode(),
+        "logits.npz": arrays.getvalue(),
+    }
+    for name, plot in plots(report.runs, images).items():
+        if isinstance(plot, str):
+            files[name] = plot.encode()
+        else:
+            png = io.BytesIO()
+            plot.save(png, "PNG")
+            files[name] = png.getvalue()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the report to {folder}", why=error.strerror or str(error), fix="--report with another folder"
+        ) from error

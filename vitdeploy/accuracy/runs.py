@@ -1,0 +1,216 @@
+"""What an accuracy check runs: every bundle on every runtime, and the FP32 that they are compared with."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from vitdeploy import __version__
+from vitdeploy.accuracy.logits import Source
+from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
+from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
+from vitdeploy.machine.settings import machine_settings, usable_cores
+from vitdeploy.proof.parity import compare_outputs
+from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.runtime.session import Session, load
+from vitdeploy.runtime.verify import reproduce
+
+log = logging.getLogger(__name__)
+
+ALL, TORCH = "all", "torch"
+
+# Of `Session.describe`: where the bundle lies and why the runtime was taken, not what it computes.
+_NOT_IDENTITY = ("bundle", "reason", "num_requests")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A bundle, loaded by a runtime. `facts` are the session's own, see `Session.describe`."""
+
+    bundle: Bundle
+    session: Session
+    facts: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """In words; PyTorch runs the network, not the bundle."""
+        backend = self.facts["backend"]
+        return f"{self.bundle.manifest.model.name if backend == TORCH else self.bundle.path.name} on {backend}"
+
+    @property
+    def source(self) -> Source:
+        """The session with all that its logits depend on: what decodes, what it loaded, what runs it and where."""
+        manifest = self.bundle.manifest
+        files = {name: record.sha256 for name, record in manifest.files.items() if name != REFERENCE}
+        machine = machine_settings()
+        return Source(
+            self.session,
+            {
+                # PyTorch reads none of the files, it rebuilds the network of the record.
+                "model": asdict(manifest.model) if self.facts["backend"] == TORCH else files,
+                "preprocessing": asdict(manifest.preprocessing),
+                "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
+                "runtime": {key: value for key, value in self.facts.items() if key not in _NOT_IDENTITY},
+                "machine": {key: machine.get(key) for key in ("processor", "gpus", "driver")},
+            },
+        )
+
+
+def open_runs(
+    bundles: Sequence[Bundle], runtimes: Sequence[str], options: Mapping[str, Any], closing: ExitStack
+) -> tuple[list[Run], list[dict[str, str]]]:
+    """Every bundle on every runtime, and of `all` runtimes those that cannot run a bundle, each with the reason.
+
+    Raises what `load` raises for a runtime that was asked for by name, and BackendError where none of `all` is left.
+    """
+    runs: list[Run] = []
+    skipped: list[dict[str, str]] = []
+    for bundle in bundles:
+        for name in _names(bundle, runtimes, options):
+            try:
+                runs.append(_open(bundle, name, options, closing))
+            except VitDeployError as error:
+                if name in runtimes or ALL not in runtimes:
+                    raise
+                log.info("leaving %s out: %s", name, error.what)
+                skipped.append({"bundle": str(bundle.path), "runtime": name, "reason": error.what})
+    if not runs:
+        reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in skipped)
+        raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
+    return runs, skipped
+
+
+def open_baseline(
+    bundles: Sequence[Bundle],
+    baseline: Bundle | None,
+    runtime: str,
+    checkpoint: str | Path | None,
+    options: Mapping[str, Any],
+    closing: ExitStack,
+) -> Run:
+    """The FP32 that counts as right: PyTorch, or an FP32 bundle of the same network on `runtime`.
+
+    That is `baseline` where it is given; else PyTorch where it is installed and the weights are at hand; else the first
+    FP32 one of the bundles. Raises UsageError where there is none of these, or for a bundle that cannot be one, and
+    GateError where PyTorch does not reproduce what the bundle carries.
+    """
+    exact = {name: value for name, value in options.items() if name != "precision"}
+    if baseline is not None:
+        if baseline.manifest.precision != "fp32":
+            raise UsageError(
+                f"{baseline.path} is no baseline",
+                why=f"it is {baseline.manifest.precision}, and what it lost would be lost for the comparison",
+                fix="--baseline with the FP32 export of the same network",
+            )
+        check_same_network([*bundles, baseline])
+        return _open(baseline, runtime, exact, closing)
+    try:
+        return _open_torch(bundles[0], checkpoint, closing)
+    except (BackendError, UsageError) as error:
+        if checkpoint is not None:
+            raise
+        twin = next((bundle for bundle in bundles if bundle.manifest.precision == "fp32"), None)
+        if twin is None:
+            raise UsageError(
+                "there is no FP32 to compare with",
+                why=f"PyTorch cannot be it: {error.what}{f' ({error.why})' if error.why else ''}",
+                fix="--baseline with the FP32 export of the same network, or --checkpoint with its weights",
+            ) from error
+        log.info("PyTorch cannot be the baseline: %s; taking %s", error.what, twin.path)
+        return _open(twin, runtime, exact, closing)
+
+
+def check_same_network(bundles: Sequence[Bundle]) -> None:
+    """UsageError unless all bundles carry the same network with the same weights and the same classes."""
+    first = bundles[0]
+    for other in bundles[1:]:
+        why = _difference(first, other)
+        if why is not None:
+            raise UsageError(
+                f"{other.path} and {first.path} are not the same network", why=why, fix="validate each by itself"
+            )
+
+
+def _difference(one: Bundle, other: Bundle) -> str | None:
+    left, right = one.manifest, other.manifest
+    if left.model != right.model:
+        names = [
+            f"{record.name} with {record.weights.kind} {record.weights.detail}" for record in (left.model, right.model)
+        ]
+        return f"{names[1]} against {names[0]}" if names[0] != names[1] else "size, classes or weights differ"
+    if left.labels and right.labels and left.labels != right.labels:
+        return "their class names differ"
+    # Weights of a live module have no hash: what PyTorch made of the same images tells.
+    mine, theirs = one.reference(), other.reference()
+    if all(np.array_equal(array, theirs.inputs.get(name, np.empty(0))) for name, array in mine.inputs.items()):
+        report = compare_outputs(mine.outputs, theirs.outputs, runtime="the other", precision="fp32")
+        if not report.passed:
+            return "PyTorch gave other outputs when they were exported"
+    return None
+
+
+def _names(bundle: Bundle, runtimes: Sequence[str], options: Mapping[str, Any]) -> Iterator[str]:
+    names: list[str] = []
+    for runtime in runtimes:
+        if runtime == ALL:
+            names += [name for name in backend_names() if name != TORCH]
+        elif runtime == "auto":
+            with load(bundle, **options) as session:
+                names.append(session.backend.name)
+        else:
+            names.append(runtime)
+    return iter(dict.fromkeys(names))
+
+
+def _open(bundle: Bundle, runtime: str, options: Mapping[str, Any], closing: ExitStack) -> Run:
+    log.info("loading %s on %s …", bundle.path, runtime)
+    if runtime == TORCH:
+        return _open_torch(bundle, None, closing)
+    find_backend(runtime)
+    session = closing.enter_context(load(bundle, runtime=runtime, **{**_all_cores(runtime, options), **options}))
+    return Run(bundle, session, session.describe())
+
+
+def _all_cores(runtime: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Calls at once instead of threads in a call, which small networks cannot use; unless the user chose."""
+    if any(options.get(name) is not None for name in ("threads", "num_requests", "device")):
+        return {}
+    # ONNX Runtime counts threads of a call, OpenVINO those of all of them.
+    chosen = {
+        "onnxruntime": {"threads": 1, "num_requests": usable_cores()},
+        "openvino": {"num_requests": usable_cores()},
+    }
+    return chosen.get(runtime, {})
+
+
+def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStack) -> Run:
+    """PyTorch, for any number of images at once, once it has shown that it is what was exported."""
+    any_batch = copy.copy(bundle)
+    manifest = bundle.manifest
+    any_batch.manifest = replace(
+        manifest, inputs=tuple(map(_dynamic, manifest.inputs)), outputs=tuple(map(_dynamic, manifest.outputs))
+    )
+    log.info("loading %s on %s …", bundle.path, TORCH)
+    session = closing.enter_context(load(any_batch, runtime=TORCH, checkpoint=checkpoint))
+    reference = bundle.reference()
+    outputs = reproduce(session, reference.inputs)
+    report = compare_outputs(reference.outputs, outputs, runtime=TORCH, precision="fp32")
+    if not report.passed:
+        raise GateError(
+            f"PyTorch does not reproduce what {bundle.path} carries",
+            why=report.failures[0],
+            fix="export it again with this version of vitdeploy, or --baseline with an FP32 bundle",
+        )
+    return Run(bundle, session, session.describe())
+
+
+def _dynamic(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, shape=("batch", *spec.shape[1:]))

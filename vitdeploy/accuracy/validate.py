@@ -1,0 +1,200 @@
+"""How much accuracy did a bundle lose, on the user's images, and how sure is that?"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vitdeploy.accuracy.baseline import find_problems
+from vitdeploy.accuracy.logits import LogitsStore, compute_logits
+from vitdeploy.accuracy.report import AccuracyReport, Answers, Comparison, ImageSet
+from vitdeploy.accuracy.runs import TORCH, Run, check_same_network, open_baseline, open_runs
+from vitdeploy.bundle import Bundle
+from vitdeploy.data import Dataset, DataSource, open_data
+from vitdeploy.errors import BundleError, InputError, UsageError
+
+Array = NDArray[Any]
+
+log = logging.getLogger(__name__)
+
+# Of an entry in the manifest: a new one takes the place of an earlier one that has the same.
+_SAME = ("runtime", "device", "precision")
+
+
+def validate(
+    bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
+    data: DataSource,
+    *,
+    runtime: str | Sequence[str] = "auto",
+    baseline: Bundle | str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    targets: Sequence[int] | Array | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    max_drop: float | None = None,
+    logits: str | Path | None = None,
+    record: bool = True,
+    **options: Any,
+) -> AccuracyReport:
+    """Compares bundles of one network, on one or several runtimes, with its FP32 on the same labelled images.
+
+    data        see `vitdeploy.data`; its classes are found among the bundle's labels by name
+    runtime     names of runtimes, `auto`, or `all` that are installed and can run the bundle
+    baseline    an FP32 bundle of the same network; None takes PyTorch, or where that or its weights are not at hand the
+                first FP32 one of the bundles
+    checkpoint  file with the weights, for PyTorch
+    targets     class numbers, where `data` is an iterable
+    samples     so many images instead of all, every class with its share, chosen by `seed`
+    max_drop    the gate: points of top-1 that a run may lose
+    logits      folder in which computed logits are kept, so that an interrupted check goes on where it was (default:
+                in the user's cache)
+    record      write the result into each bundle's manifest
+    options     `threads`, `num_requests`, `precision`, `device`, `cache`: see `vitdeploy.load`
+
+    Raises InputError for DATA that cannot be read, has no labels or other classes than the network; UsageError for
+    bundles of different networks and where there is no FP32 to compare with; and what `load` raises. A drop beyond
+    `max_drop` and a baseline that guesses are failures of the report.
+    """
+    given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
+    bundles = [_opened(one) for one in given]
+    runtimes = [runtime] if isinstance(runtime, str) else list(runtime)
+    if not bundles or not runtimes:
+        raise UsageError("there is nothing to validate", fix="at least one bundle and one runtime")
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise UsageError(f"a drop of at most {max_drop} points is no gate", fix="--max-drop 0.1")
+    check_same_network(bundles)
+    labels, classes = _classes(bundles)
+    dataset = open_data(data, labels=labels, targets=targets)
+    _check_labels(dataset, classes, bundles[0])
+    indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
+    options = {key: value for key, value in options.items() if value is not None}
+    with ExitStack() as closing:
+        runs, skipped = open_runs(bundles, runtimes, options, closing)
+        reference = open_baseline(
+            bundles,
+            None if baseline is None else _opened(baseline),
+            str(runs[0].facts["backend"]),
+            checkpoint,
+            options,
+            closing,
+        )
+        others = [run for run in runs if run.source.identity != reference.source.identity]
+        if not others:
+            raise UsageError(
+                f"there is nothing to compare: {reference.name} is the baseline itself",
+                fix="another bundle, or another --runtime",
+            )
+        sources = [run.source for run in (reference, *others)]
+        rows, hashes = compute_logits(dataset, indices, sources, classes, LogitsStore(logits))
+    report = _report(dataset, indices, hashes, reference, others, rows, labels, skipped, max_drop)
+    if record:
+        _record(others, report)
+    return report
+
+
+def _opened(bundle: Bundle | str | Path) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+
+
+def _classes(bundles: Sequence[Bundle]) -> tuple[tuple[str, ...], int]:
+    """The bundles' labels, which may be empty, and how many classes there are."""
+    labels = next((bundle.manifest.labels for bundle in bundles if bundle.manifest.labels), ())
+    shapes = [spec.shape for spec in bundles[0].manifest.outputs if spec.name == "logits"]
+    shapes = shapes or [spec.shape for spec in bundles[0].manifest.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or not isinstance(shapes[0][1], int):
+        raise UsageError(f"{bundles[0].path} is no classifier", why="it has no output logits [N, classes]")
+    return labels, shapes[0][1]
+
+
+def _check_labels(dataset: Dataset, classes: int, bundle: Bundle) -> None:
+    if dataset.targets is None:
+        raise InputError(
+            f"the images of {dataset.where} have no labels",
+            why="accuracy needs the right class of each",
+            fix="one folder for each class, with its images directly inside",
+        )
+    named = 0 if dataset.classes is None else len(dataset.classes)
+    if bundle.manifest.labels or named == classes:
+        return
+    if named:
+        raise InputError(
+            f"{dataset.where} has {named} classes, the network {classes}",
+            why=f"{bundle.path} has no class names, so which of the {classes} these are cannot be known",
+            fix="a labels.txt in DATA with all classes in the network's order, or export with --labels",
+        )
+    if dataset.targets.max() >= classes:
+        raise InputError(
+            f"{dataset.where} has class number {dataset.targets.max()}", why=f"the network has 0 to {classes - 1}"
+        )
+
+
+def _report(
+    dataset: Dataset,
+    indices: Sequence[int],
+    hashes: Sequence[str],
+    reference: Run,
+    others: Sequence[Run],
+    rows: Sequence[Array],
+    labels: tuple[str, ...],
+    skipped: Sequence[dict[str, str]],
+    max_drop: float | None,
+) -> AccuracyReport:
+    assert dataset.targets is not None
+    targets = dataset.targets[list(indices)]
+    names = labels or dataset.classes or tuple(f"class {i}" for i in range(rows[0].shape[1]))
+    lines = sorted(f"{digest} {target}\n" for digest, target in zip(hashes, targets.tolist(), strict=True))
+    images = ImageSet(dataset, indices, targets, names, hashlib.sha256("".join(lines).encode()).hexdigest())
+    baseline, *answers = (
+        Answers(run.name, run.facts, logits, targets) for run, logits in zip((reference, *others), rows, strict=True)
+    )
+    by_torch = reference.facts["backend"] == TORCH
+    kind = f"PyTorch FP32 (torch {reference.facts['version']})" if by_torch else f"FP32 bundle, {reference.name}"
+    weights = reference.bundle.manifest.model.weights.kind
+    return AccuracyReport(
+        images,
+        baseline,
+        kind,
+        find_problems(targets, baseline.chosen, names, weights=weights, by_name=bool(labels and dataset.classes)),
+        tuple(Comparison(one, baseline) for one in answers),
+        tuple(skipped),
+        max_drop,
+    )
+
+
+def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
+    """Writes the results into the manifests; a bundle that cannot be written to keeps what it says."""
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    data = report.images.to_dict()
+    data["name"] = Path(data["name"]).name
+    for path in dict.fromkeys(run.bundle.path for run in runs):
+        found = [
+            {
+                "runtime": run.facts["backend"],
+                **{key: run.facts[key] for key in ("version", "device", "precision")},
+                "data": data,
+                "baseline": {"kind": report.kind, "top1": report.baseline.top1, "problems": list(report.problems)},
+                **comparison.measures(),
+                "date": date,
+            }
+            for run, comparison in zip(runs, report.runs, strict=True)
+            if run.bundle.path == path
+        ]
+        try:
+            bundle = Bundle.open(path)
+            replaced = [_key(entry) for entry in found]
+            kept = [entry for entry in bundle.manifest.accuracy if _key(entry) not in replaced]
+            bundle.update_results(accuracy=[*kept, *found])
+        except BundleError as error:
+            log.warning("the result is not in the manifest of %s: %s", path, error)
+
+
+def _key(entry: dict[str, Any]) -> list[Any]:
+    data = entry.get("data")
+    return [entry.get(name) for name in _SAME] + [data.get("sha256") if isinstance(data, dict) else None]

@@ -1,0 +1,30 @@
+"""A bundle on disk: a model with its manifest and its proof; reading it, and writing it whole or not at all."""
+
+from __future__ import annotations
+
+from vitdeploy.bundle.bundle import MODEL, REFERENCE, Bundle, Reference
+from vitdeploy.bundle.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    TensorSpec,
+    WeightsRecord,
+)
+from vitdeploy.bundle.writer import BundleWriter
+
+__all__ = [
+    "MANIFEST",
+    "MODEL",
+    "REFERENCE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleWriter",
+    "FileRecord",
+    "Manifest",
+    "ModelRecord",
+    "Reference",
+    "TensorSpec",
+    "WeightsRecord",
+]

@@ -1,0 +1,155 @@
+"""A bundle that was opened: a folder whose every file is the one that its manifest names."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.bundle.manifest import MANIFEST, FileRecord, JsonObject, Manifest, dump, parse
+from vitdeploy.errors import BundleError
+from vitdeploy.files import hash_file, write_atomically
+
+MODEL = "model.onnx"
+REFERENCE = "reference.npz"
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Array = NDArray[Any]
+
+
+class Reference(NamedTuple):
+    """Inputs and what PyTorch made of them, both by tensor name."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+class Bundle:
+    """A bundle that was opened: `path`, `manifest`, and files that are only handed out when they are the manifest's."""
+
+    def __init__(self, path: Path, document: JsonObject) -> None:
+        self.path = path
+        self.manifest = Manifest.from_dict(document, where=str(path))
+        self._document = document
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """The bundle in the folder `path`; its files are present but not hashed yet, see `read` and `check_files`.
+
+        Raises BundleError where there is none, where its manifest is damaged or of a newer schema, and where a file is
+        missing or lies outside the folder.
+        """
+        path = Path(path)
+        try:
+            if not path.exists():
+                raise BundleError(f"there is no bundle at {path}", fix=f"vitdeploy export lemevit_tiny -o {path}")
+            if not path.is_dir():
+                raise BundleError(f"{path} is a file; a bundle is a folder")
+            if not (path / MANIFEST).is_file():
+                raise BundleError(f"{path} is not a bundle", why=f"it has no {MANIFEST}")
+        except OSError as error:
+            raise BundleError(f"cannot read {path}", why=error.strerror) from error
+        bundle = cls(path, parse(_read(path / MANIFEST), where=str(path)))
+        for name in bundle.manifest.files:
+            bundle._locate(name)
+        return bundle
+
+    def read(self, name: str) -> bytes:
+        """The contents of one file, checked against the manifest: what a runtime loads is what was verified."""
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(f"{self.path} has no {name}", why="its manifest does not list it", fix="export it again")
+        data = _read(self._locate(name))
+        self._compare(name, FileRecord(hashlib.sha256(data).hexdigest(), len(data)))
+        return data
+
+    def check_files(self) -> None:
+        """Presence, length and hash of every file; a BundleError names the first that is not the manifest's."""
+        for name in self.manifest.files:
+            path = self._locate(name)
+            try:
+                found = FileRecord(*hash_file(path))
+            except OSError as error:
+                raise BundleError(f"cannot read {path}", why=error.strerror) from error
+            self._compare(name, found)
+
+    def reference(self) -> Reference:
+        """The reference inputs and PyTorch outputs, which fit the manifest's signature."""
+        arrays = _load_arrays(self.read(REFERENCE), where=f"{self.path / REFERENCE}")
+        sides: list[dict[str, Array]] = []
+        for prefix, specs in (("input", self.manifest.inputs), ("output", self.manifest.outputs)):
+            side = {}
+            for spec in specs:
+                array = arrays.get(f"{prefix}.{spec.name}")
+                # Any number of samples: a model of fixed batch takes them a batch at a time.
+                if array is None or not replace(spec, shape=("batch", *spec.shape[1:])).admits(array.shape):
+                    raise BundleError(f"{self.path / REFERENCE} has no {prefix} {spec}", fix="export the bundle again")
+                side[spec.name] = array
+            sides.append(side)
+        return Reference(*sides)
+
+    def update_results(
+        self, *, parity: list[JsonObject] | None = None, accuracy: list[JsonObject] | None = None
+    ) -> None:
+        """Replaces the measurements given, atomically; everything else in the manifest stays as it is."""
+        given = {"parity": parity, "accuracy": accuracy}
+        document = {**self._document, **{key: value for key, value in given.items() if value is not None}}
+        text = dump(document)
+        document = json.loads(text)
+        manifest = Manifest.from_dict(document, where=str(self.path))
+        try:
+            write_atomically(self.path / MANIFEST, text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self.manifest, self._document = manifest, document
+
+    def _locate(self, name: str) -> Path:
+        path = self.path / name
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.path)):
+            raise BundleError(f"{path} leads out of the bundle", why="it is a link to another place")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing", fix="copy the bundle again, or export it again")
+        return path
+
+    def _compare(self, name: str, found: FileRecord) -> None:
+        expected = self.manifest.files[name]
+        if found != expected:
+            lengths = f"it has {found.bytes} bytes instead of {expected.bytes}"
+            raise BundleError(
+                f"{self.path / name} is not the file that was exported",
+                why=lengths if found.bytes != expected.bytes else "its sha256 is not the manifest's",
+                fix="copy the bundle again, or export it again",
+            )
+
+
+def cannot_write(path: Path, error: OSError) -> BundleError:
+    """The error for a bundle that cannot be written to `path`."""
+    if error.errno in DISK_FULL:
+        return BundleError(
+            f"cannot write {path}", why="the disk is full", fix="free some space, or choose another place with -o"
+        )
+    return BundleError(f"cannot write {path}", why=error.strerror or str(error), fix="choose another place with -o")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}", why=error.strerror or str(error)) from error
+
+
+def _load_arrays(data: bytes, *, where: str) -> dict[str, Array]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise BundleError(f"{where} cannot be read", why=str(error), fix="export the bundle again") from error

@@ -1,0 +1,275 @@
+"""What `manifest.json` says, as typed records that refuse to hold nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from vitdeploy.errors import BundleError, VitDeployError
+from vitdeploy.preprocess import Preprocessing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHT_KINDS = ("random", "checkpoint", "module")
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
+
+# The hash of everything else in the manifest, so that a flipped byte in it is noticed like one in any other file.
+SELF_HASH = "manifest_sha256"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Relative, forward slashes, no hidden or parent folders, nothing that means something to a shell or another system.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+JsonObject = dict[str, Any]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """Where the numbers came from: `random` (a seeded start), `checkpoint` or `module` (a user's live module)."""
+
+    kind: str
+    detail: str
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.kind in WEIGHT_KINDS, f"kind is {self.kind!r}, not one of {', '.join(WEIGHT_KINDS)}")
+        _require(self.sha256 is None or bool(_SHA256.fullmatch(self.sha256)), "sha256 is not 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The network; `image_size` is (height, width) in pixels.
+
+    hyperparameters  keyword arguments of a network of the zoo; empty in a bundle of a user's own module, and in one
+                     that was written before they were recorded
+    """
+
+    name: str
+    family: str
+    image_size: tuple[int, int]
+    num_classes: int
+    weights: WeightsRecord
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(min(self.image_size) >= 1, f"image_size {self.image_size} has an empty side")
+        _require(self.num_classes >= 0, f"num_classes is {self.num_classes}")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output; a dynamic axis carries its name, usually `batch`, instead of a length."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "a tensor without a name")
+        _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        _require(all(isinstance(axis, str) or axis >= 1 for axis in self.shape), f"shape {list(self.shape)}")
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` fits; a dynamic axis takes any length but zero."""
+        return len(shape) == len(self.shape) and all(
+            length > 0 if isinstance(axis, str) else length == axis
+            for axis, length in zip(self.shape, shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Hash and length of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _require(bool(_SHA256.fullmatch(self.sha256)), "sha256 is not 64 hexadecimal digits")
+        _require(self.bytes >= 0, f"bytes is {self.bytes}")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a bundle says about itself.
+
+    precision         `fp32`, `fp16` or `int8`: what the graph's types say
+    opset             ONNX opset of the graph
+    tools             name and version of everything that took part
+    preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
+                      recorded resize and crop leave
+    parity, accuracy  one JSON object for each measurement
+    graph             node counts before and after, and what each pass changed
+    precision_report  what stayed in FP32 and why
+    created           UTC, ISO 8601
+    files             path inside the bundle to hash and length; the writer fills it
+    """
+
+    model: ModelRecord
+    precision: str
+    target: str
+    opset: int
+    preprocessing: Preprocessing
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing_in_graph: bool = False
+    labels: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: list[JsonObject] = field(default_factory=list)
+    accuracy: list[JsonObject] = field(default_factory=list)
+    graph: JsonObject = field(default_factory=dict)
+    precision_report: JsonObject = field(default_factory=dict)
+    created: str = field(default_factory=_now)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            _require(bool(specs), f"{side} is empty")
+            _require(len({spec.name for spec in specs}) == len(specs), f"{side} has a name twice")
+        _require(all(spec.shape for spec in self.inputs), "an input has no batch axis")
+        takes_pixels = self.inputs[0].dtype == "uint8" and self.inputs[0].shape[-1] == 3
+        _require(takes_pixels or not self.preprocessing_in_graph, f"{self.inputs[0]} takes no pixels")
+        classes = self.model.num_classes
+        _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
+        for name in self.files:
+            allowed = len(name) <= 200 and _FILE_NAME.fullmatch(name) and name != MANIFEST
+            _require(bool(allowed), f"{name!r} cannot be a file of a bundle")
+
+    def to_dict(self) -> JsonObject:
+        """The manifest as plain JSON values."""
+        document: JsonObject = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Any, *, where: str) -> Manifest:
+        """The inverse of `to_dict`; keys it does not know are ignored. `where` names the bundle in a BundleError."""
+        try:
+            manifest: Manifest = _decode(cls, document, "manifest")
+        except ValueError as error:
+            raise damaged(where, str(error)) from None
+        return manifest
+
+
+def damaged(where: str, why: str) -> BundleError:
+    """The error for a manifest that cannot be believed."""
+    return BundleError(f"the manifest of {where} is damaged", why=why, fix="copy the bundle again, or export it again")
+
+
+def dump(document: JsonObject) -> bytes:
+    """The bytes of `manifest.json`, with its own hash brought up to date."""
+    signed = {**document, SELF_HASH: _self_hash(document)}
+    return (json.dumps(signed, indent=2, allow_nan=False) + "\n").encode()
+
+
+def parse(text: bytes, *, where: str) -> JsonObject:
+    """The JSON object in `text`, of a schema this version knows and unchanged since it was written."""
+    try:
+        document = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        found_hash = _self_hash(document) if isinstance(document, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, f"{MANIFEST} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise damaged(where, f"{MANIFEST} is not a JSON object")
+    version = document.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise damaged(where, "it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} was written by a newer vitdeploy",
+            why=f"its schema is {version}, this installation reads up to {SCHEMA_VERSION}",
+            fix="pip install --upgrade vitdeploy",
+        )
+    if document.get(SELF_HASH) != found_hash:
+        raise damaged(where, "it was changed after it was written")
+    return document
+
+
+def _self_hash(document: JsonObject) -> str:
+    rest = {key: value for key, value in document.items() if key != SELF_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _no_number(digits)
+
+
+@cache
+def _fields(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+    hints = get_type_hints(cls)
+    return tuple((item, hints[item.name]) for item in dataclasses.fields(cls))
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value` (from JSON) as the annotated type `kind`; ValueError says which key is wrong and what it should be."""
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_record(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, value, where)
+    if origin in (tuple, list):
+        _require(isinstance(value, list), f"{where} should be a list")
+        one_kind = origin is list or arguments[-1] is ...
+        kinds = [arguments[0]] * len(value) if one_kind else list(arguments)
+        _require(len(value) == len(kinds), f"{where} should have {len(kinds)} entries")
+        return origin(_decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is not None:
+        _require(isinstance(value, dict), f"{where} should be an object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        _require(abs(value) < 2**53, f"{where} is too large")
+        return float(value)
+    _require(type(value) is kind, f"{where} should be of type {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _decode_record(kind: type, value: Any, where: str) -> Any:
+    _require(isinstance(value, dict), f"{where} should be an object")
+    found = {}
+    for item, hint in _fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if item.name in value:
+            found[item.name] = _decode(hint, value[item.name], f"{where}.{item.name}")
+        else:
+            _require(not required, f"{where}.{item.name} is missing")
+    try:
+        return kind(**found)
+    except VitDeployError as error:
+        raise ValueError(f"{where}: {error.what}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    for kind in kinds:
+        if type(value) is kind:
+            return value
+    raise ValueError(f"{where} should be of type {' or '.join(kind.__name__ for kind in kinds)}")

@@ -1,0 +1,166 @@
+"""Writing a bundle: beside its destination first, and renamed into place when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from vitdeploy.bundle.bundle import DISK_FULL, REFERENCE, Array, Bundle, cannot_write
+from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, dump
+from vitdeploy.errors import BundleError
+from vitdeploy.files import hash_file, write_atomically
+
+
+class BundleWriter:
+    """Writes a bundle beside its destination and renames it into place when it is complete.
+
+    Use as a context manager: fill `path`, `seal` with the manifest, check what `seal` returned, `commit`. Leaving the
+    block without a commit, for whatever reason, removes every trace. An existing bundle is replaced only with `force`;
+    anything else that is not an empty folder never is.
+    """
+
+    def __init__(self, destination: str | Path, *, force: bool = False) -> None:
+        self.destination = Path(os.path.realpath(destination))
+        self._force = force
+        with self._explained():
+            self._check_destination()
+            self._new_parents = [folder for folder in self.destination.parents if not folder.exists()]
+        self.path = self._sibling("partial")
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            with self._explained():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+        if isinstance(error, OSError) and self._is_ours(error):
+            raise cannot_write(self.destination, error) from error
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Writes one file of the bundle and returns where it is for now."""
+        path = self.path / name
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return path
+
+    def write_reference(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Path:
+        """Writes the reference inputs and the PyTorch outputs, both by tensor name."""
+        arrays = {f"input.{name}": array for name, array in inputs.items()}
+        arrays |= {f"output.{name}": array for name, array in outputs.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        return self.write_bytes(REFERENCE, buffer.getvalue())
+
+    def seal(self, manifest: Manifest) -> Bundle:
+        """Hashes what was written, writes the manifest last and opens the result, still in its temporary place."""
+        with self._explained():
+            found = sorted(path for path in self.path.rglob("*") if not path.is_dir())
+            files = {
+                path.relative_to(self.path).as_posix(): _synced(path) for path in found if path != self.path / MANIFEST
+            }
+            sealed = replace(manifest, files=files, schema_version=SCHEMA_VERSION)
+            write_atomically(self.path / MANIFEST, dump(sealed.to_dict()))
+        return Bundle.open(self.path)
+
+    def commit(self) -> Bundle:
+        """Renames the sealed bundle to its destination and opens it there."""
+        with self._explained():
+            self._check_destination()
+            _sync_folder(self.path)
+            aside = self._sibling("replaced")
+            try:
+                if self.destination.exists():
+                    self.destination.rename(aside)
+                self.path.rename(self.destination)
+            except BaseException:
+                if aside.exists() and not self.destination.exists():
+                    aside.rename(self.destination)
+                raise
+            finally:
+                if not self.path.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
+            _sync_folder(self.destination.parent)
+        return Bundle.open(self.destination)
+
+    def _sibling(self, what: str) -> Path:
+        return self.destination.with_name(f".{self.destination.name}.{what}-{secrets.token_hex(4)}")
+
+    def _check_destination(self) -> None:
+        path = self.destination
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise BundleError(f"{path} is a file", why="a bundle is a folder", fix="choose another place with -o")
+        if any(path.iterdir()) and not _looks_like_bundle(path):
+            raise BundleError(
+                f"{path} exists and is not a bundle",
+                why="replacing it would delete files that vitdeploy did not write",
+                fix="choose another place with -o",
+            )
+        if not self._force:
+            raise BundleError(f"{path} exists", fix="--force to replace it, or another place with -o")
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._new_parents:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _is_ours(self, error: OSError) -> bool:
+        inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.path)
+        return inside or error.errno in DISK_FULL
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.destination, error) from error
+
+
+def _looks_like_bundle(path: Path) -> bool:
+    """Whether vitdeploy wrote this folder; a damaged bundle counts, somebody's web manifest does not."""
+    try:
+        document = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and {"schema_version", "model", "files"} <= document.keys()
+
+
+def _sync_folder(path: Path) -> None:
+    # Some network file systems cannot; the names are then as durable as they make them.
+    with contextlib.suppress(OSError):
+        _sync(path)
+
+
+def _synced(path: Path) -> FileRecord:
+    """What the manifest says of a file that is on the disk for good."""
+    _sync(path)
+    return FileRecord(*hash_file(path))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

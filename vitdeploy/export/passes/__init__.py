@@ -1,1 +1,0 @@
-"""Graph rewrites, one a file; `optimize.py` states their order."""

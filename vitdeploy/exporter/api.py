@@ -1,0 +1,99 @@
+"""`vitdeploy.export`: the public function, light to import; the pipeline behind it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.data import DataSource
+from vitdeploy.exporter.request import ExportRequest
+from vitdeploy.exporter.requirements import need_all
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.options import Int8Options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+
+def export(
+    source: str | nn.Module,
+    output: str | Path,
+    *,
+    precision: str = "fp32",
+    target: str = "portable",
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    batch: int | str = 1,
+    checkpoint: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    bake_preprocessing: bool = False,
+    reference: NDArray[Any] | Sequence[str | Path] | None = None,
+    calibration: DataSource | None = None,
+    int8: Int8Options | None = None,
+    features: bool = False,
+    force: bool = False,
+) -> Bundle:
+    """Export `source` to the folder `output` and prove it: the bundle exists only if its numbers hold.
+
+    Args:
+        source: a name of the zoo, a module, or `file.py:function` that returns one.
+        output: the folder that becomes the bundle.
+        precision: of the bundle: `fp32`, `fp16` or `int8` (inputs and outputs stay float32).
+        target: a name of `vitdeploy targets`.
+        image_size: pixels, an int or (height, width); None for the card's.
+        num_classes: classes of a model of the zoo; None for the card's.
+        batch: images a call takes, or `dynamic`.
+        checkpoint: weights for a model of the zoo; without any it gets seeded random ones, and the manifest says so.
+        labels: names of the classes in the order of the logits.
+        hyperparameters: replace some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels.
+        preprocessing: how images become inputs, where the model's card or checkpoint does not say it or says it
+            wrongly: a whole `Preprocessing` (its size gives way to the network's) or some fields, e.g.
+            `{"mode": "stretch"}`.
+        bake_preprocessing: put scale, mean, deviation and channel order into the graph, whose input is then RGB
+            pixels, uint8 [N, H, W, 3]; resize and crop stay with the runtime.
+        reference: images to prove the bundle on: paths, RGB pixels uint8 [n, H, W, 3], or (unless the preprocessing
+            is baked in) normalised float32 [n, 3, H, W]; None for synthetic ones, or images of `calibration`.
+        calibration: for INT8: images like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`.
+        int8: how to quantize.
+        features: export the feature pyramid instead of the logits: one output a stride, high resolution first.
+        force: replace an existing bundle.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        UsageError, ModelError, CheckpointError: input that does not fit.
+        ExportError: the network cannot be exported.
+        BundleError: the folder cannot be written.
+        GateError: the outputs differ from PyTorch's.
+        MissingDependencyError: a package of the extra `export` is not installed.
+    """
+    need_all()
+    from vitdeploy.exporter.pipeline import run
+
+    return run(
+        ExportRequest(
+            source,
+            Path(output),
+            precision=precision,
+            target=target,
+            image_size=image_size,
+            num_classes=num_classes,
+            batch=batch,
+            checkpoint=checkpoint,
+            labels=labels,
+            hyperparameters=hyperparameters,
+            preprocessing=preprocessing,
+            bake_preprocessing=bake_preprocessing,
+            reference=reference,
+            calibration=calibration,
+            int8=int8,
+            features=features,
+            force=force,
+        )
+    )

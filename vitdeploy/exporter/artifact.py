@@ -1,0 +1,100 @@
+"""From a finished graph to the files that ship and the manifest that describes them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.bundle import MODEL, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.errors import ExportError
+from vitdeploy.exporter.optimize import node_count
+from vitdeploy.models.outputs import Outputs
+from vitdeploy.models.registry import ModelCard
+from vitdeploy.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+# The newest ONNX file format that every target reads.
+IR_VERSION = 10
+TOOLS = ("vitdeploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "numpy", "pillow")
+
+
+def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
+    """A finished graph as the file that ships; ExportError unless it is valid ONNX of standard operators."""
+    import onnx
+
+    graph.ir_version = min(graph.ir_version, IR_VERSION)
+    graph.producer_name, graph.producer_version = "vitdeploy", metadata.version("vitdeploy")
+    for node in graph.graph:
+        node.metadata_props.clear()
+    proto = ir.to_proto(graph)
+    foreign = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
+    if foreign or proto.functions:
+        raise ExportError(f"the graph still holds operators of {', '.join(sorted(foreign)) or 'local functions'}")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0]) from error
+    return proto
+
+
+def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
+    """Write model.onnx and, for OpenVINO, model.xml and model.bin."""
+    model = writer.write_bytes(MODEL, standard_onnx(graph).SerializeToString())
+    if target.name == "openvino":
+        import openvino
+
+        try:
+            # Not convert_model: it merges the keys' two Transposes, of which the plugin would read one as transpose_b.
+            read = openvino.Core().read_model(str(model))
+            openvino.save_model(read, str(model.with_suffix(".xml")), compress_to_fp16=False)
+        except RuntimeError as error:
+            raise ExportError("OpenVINO cannot convert or write the model", why=str(error).splitlines()[0]) from error
+
+
+def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Target, precision: str) -> Manifest:
+    """The manifest of a finished graph, without the results that come after it."""
+    labels = () if outputs.strides or len(card.labels) != card.num_classes else card.labels
+    inputs = tuple(_spec(value) for value in graph.graph.inputs)
+    strides = {"strides": dict(zip(outputs.names, outputs.strides, strict=True))} if outputs.strides else {}
+    return Manifest(
+        model=ModelRecord(
+            name=card.name,
+            family=card.family,
+            image_size=card.image_size,
+            num_classes=card.num_classes,
+            weights=WeightsRecord(**asdict(card.weights)),
+            hyperparameters=card.hyperparameters,
+        ),
+        precision=precision,
+        target=target.name,
+        opset=target.opset,
+        preprocessing=card.preprocessing,
+        labels=labels,
+        preprocessing_in_graph=inputs[0].dtype == "uint8",
+        inputs=inputs,
+        outputs=tuple(_spec(value) for value in graph.graph.outputs),
+        tools=_tool_versions(),
+        graph={"nodes": node_count(graph), **strides},
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=str(value.name), dtype=str(np.dtype(value.dtype.numpy())), shape=shape)
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {}
+    for tool in TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[tool] = metadata.version(tool)
+    return versions

@@ -1,0 +1,258 @@
+"""From a PyTorch module to ONNX in which attention and transposed convolution stay composite operators.
+
+The composites are caught where every module meets, at the ATen operators, so that a user's network gets what the zoo
+gets and the networks know nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from vitdeploy.errors import ExportError
+from vitdeploy.exporter import composites
+
+CAPTURE_OPSET = 20
+BATCH = "batch"
+MASKED = -10000.0  # exp of it is 0, and half precision holds it with room for the score
+
+
+def capture(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    dynamic_batch: bool,
+    output_names: Sequence[str],
+    call: Callable[[Any, Tensor], Any] | None = None,
+) -> ir.Model:
+    """Translate `model` for images shaped like `example` [N, 3, H, W] into ONNX of opset 20 plus composites.
+
+    `call(model, images)` makes the tensors to export; None for `model(images)`.
+
+    Height and width are fixed; the batch is fixed to N or, with `dynamic_batch`, a free dimension called `batch`.
+    The one input is called `images`; `output_names` has one name for each tensor the model returns.
+    Raises ExportError for a module that torch.export cannot capture, or that ties a dynamic batch to a constant.
+    """
+    wrapped = _Wrapped(model, call or _forward).eval()
+    dynamic = ({0: torch.export.Dim(BATCH, min=1, max=4096)},) if dynamic_batch else None
+    if dynamic_batch and example.shape[0] < 2:
+        example = torch.cat([example, example])  # torch.export takes a batch of one for a constant
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(wrapped, (example,), dynamic_shapes=dynamic, strict=False)
+            program = program.run_decompositions(_composite_table())
+            onnx_program = torch.onnx.export(
+                program, dynamo=True, optimize=False, verbose=False, opset_version=CAPTURE_OPSET
+            )
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} cannot be captured for a {'dynamic' if dynamic_batch else 'fixed'} batch",
+            why=_first_cause(error),
+            fix="--batch 1" if dynamic_batch else "replace the data-dependent Python in forward by tensor operations",
+        ) from error
+    assert onnx_program is not None
+    captured = onnx_program.model
+    _name_interface(captured, output_names)
+    _name_nodes(captured)
+    composites.attach_functions(captured)
+    return captured
+
+
+class _Wrapped(nn.Module):
+    """Gives every parameter a dotted name: torch.fx refuses some plain ones, `meta` for instance."""
+
+    def __init__(self, model: nn.Module, call: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, images: Tensor) -> Any:
+        return self.call(self.model, images)
+
+
+def _forward(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def _composite_table() -> dict[Any, Callable[..., Any]]:
+    aten = torch.ops.aten
+    return {
+        aten.scaled_dot_product_attention.default: _attention,
+        aten.conv_transpose1d.default: _deconvolution,
+        aten.conv_transpose2d.input: _deconvolution,
+        aten.conv_transpose3d.input: _deconvolution,
+        aten.convolution.default: _convolution,
+    }
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """aten.scaled_dot_product_attention as vitdeploy::CrossAttention on rank 4, every mask an additive one."""
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.shape[-1])
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, dim=-3) for t in (key, value))
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, MASKED).to(query.dtype)
+    shape = (*query.shape[:-1], value.shape[-1])
+    query, key, value = (_rank4(t) for t in (query, key, value))
+    bias = () if attn_mask is None else (_rank4(attn_mask),)
+    out: Tensor = torch.onnx.ops.symbolic(
+        "vitdeploy::CrossAttention",
+        (query, key, value, *bias),
+        {"scale": float(scale)},
+        dtype=query.dtype,
+        shape=(*query.shape[:3], value.shape[3]),
+        version=composites.VERSION,
+    )
+    return out if len(shape) == 4 else out.reshape(shape)
+
+
+def _rank4(t: Tensor) -> Tensor:
+    """[N, d], [B, N, d] or [..., h, N, d] as [B, h, N, d], the batch staying in front."""
+    if t.dim() == 2:
+        t = t.unsqueeze(0)
+    return t.unsqueeze(1) if t.dim() == 3 else t.flatten(0, -4)
+
+
+def _deconvolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:
+    """A transposed ATen convolution as vitdeploy::Deconvolution."""
+    rank = weight.dim() - 2
+    if x.dim() == rank + 1:  # no batch axis
+        args = (weight, bias, stride, padding, output_padding, groups, dilation)
+        return _deconvolution(x.unsqueeze(0), *args).squeeze(0)
+    strides, pads, extra, dilations = (
+        list(v) * rank if len(v) == 1 else list(v) for v in (stride, padding, output_padding, dilation)
+    )
+    spatial = [
+        (size - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for size, s, p, d, k, e in zip(x.shape[2:], strides, pads, dilations, weight.shape[2:], extra, strict=True)
+    ]
+    out: Tensor = torch.onnx.ops.symbolic(
+        "vitdeploy::Deconvolution",
+        (x, weight) if bias is None else (x, weight, bias),
+        {"strides": strides, "pads": pads * 2, "output_padding": extra, "dilations": dilations, "group": groups},
+        dtype=x.dtype,
+        shape=(x.shape[0], weight.shape[1] * groups, *spatial),
+        version=composites.VERSION,
+    )
+    return out
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    if transposed:
+        return _deconvolution(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return NotImplemented
+
+
+def _name_interface(model: ir.Model, output_names: Sequence[str]) -> None:
+    graph = model.graph
+    if len(graph.outputs) != len(output_names):
+        raise ExportError(
+            f"the model returns {len(graph.outputs)} tensors and {len(output_names)} output names were given",
+            why=f"names: {', '.join(output_names)}",
+            fix="give one name for each tensor that forward returns",
+        )
+    graph.inputs[0].name = "images"
+    free = graph.inputs[0].shape[0] if graph.inputs[0].shape is not None else None
+    if isinstance(free, ir.SymbolicDim):
+        for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
+            if value.shape is not None:
+                value.shape = ir.Shape([_renamed(dim, str(free.value)) for dim in value.shape])
+    for value, name in zip(graph.outputs, output_names, strict=True):
+        value.name = name
+    graph.name = "vitdeploy"
+
+
+def _renamed(dim: int | ir.SymbolicDim, free: str) -> int | ir.SymbolicDim:
+    if isinstance(dim, int) or dim.value is None:
+        return dim
+    return ir.SymbolicDim(re.sub(rf"\b{re.escape(free)}\b", BATCH, str(dim.value)))
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes and their values after the module they came from: reports and engines then speak of blocks."""
+    taken: dict[str, int] = {}
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        name = f"{module_path(node) or 'graph'}/{node.op_type}"
+        taken[name] = taken.get(name, -1) + 1
+        node.name = f"{name}_{taken[name]}" if taken[name] else name
+        for index, value in enumerate(node.outputs):
+            if value not in outputs:
+                value.name = f"{node.name}.out{index or ''}"
+        node.metadata_props.clear()
+        node.doc_string = None
+    for name, value in list(model.graph.initializers.items()):
+        del model.graph.initializers[name]
+        value.name = name.removeprefix("model.")
+        model.graph.register_initializer(value)
+
+
+def module_path(node: ir.Node) -> str:
+    """Dotted path of the innermost module that a freshly captured node belongs to, e.g. `stages.3.0.attn.qkv`."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    modules = [scope for scope in scopes[:-1] if scope.startswith("model")]
+    return modules[-1].removeprefix("model").removeprefix(".") if modules else ""
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes about packages that play no part here."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Composite operators and opsets in the form that a target fuses."""

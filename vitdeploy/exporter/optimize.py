@@ -1,0 +1,129 @@
+"""The order of the rewrites between capture and precision, and the record of what each did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from vitdeploy.errors import ExportError
+from vitdeploy.exporter.composites import is_composite
+from vitdeploy.exporter.lowering.attention import lower_attention
+from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
+from vitdeploy.exporter.lowering.layer_norm import lower_layer_norm
+from vitdeploy.exporter.lowering.opset import lower_opset
+from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.channels_last_maps import ChannelsLastMaps
+from vitdeploy.passes.drop_batch_axis import DropBatchAxis
+from vitdeploy.passes.drop_key_bias import DropKeyBias
+from vitdeploy.passes.fold_batch_norm import FoldBatchNorm
+from vitdeploy.passes.fold_query_scale import FoldQueryScale
+from vitdeploy.passes.fold_residual_conv import FoldResidualConv
+from vitdeploy.passes.fuse_layer_norm import FuseLayerNorm
+from vitdeploy.passes.gelu_form import GeluForm
+from vitdeploy.passes.gemm_form import GemmForm
+from vitdeploy.passes.hoist_broadcast import HoistBroadcast
+from vitdeploy.passes.key_form import KeyForm
+from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
+from vitdeploy.passes.merge_transposes import MergeTransposes
+from vitdeploy.passes.separate_projections import SeparateProjections
+from vitdeploy.passes.split_qkv import SplitQKV
+from vitdeploy.passes.static_shapes import StaticShapes
+from vitdeploy.targets import Target
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+# Shapes first, since every later pass asks for them. The q/k/v idiom moves the batch off axis 0, where HoistBroadcast
+# looks for it, so it is undone before. GEMMs merge before transposes, which then see the final structure.
+_BEFORE_FOLDING = (StaticShapes, SplitQKV, HoistBroadcast)
+_AFTER_FOLDING = (
+    FuseLayerNorm,
+    FoldQueryScale,
+    DropKeyBias,
+    FoldBatchNorm,
+    FoldResidualConv,
+    MergeSharedLinear,
+    MergeTransposes,
+    KeyForm,
+    SeparateProjections,
+    ChannelsLastMaps,
+    DropBatchAxis,
+    GemmForm,
+    GeluForm,
+)
+
+
+def lower(model: ir.Model, target: Target) -> list[Record]:
+    """Turn the composites of a captured graph into the target's standard operators, in place."""
+    records = [
+        _record("lower_attention", lower_attention(model)),
+        _record("lower_deconvolution", lower_deconvolution(model, target)),
+    ]
+    model.functions.clear()
+    model.graph.opset_imports.pop("vitdeploy", None)
+    left = [str(node.name) for node in model.graph if is_composite(node)]
+    if left:
+        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left")
+    return records
+
+
+def optimize(model: ir.Model, target: Target) -> tuple[ir.Model, list[Record]]:
+    """Simplify a lowered graph without changing its outputs beyond rounding, and state it in the target's opset.
+
+    Returns the graph and one record for each rewrite: its name and what it changed.
+    """
+    records = [run_pass(kind(target), model) for kind in _BEFORE_FOLDING]
+    model, folded = _simplify(model)
+    records.append(folded)
+    records += [run_pass(kind(target), model) for kind in _AFTER_FOLDING]
+    records.append(_record("lower_layer_norm", lower_layer_norm(model, target)))
+    records.append(_record("lower_opset", lower_opset(model, target)))
+    _tidy(model)
+    return model, records
+
+
+def node_count(model: ir.Model) -> int:
+    """Nodes that compute something (constants are not counted)."""
+    return sum(node.op_type != "Constant" for node in model.graph)
+
+
+def run_pass(graph_pass: GraphPass, model: ir.Model) -> Record:
+    """Run one rewrite on `model` in place and return its record."""
+    log.debug("%s", graph_pass.name)
+    graph_pass(model)
+    return _record(graph_pass.name, graph_pass.changes)
+
+
+def _simplify(model: ir.Model) -> tuple[ir.Model, Record]:
+    """Constant folding, shape inference and the stock fusions of onnxsim."""
+    import onnxsim
+
+    before = node_count(model)
+    # A batched MatMul + Add as Gemm costs two Reshapes around it, and hides attention from every fuser.
+    skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
+    proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=skipped, skip_fuse_bn=True)
+    simplified = ir.from_proto(proto)
+    return simplified, _record("onnxsim", [f"{before} nodes became {node_count(simplified)}"])
+
+
+def _tidy(model: ir.Model) -> None:
+    passes: tuple[Callable[[ir.Model], Any], ...] = (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.TopologicalSortPass(),
+    )
+    for step in passes:
+        step(model)
+
+
+def _record(name: str, changes: list[str]) -> Record:
+    return {"pass": name, "changes": changes}

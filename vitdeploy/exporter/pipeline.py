@@ -1,0 +1,219 @@
+"""The recipe: module, reference, capture, lowering, optimization, precision, files, proof."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.bundle import Bundle, BundleWriter
+from vitdeploy.errors import ExportError, GateError, UsageError
+from vitdeploy.exporter.artifact import describe, write_model
+from vitdeploy.exporter.half import half_precision
+from vitdeploy.exporter.int8 import CalibrationSet, choose_samples, eight_bits, open_calibration
+from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
+from vitdeploy.exporter.precision import pin_modules
+from vitdeploy.exporter.reference import choose_images
+from vitdeploy.exporter.request import ExportRequest
+from vitdeploy.exporter.source import resolve
+from vitdeploy.graph.edit import Array
+from vitdeploy.models.outputs import Outputs, choose_outputs
+from vitdeploy.models.registry import ModelCard
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.verify import verify
+from vitdeploy.targets import Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("vitdeploy.export")
+
+# What proves a file whose own runtimes are not here: it computes what the ONNX standard says.
+STANDARD_RUNTIME = "onnxruntime"
+
+
+class Reference(NamedTuple):
+    """What the bundle is proven on.
+
+    fed      the images as the bundle takes them
+    images   the same as the network sees them, float32 [n, 3, H, W]
+    outputs  what PyTorch FP32 makes of them, by output name
+    wanted   which outputs these are
+    """
+
+    fed: Array
+    images: Array
+    outputs: dict[str, Array]
+    wanted: Outputs
+
+
+def run(request: ExportRequest) -> Bundle:
+    """Export what `request` asks for; see `vitdeploy.export` for what is raised."""
+    data = open_calibration(request.calibration, request.quantization) if request.precision == "int8" else None
+    clock = _Clock()
+    with BundleWriter(request.output, force=request.force) as writer:
+        with clock.step("building the network"):
+            model, card = _network(request)
+        with clock.step("computing the PyTorch reference"):
+            samples = None if data is None else choose_samples(data, card, request.quantization)
+            reference = _reference(model, card, request, samples)
+        graph, record = _graph(model, reference, request, clock)
+        del model
+        graph, precision_report = _precision(graph, reference, request, samples, clock)
+        with clock.step("writing the bundle"):
+            if request.bake_preprocessing:
+                record["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
+            write_model(graph, writer, request.row)
+            writer.write_reference(inputs={"images": reference.fed}, outputs=reference.outputs)
+            manifest = describe(graph, card, reference.wanted, target=request.row, precision=request.precision)
+            manifest.graph.update(record, seconds=clock.seconds)
+            manifest.precision_report.update(precision_report)
+            bundle = writer.seal(manifest)
+        with clock.step("verifying the files against PyTorch"):
+            _prove(bundle, request)
+        return writer.commit()
+
+
+def _network(request: ExportRequest) -> tuple[nn.Module, ModelCard]:
+    """The module in eval mode and its card; what had to be assumed is said."""
+    model, card = resolve(
+        request.source,
+        num_classes=request.num_classes,
+        image_size=request.image_size,
+        checkpoint=request.checkpoint,
+        labels=request.labels,
+        hyperparameters=request.hyperparameters,
+        preprocessing=request.preprocessing,
+    )
+    if card.weights.kind == "random":
+        log.warning(
+            "%s has no trained weights, exporting SEEDED RANDOM ones (%s); see --checkpoint",
+            card.name,
+            card.weights.detail,
+        )
+    if card.assumption:
+        log.warning("%s; if that is wrong, see --preprocessing", card.assumption)
+    return model, card
+
+
+def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
+    """The images that prove the bundle, and PyTorch's outputs for them."""
+    wanted, batch = choose_outputs(model, features=request.features), request.fixed_batch or 1
+    given = request.reference
+    if given is None and samples is not None:
+        given = samples.reference(batch)
+    pixels, images = choose_images(given, card.preprocessing, batch=batch)
+    fed: Array | None = pixels if request.bake_preprocessing else images
+    if fed is None:
+        raise UsageError(
+            "a bundle with baked preprocessing cannot be proven on normalised images",
+            why="its graph takes RGB pixels",
+            fix="reference images as paths, or uint8 [n, H, W, 3]",
+        )
+    return Reference(fed, images, _outputs_of(model, images, request, wanted), wanted)
+
+
+def _outputs_of(model: nn.Module, images: Array, request: ExportRequest, wanted: Outputs) -> dict[str, Array]:
+    """What PyTorch FP32 makes of the images, by output name."""
+    import torch
+
+    step = request.fixed_batch or len(images)
+    with torch.inference_mode():
+        if request.precision == "fp16" and callable(prepare := getattr(model, "prepare_fp16", None)):
+            prepare(torch.from_numpy(images[:step]))
+        parts = [
+            wanted.named(wanted.call(model, torch.from_numpy(images[i : i + step])))
+            for i in range(0, len(images), step)
+        ]
+    outputs = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+    broken = [name for name, array in outputs.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ExportError(f"PyTorch itself returns NaN or Inf in {broken[0]}", fix="check the checkpoint")
+    return outputs
+
+
+def _graph(
+    model: nn.Module, reference: Reference, request: ExportRequest, clock: _Clock
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The optimized FP32 graph, and what the manifest records of the way there."""
+    import torch
+
+    from vitdeploy.exporter.capture import capture
+
+    example = torch.from_numpy(reference.images[: request.fixed_batch or 2])
+    with clock.step("capturing the graph"):
+        graph = capture(
+            model,
+            example,
+            dynamic_batch=request.fixed_batch is None,
+            output_names=list(reference.outputs),
+            call=reference.wanted.call,
+        )
+    captured = node_count(graph)
+    with clock.step(f"lowering and optimizing for {request.target}"):
+        records = lower(graph, request.row)
+        graph, more = optimize(graph, request.row)
+    pin_modules(graph, getattr(model, "float32_modules", ()))
+    return graph, {"nodes_captured": captured, "passes": records + more}
+
+
+def _precision(
+    graph: ir.Model, reference: Reference, request: ExportRequest, samples: CalibrationSet | None, clock: _Clock
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The graph in the precision that was asked for, and what that took."""
+    if request.precision == "fp16":
+        with clock.step("setting half precision from the reference activations"):
+            return half_precision(graph, reference.images, reference.outputs)
+    if samples is not None:
+        with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
+            return eight_bits(graph, samples, request.rules, request.quantization, reference.images, reference.outputs)
+    return graph, {"precision": request.precision}
+
+
+def _prove(bundle: Bundle, request: ExportRequest) -> None:
+    """Open the files as the device will and hold their outputs against PyTorch's; the result goes into the manifest."""
+    results = []
+    for runtime in proving_runtimes(request.row, request.precision):
+        report = verify(bundle, runtime=runtime)
+        if not report.passed:
+            raise GateError(
+                f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
+                why="; ".join(report.failures),
+                fix="vitdeploy export … --precision fp32" if request.precision != "fp32" else None,
+            )
+        results.append(report.parity.to_dict())
+    bundle.update_results(parity=results)
+
+
+def proving_runtimes(target: Target, precision: str) -> list[str]:
+    """The runtimes that a bundle proves itself on here.
+
+    Of the target's runtimes those that need no engine built first: the first of them, and in INT8 every one that is
+    installed, for some compute it wrongly. Where the target has none, the runtime that follows the ONNX standard.
+    """
+    able = [name for name in target.runtimes if find_backend(name).proves_exports] or [STANDARD_RUNTIME]
+    others = [name for name in able[1:] if find_backend(name).available() is None]
+    return [able[0], *(others if precision == "int8" else [])]
+
+
+@dataclass
+class _Clock:
+    """Seconds a step; each step is announced before it runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        log.info("%s …", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        if self.seconds[name] >= 1:
+            log.info("%s: %.1f s", name, self.seconds[name])

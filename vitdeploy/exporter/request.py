@@ -1,0 +1,99 @@
+"""What was asked of an export, checked before anything slow begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.data import DataSource
+from vitdeploy.errors import UsageError
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.targets import Int8Rules, Target, find_target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+PRECISIONS = ("fp32", "fp16", "int8")
+DYNAMIC = "dynamic"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The arguments of `vitdeploy.export`, see there, and what follows from them alone.
+
+    Raises UsageError for what does not fit together, and BackendError where the target's files need a runtime that is
+    not installed.
+    """
+
+    source: str | nn.Module
+    output: Path
+    precision: str = "fp32"
+    target: str = "portable"
+    image_size: int | tuple[int, int] | None = None
+    num_classes: int | None = None
+    batch: int | str = 1
+    checkpoint: str | Path | None = None
+    labels: Sequence[str] | None = None
+    hyperparameters: Mapping[str, Any] | None = None
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None
+    bake_preprocessing: bool = False
+    reference: NDArray[Any] | Sequence[str | Path] | None = None
+    calibration: DataSource | None = None
+    int8: Int8Options | None = None
+    features: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"there is no precision {self.precision!r}", fix=f"--precision {' or '.join(PRECISIONS)}")
+        if self.batch != DYNAMIC and (not isinstance(self.batch, int) or self.batch < 1):
+            raise UsageError(
+                f"invalid batch {self.batch!r}",
+                why=f"a batch is a positive number or {DYNAMIC!r}",
+                fix=f"--batch 1 or {DYNAMIC}",
+            )
+        if self.precision != "int8" and (self.calibration is not None or self.int8 is not None):
+            raise UsageError(f"{self.precision} needs no calibration", fix="--int8, or leave --calibration out")
+        if self.precision == "int8":
+            self._check_int8()
+        if self.row.native is not None:
+            find_backend(self.row.native).require()
+
+    def _check_int8(self) -> None:
+        if self.row.int8 is None:
+            raise UsageError(f"the target {self.target} has no rules for INT8", fix="--fp16, or another target")
+        runtime = self.quantization.tune_latency
+        if runtime is not None and runtime not in self.row.runtimes:
+            raise UsageError(
+                f"bundles for {self.target} are not run by {runtime}",
+                why=f"they are made for {', '.join(self.row.runtimes)}",
+                fix=f"--target portable, or --tune-latency {self.row.runtimes[0]}",
+            )
+        if self.features and self.quantization.max_drop is not None:
+            raise UsageError("--max-drop needs class scores, and --features has none", fix="--min-snr 35")
+
+    @cached_property
+    def row(self) -> Target:
+        """The target's row; UsageError for a name that none has."""
+        return find_target(self.target)
+
+    @property
+    def rules(self) -> Int8Rules:
+        """Where the target wants integers."""
+        return self.row.int8 or Int8Rules()
+
+    @property
+    def quantization(self) -> Int8Options:
+        """How to quantize: what was asked, else the default."""
+        return self.int8 or Int8Options()
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Images a call; None where that is left open."""
+        return self.batch if isinstance(self.batch, int) else None

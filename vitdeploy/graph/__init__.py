@@ -1,0 +1,1 @@
+"""Tools for ONNX graphs that every other part uses."""

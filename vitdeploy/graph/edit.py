@@ -1,0 +1,279 @@
+"""Small questions and edits that every lowering and pass needs on an onnx-ir graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+Array = NDArray[Any]
+
+# Operators that map each element of their first input on its own; what other inputs they have are scalars.
+UNARY = frozenset(
+    {
+        *(
+            "Abs",
+            "Cast",
+            "Ceil",
+            "Clip",
+            "Cos",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Floor",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "Identity",
+        ),
+        *(
+            "LeakyRelu",
+            "Log",
+            "Mish",
+            "Neg",
+            "Reciprocal",
+            "Relu",
+            "Round",
+            "Selu",
+            "Sigmoid",
+            "Sign",
+            "Sin",
+            "Softplus",
+        ),
+        *("Softsign", "Sqrt", "Swish", "Tanh"),
+    }
+)
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array behind an initializer or a Constant node's output; None for anything computed."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Value of attribute `name`, or `default` where the node does not state it."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def producer(value: ir.Value | None, op_type: str | None = None) -> ir.Node | None:
+    """The node that makes `value`, if there is one and it is an `op_type`."""
+    node = None if value is None else value.producer()
+    return node if node is not None and op_type in (None, node.op_type) else None
+
+
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read `value`, each once."""
+    return list(dict.fromkeys(use.node for use in value.uses()))
+
+
+def only_consumer(value: ir.Value, op_type: str | None = None) -> ir.Node | None:
+    """The single reader of `value`, if there is just one, it is an `op_type`, and `value` is no graph output."""
+    readers = consumers(value)
+    if value.is_graph_output() or len(readers) != 1 or op_type not in (None, readers[0].op_type):
+        return None
+    return readers[0]
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape where every dimension is known."""
+    if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+        return None
+    return tuple(int(dim) for dim in value.shape)  # type: ignore[arg-type]
+
+
+def dims(value: ir.Value) -> tuple[int | None, ...] | None:
+    """The shape with None for unknown dimensions; None where not even the rank is known."""
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def sizes(value: ir.Value | None) -> tuple[int | str, ...] | None:
+    """The shape, free dimensions by name (equal names are equal sizes); None where one is unknown."""
+    if value is None or value.shape is None:
+        return None
+    found = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return None if None in found else tuple(dim if isinstance(dim, int) else str(dim) for dim in found)
+
+
+def reshape_target(shape: Sequence[int | str]) -> Array | None:
+    """What Reshape reads to give `shape`, -1 for its free dimension; None where two are free or one is empty."""
+    if sum(isinstance(dim, str) for dim in shape) > 1 or 0 in shape:
+        return None
+    return np.array([-1 if isinstance(dim, str) else dim for dim in shape], dtype=np.int64)
+
+
+class Builder:
+    """Adds nodes in front of `anchor`, naming them after it; initializers go to the graph. `made` lists the nodes."""
+
+    def __init__(self, graph: ir.Graph, anchor: ir.Node) -> None:
+        self.graph, self.anchor = graph, anchor
+        self.scope = (anchor.name or "graph").rpartition("/")[0]
+        self.made: list[ir.Node] = []
+        self._names = {node.name for node in graph}
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """A new initializer holding `array`, called after `name`."""
+        value = ir.Value(name=unused_initializer_name(self.graph, f"{self.scope}/{name}" if self.scope else name))
+        value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.shape = ir.Shape(array.shape)
+        self.graph.register_initializer(value)
+        return value
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        shape: Sequence[int | str | ir.SymbolicDim | None] | ir.Shape | None = None,
+        *,
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Insert one node with one output; the output's type is `dtype` or that of the first input."""
+        name = self._unused(f"{self.scope}/{op_type}" if self.scope else op_type)
+        node = ir.node(op_type, inputs, attributes=attributes, name=name)
+        out = node.outputs[0]
+        out.name = f"{name}.out"
+        out.shape = shape.copy() if isinstance(shape, ir.Shape) else None if shape is None else ir.Shape(shape)
+        first = next(value for value in inputs if value is not None)
+        out.type = ir.TensorType(dtype) if dtype is not None else first.type
+        self.graph.insert_before(self.anchor, node)
+        self.made.append(node)
+        return out
+
+    def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
+        """Insert one Split of `value` into parts of the given sizes (the form of opset 13 to 17, valid later too)."""
+        name = self._unused(f"{self.scope}/Split" if self.scope else "Split")
+        lengths = self.constant(np.asarray(sizes, dtype=np.int64), "split")
+        node = ir.node("Split", [value, lengths], attributes={"axis": axis}, num_outputs=len(sizes), name=name)
+        for index, (out, size) in enumerate(zip(node.outputs, sizes, strict=True)):
+            out.name = f"{name}.out{index}"
+            out.type = value.type
+            if value.shape is not None:
+                shape = list(value.shape)
+                shape[axis] = size
+                out.shape = ir.Shape(shape)
+        self.graph.insert_before(self.anchor, node)
+        return list(node.outputs)
+
+    def _unused(self, name: str) -> str:
+        candidate, count = name, 0
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._names.add(candidate)
+        return candidate
+
+
+def unused_initializer_name(graph: ir.Graph, name: str) -> str:
+    """`name`, numbered where the graph already has an initializer called that."""
+    candidate, count = name, 0
+    while candidate in graph.initializers:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate
+
+
+def replace(node: ir.Node, value: ir.Value) -> None:
+    """Let `value` stand for the single output of `node` everywhere, and remove `node`."""
+    graph = node.graph
+    assert graph is not None
+    old = node.outputs[0]
+    if old.is_graph_output():
+        name = old.name
+        if value.shape is None:
+            value.shape = old.shape
+        old.name = f"{name}.replaced"
+        value.name = name
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def bypass(node: ir.Node, value: ir.Value | None) -> bool:
+    """Replace `node` by `value` unless a graph output would lose its name; says whether it happened."""
+    if value is None:
+        return False
+    taken = value.is_graph_input() or value.is_graph_output() or value.is_initializer()
+    if taken and node.outputs[0].is_graph_output():
+        return False
+    replace(node, value)
+    return True
+
+
+def inherit_name(new: ir.Value, old: ir.Value) -> None:
+    """Call the initializer `new` after the initializer `old`, which is removed if nothing reads it."""
+    graph = new.graph
+    assert graph is not None
+    stem = str(old.name)
+    if not old.uses() and not old.is_graph_output():
+        del graph.initializers[stem]
+    del graph.initializers[str(new.name)]
+    new.name = unused_initializer_name(graph, stem)
+    graph.register_initializer(new)
+
+
+def set_constant(node: ir.Node, index: int, array: Array, name: str) -> None:
+    """Make input `index` of `node` the constant `array`, which `name` calls where there was none.
+
+    An initializer that only this input reads keeps its name; one with other readers is left to them.
+    """
+    assert node.graph is not None
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    new = Builder(node.graph, node).constant(array, name)
+    if old is not None and old.is_initializer():
+        if len(old.uses()) == 1:
+            node.replace_input_with(index, None)
+        inherit_name(new, old)
+    node.replace_input_with(index, new)
+
+
+def as_type(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+) -> ir.Value:
+    """`value` as a `dtype`: a converted initializer, or a Cast right behind what makes it.
+
+    `casts` holds what was made before, so that all readers share one; a new value is added to it.
+    """
+    if (value, dtype) in casts:
+        return casts[value, dtype]
+    name = f"{value.name}.as_{dtype.name.lower()}"
+    array = constant(value)
+    if array is not None:
+        name = unused_initializer_name(graph, name)
+        made = ir.Value(name=name, const_value=ir.tensor(array.astype(dtype.numpy()), name=name))
+        made.shape, made.type = ir.Shape(array.shape), ir.TensorType(dtype)
+        graph.register_initializer(made)
+    else:
+        cast = ir.node("Cast", [value], attributes={"to": dtype.value}, name=name)
+        made = cast.outputs[0]
+        made.name, made.shape, made.type = f"{name}.out", value.shape, ir.TensorType(dtype)
+        source = value.producer()
+        if source is None:
+            graph.insert_before(graph[0], cast)
+        else:
+            graph.insert_after(source, cast)
+    casts[value, dtype] = made
+    return made
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Drop nodes and initializers that no output depends on."""
+    RemoveUnusedNodesPass()(model)
+
+
+def of_type(graph: ir.Graph, *op_types: str) -> Iterator[ir.Node]:
+    """The nodes of the given types in topological order; the graph may be edited meanwhile."""
+    for node in list(graph):
+        if node.op_type in op_types and node.graph is graph:
+            yield node

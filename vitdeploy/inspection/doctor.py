@@ -1,0 +1,314 @@
+"""What can this machine run, what is missing, and which of what it has is known to be bad?
+
+Needs nothing but the standard library: whatever else is looked at is imported in a process of its own, so that a
+package that hangs or crashes is a finding and not the end of the examination.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.machine.hardware import (
+    ROOT,
+    Cpu,
+    Gpu,
+    Jetson,
+    cudart_version,
+    debian_version,
+    describe_python,
+    driver_version,
+    find_libraries,
+    library_version,
+    read_cpu,
+    read_gpus,
+    read_jetson,
+    system_binding_pythons,
+)
+from vitdeploy.platforms.known_bad import Circumstances, matching_rows
+
+IMPORT_SECONDS = 60.0
+BASE_PACKAGES = (("numpy", "numpy"), ("PIL", "pillow"))
+EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
+
+_IMPORT = "import json, {0}; print(json.dumps({{'version': str(getattr({0}, '__version__', 'unknown'))}}))"
+_BACKENDS = "import json, vitdeploy.runtime.backends as b; print(json.dumps({'names': b.backend_names()}))"
+_BACKEND = """
+import json, sys
+from vitdeploy.errors import BackendError
+from vitdeploy.runtime.backends import find_backend
+backend = find_backend(sys.argv[1])
+try:
+    backend.require()
+    module = sys.modules[backend.package]
+    found = {"version": str(getattr(module, "__version__", "unknown")), "devices": []}
+    if backend.name == "onnxruntime":
+        found["devices"] = module.get_available_providers()
+    if backend.name == "openvino":
+        found["devices"] = module.Core().available_devices
+except BackendError as error:
+    found = {"problem": error.what, "why": error.why, "fix": error.fix}
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package or runtime: its version, or the problem with it and the command that helps."""
+
+    name: str
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
+    why: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorRt:
+    """TensorRT as it lies on this machine.
+
+    binding         the Python package, as this interpreter sees it
+    library         version of libnvinfer, from its file name or the package database
+    system_pythons  versions of Python for which the system has the binding
+    """
+
+    binding: Package
+    library: str | None
+    system_pythons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to do something about, and what to type or do.
+
+    kind  `missing`, `optional` (missing, but bundles run without it) or `known bad`
+    """
+
+    kind: str
+    what: str
+    fix: str
+    why: str | None = None
+    issue: str | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        reference = f"  see: {self.issue or self.source}" if self.issue or self.source else ""
+        parts = [f"{self.kind}: {self.what}", self.why and f"  why: {self.why}", f"  try: {self.fix}", reference]
+        return "\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware and the system are."""
+
+    cpu: Cpu
+    gpus: tuple[Gpu, ...]
+    driver: str | None
+    cudart: str | None
+    jetson: Jetson | None
+    python: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What `examine` found."""
+
+    machine: Machine
+    base: tuple[Package, ...]
+    runtimes: tuple[Package, ...]
+    tensorrt: TensorRt
+    export: tuple[Package, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def usable(self) -> tuple[str, ...]:
+        """The runtimes that can run a bundle here."""
+        return tuple(runtime.name for runtime in self.runtimes if runtime.problem is None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"usable_runtimes": list(self.usable), **asdict(self)}
+
+
+def examine(root: Path = ROOT, *, architecture: str | None = None) -> DoctorReport:
+    """Looks at this machine, changes nothing, and never raises for what it finds.
+
+    `root` is where the system's files are; another one than `/` describes a machine by a folder of its files.
+    """
+    jetson = read_jetson(root)
+    gpus = read_gpus(root)
+    machine = Machine(
+        cpu=read_cpu(root, architecture),
+        gpus=gpus,
+        driver=driver_version(root),
+        cudart=cudart_version(root),
+        jetson=jetson,
+        python=describe_python(),
+    )
+    base = tuple(_imported(module, package) for module, package in BASE_PACKAGES)
+    runtimes = () if any(package.problem for package in base) else _runtimes()
+    tensorrt = _tensorrt(root)
+    export = tuple(_installed(package) for package in EXPORT_PACKAGES)
+    findings = _missing(machine, base, runtimes, tensorrt, export) + _known_bad(machine, base, runtimes, tensorrt)
+    return DoctorReport(machine, base, runtimes, tensorrt, export, tuple(findings))
+
+
+def probe_python(name: str, code: str, *arguments: str, seconds: float = IMPORT_SECONDS) -> dict[str, Any]:
+    """What a fresh interpreter prints as JSON for `code`; `problem`, `why` and `fix` where it does not get that far."""
+    reinstall = f"pip install --force-reinstall {name}"
+    # Without this, a file of that name in the working folder would be imported instead.
+    same_path = f"import sys; sys.path[:] = {sys.path!r}\n"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", same_path + code, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"the import was still under way after {seconds:.0f} seconds"
+        return {"problem": f"{name} hangs", "why": why, "fix": reinstall}
+    if done.returncode < 0:
+        kind = signal.Signals(-done.returncode).name
+        return {"problem": f"{name} crashes Python on import", "why": f"it ends with {kind}", "fix": reinstall}
+    lines = done.stdout.strip().splitlines()
+    try:
+        if done.returncode == 0 and lines:
+            found: dict[str, Any] = json.loads(lines[-1])
+            return found
+    except ValueError:
+        pass
+    said = done.stderr.strip().splitlines()
+    last = said[-1] if said else f"exit code {done.returncode}"
+    if last.startswith("ModuleNotFoundError") and f"'{name}'" in last:
+        return {"problem": f"{name} is not installed", "fix": f"pip install {name}"}
+    return {"problem": f"{name} is installed but cannot be imported", "why": last, "fix": reinstall}
+
+
+def _imported(module: str, package: str) -> Package:
+    found = probe_python(module, _IMPORT.format(module))
+    for key in ("problem", "fix"):
+        if key in found:
+            found[key] = found[key].replace(module, package)
+    return Package(package, **found)
+
+
+def _installed(package: str) -> Package:
+    """By its metadata only: importing the exporter's tools takes long and proves little."""
+    try:
+        return Package(package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Package(package, problem=f"{package} is not installed", fix="pip install 'vitdeploy[export]'")
+
+
+def _runtimes() -> tuple[Package, ...]:
+    names = probe_python("vitdeploy", _BACKENDS).get("names", [])
+    found = {name: probe_python(name, _BACKEND, name) for name in names}
+    return tuple(
+        Package(name, **{**about, "devices": tuple(about.get("devices", ()))}) for name, about in found.items()
+    )
+
+
+def _tensorrt(root: Path) -> TensorRt:
+    packaged = next((v for name in ("libnvinfer10", "libnvinfer8") if (v := debian_version(name, root))), None)
+    wheels = [folder for entry in sys.path if (folder := Path(entry) / "tensorrt_libs").is_dir()]
+    libraries = find_libraries("libnvinfer", root, wheels if root == ROOT else ())
+    library = library_version(libraries) or (packaged.partition("-")[0] if packaged else None)
+    return TensorRt(_imported("tensorrt", "tensorrt"), library, tuple(system_binding_pythons(root)))
+
+
+def _missing(
+    machine: Machine,
+    base: tuple[Package, ...],
+    runtimes: tuple[Package, ...],
+    tensorrt: TensorRt,
+    export: tuple[Package, ...],
+) -> list[Finding]:
+    kind = "optional" if any(package.problem is None for package in runtimes) else "missing"
+    findings = [
+        Finding(kind, str(package.problem), str(package.fix), package.why)
+        for package in (*base, *runtimes)
+        if package.problem and package.name != "tensorrt"
+    ]
+    if tensorrt.binding.problem and (machine.gpus or machine.jetson):
+        findings.append(_missing_tensorrt(machine, tensorrt))
+    elif tensorrt.binding.version:
+        unusable = next((package for package in runtimes if package.name == "tensorrt" and package.problem), None)
+        if unusable:
+            findings.append(Finding("missing", str(unusable.problem), str(unusable.fix), unusable.why))
+    lacking = [package.name for package in export if package.problem]
+    if lacking:
+        what = f"{', '.join(lacking)}, which vitdeploy export needs; running a bundle does not"
+        findings.append(Finding("optional", what, "pip install 'vitdeploy[export]'"))
+    return findings
+
+
+def _missing_tensorrt(machine: Machine, tensorrt: TensorRt) -> Finding:
+    """What stands between this interpreter and TensorRT, on a machine that has a GPU for it."""
+    python = ".".join(str(machine.python["version"]).split(".")[:2])
+    system = tensorrt.system_pythons
+    if system and python not in system:
+        return Finding(
+            "missing",
+            f"TensorRT's Python binding is for the system's Python {' and '.join(system)}, this is Python {python}",
+            f"python{system[-1]} -m venv --system-site-packages .venv && .venv/bin/pip install 'vitdeploy[tensorrt]'",
+        )
+    if system and machine.python["hides_system_packages"]:
+        return Finding(
+            "missing",
+            "this virtual environment hides the system's TensorRT binding",
+            f"python{python} -m venv --system-site-packages .venv && .venv/bin/pip install 'vitdeploy[tensorrt]'",
+            "it was made without --system-site-packages",
+        )
+    if machine.jetson:
+        packages = "python3-libnvinfer" if tensorrt.library else "nvidia-jetpack"
+        return Finding("missing", _tensorrt_problem(tensorrt), f"sudo apt-get install {packages}", tensorrt.binding.why)
+    return Finding("missing", _tensorrt_problem(tensorrt), "pip install tensorrt 'vitdeploy[tensorrt]'")
+
+
+def _tensorrt_problem(tensorrt: TensorRt) -> str:
+    if tensorrt.library:
+        return f"TensorRT {tensorrt.library} is here, its Python binding is not ({tensorrt.binding.problem})"
+    return str(tensorrt.binding.problem)
+
+
+def _known_bad(
+    machine: Machine, base: tuple[Package, ...], runtimes: tuple[Package, ...], tensorrt: TensorRt
+) -> list[Finding]:
+    versions = {package.name: package.version for package in (*base, *runtimes)}
+    versions["tensorrt"] = tensorrt.binding.version or tensorrt.library
+    jetson = machine.jetson
+    here = Circumstances(
+        versions={name: version for name, version in versions.items() if version},
+        sm=tuple(sm for sm in (*(gpu.sm for gpu in machine.gpus), jetson.sm if jetson else None) if sm),
+        jetson=jetson is not None,
+        jetpack=jetson.jetpack if jetson else None,
+        architecture=machine.cpu.architecture,
+        properties={
+            "vnni": machine.cpu.vnni,
+            "bf16": machine.cpu.bf16,
+            "gpu": bool(machine.gpus or jetson),
+        },
+    )
+    return [
+        Finding(
+            "known bad",
+            f"{row.package} {version.partition('-')[0]}: {row.effect}: {row.affects}",
+            row.advice,
+            row.symptom,
+            row.issue or None,
+            row.source,
+        )
+        for row, version in matching_rows(here)
+    ]

@@ -1,0 +1,272 @@
+"""How fast is this bundle here? Candidates take turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BackendError, UsageError, VitDeployError
+from vitdeploy.latency.baseline import Own, find_baseline
+from vitdeploy.latency.measurement import Candidate, Measurement, Turn
+from vitdeploy.latency.report import BenchmarkReport
+from vitdeploy.latency.worker import Worker
+from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
+from vitdeploy.runtime.backends import Options, backend_names, find_backend
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+SECONDS, WARMUP_SECONDS = 10.0, 1.0
+# Long enough for a call to find its caches warm again, short enough for many rounds.
+TURN_SECONDS, TURN_CALLS = 0.05, 1000
+PROGRESS_SECONDS = 5.0
+
+# Of `Session.describe`: what says which candidate it is, not how it runs.
+_IDENTITY = ("bundle", "model", "weights", "bundle_precision", "backend", "reason")
+
+Result = TypeVar("Result")
+
+
+def benchmark(
+    bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
+    *,
+    runtime: str | Sequence[str] = "auto",
+    batch: int | Sequence[int] | None = None,
+    seconds: float | None = None,
+    rounds: int | None = None,
+    warmup: float = WARMUP_SECONDS,
+    baseline: str | Path | None = None,
+    allow_different: bool = False,
+    on_interrupt: Literal["raise", "report"] = "raise",
+    **options: Any,
+) -> BenchmarkReport:
+    """Measures one or several bundles on one or several runtimes and batches.
+
+    runtime          names of runtimes, `auto`, or `all` that are installed and can run the bundle
+    batch            images a call; None means the batch of the bundle, or 1 where that is dynamic
+    seconds, rounds  how long to measure: until the first round that ends after `seconds`, or so many rounds, or what
+                     comes first; 10 seconds where neither is given
+    warmup           seconds of calls of each candidate that do not count
+    baseline         what ratios are taken to: a runtime, one of the bundles, or the JSON file of an earlier run
+    allow_different  compare with an earlier run even if its settings were different
+    on_interrupt     whether Ctrl-C raises KeyboardInterrupt, or ends the measuring with a `report` of the rounds that
+                     were complete; it raises in any case where none was
+    options          `threads`, `num_requests` (so many callers at once), `precision`, `device`, …: see `vitdeploy.load`
+
+    A round gives each candidate one turn, in random order, so that what slows the machine down slows all of them; a
+    turn is as many calls as fit into 50 ms. Each candidate is loaded in a process of its own and fed with the
+    reference inputs of its bundle.
+
+    Raises UsageError for options that do not fit, for a fixed batch other than `batch` and for an earlier run under
+    different settings, and what `load` raises; of `all` runtimes those that cannot run the bundle are left out.
+    """
+    given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
+    bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
+    runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
+    batches = [batch] if batch is None or isinstance(batch, int) else list(dict.fromkeys(batch))
+    if not (bundles and runtimes and batches):
+        raise UsageError("there is nothing to measure", fix="at least one bundle, one runtime and one batch")
+    for name in runtimes:
+        if name not in ("auto", ALL):
+            find_backend(name)
+    Options(**options)
+    if seconds is None and rounds is None:
+        seconds = SECONDS
+    _check_duration(seconds, rounds, warmup)
+    paths = [str(one.path) for one in bundles]
+    base = find_baseline(None if baseline is None else str(baseline), paths, backend_names())
+    plans = [_Plan(one, runtimes, _batches_of(one, batches)) for one in bundles]
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
+    }
+    machine, before = machine_settings(), machine_conditions()
+    complete: list[list[Turn]] = []  # round by round, in the order of `running`
+    interrupted = False
+    with ExitStack() as processes:
+        running, skipped = _start(plans, chosen, warmup, processes)
+        candidates = [one.candidate for one in running]
+        if base is None and len({one.runtime for one in candidates}) > 1:
+            base = Own(None, candidates[0].runtime)
+        different = base.check(candidates, machine) if base else []
+        if base and different and not allow_different:
+            raise UsageError(
+                f"{base.name} was measured under different settings",
+                why="; ".join(different),
+                fix="the same settings, or --allow-different to compare all the same",
+            )
+        try:
+            _measure(running, complete, seconds=seconds, rounds=rounds)
+        except KeyboardInterrupt:
+            if on_interrupt == "raise" or not complete:
+                raise
+            interrupted = True
+    measurements = [one.measurement(turns) for one, turns in zip(running, zip(*complete, strict=True), strict=True)]
+    return BenchmarkReport(
+        measurements=measurements,
+        ratios=base.ratios(measurements) if base else [None] * len(measurements),
+        baseline=base.name if base else None,
+        differences=different,
+        machine=machine,
+        before=before,
+        after=machine_conditions(),
+        changed=differences(machine, machine_settings()),
+        skipped=skipped,
+        interrupted=interrupted,
+    )
+
+
+class _Plan(NamedTuple):
+    """What is to be measured of one bundle."""
+
+    bundle: Bundle
+    runtimes: Sequence[str]
+    batches: Sequence[int]
+
+    def resolve(self, options: Mapping[str, Any]) -> list[str]:
+        """The runtimes by name; `auto` is found out in a process that ends, since it tries and verifies several."""
+        names: list[str] = []
+        for name in self.runtimes:
+            if name == ALL:
+                names += backend_names()
+            elif name == "auto":
+                log.info("choosing a runtime for %s …", self.bundle.path)
+                worker = Worker(self.bundle.path, name, self.batches[0], options)
+                names.append(worker.loaded.describe["backend"])
+                worker.close()
+            else:
+                names.append(name)
+        return list(dict.fromkeys(names))
+
+
+class _Running(NamedTuple):
+    """A candidate, the process that runs it, and how many calls make its turn."""
+
+    candidate: Candidate
+    worker: Worker
+    calls: int
+
+    def measurement(self, rounds: Sequence[Turn]) -> Measurement:
+        loaded = self.worker.loaded
+        return Measurement(
+            **vars(self.candidate),
+            model=loaded.describe["model"],
+            bundle_precision=loaded.describe["bundle_precision"],
+            load_seconds=loaded.load_seconds,
+            first_call_seconds=loaded.first_call_seconds,
+            rounds=rounds,
+        )
+
+
+def _start(
+    plans: Sequence[_Plan], options: Mapping[str, Any], warmup: float, processes: ExitStack
+) -> tuple[list[_Running], list[dict[str, str]]]:
+    """Every candidate, loaded and warm, and which of `all` runtimes were left out; `processes` will end them."""
+    running: list[_Running] = []
+    skipped: list[dict[str, str]] = []
+    for plan in plans:
+        for runtime in plan.resolve(options):
+            try:
+                for batch in plan.batches:
+                    running.append(_load(plan.bundle.path, runtime, batch, options, warmup, processes))
+            except VitDeployError as error:
+                if ALL not in plan.runtimes or runtime in plan.runtimes:
+                    raise
+                log.info("leaving %s out: %s", runtime, error.what)
+                skipped.append({"bundle": str(plan.bundle.path), "runtime": runtime, "reason": error.what})
+    if not running:
+        reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in skipped)
+        raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
+    return running, skipped
+
+
+def _load(
+    path: Path, runtime: str, batch: int, options: Mapping[str, Any], warmup: float, processes: ExitStack
+) -> _Running:
+    log.info("loading %s on %s, batch %d …", path, runtime, batch)
+    worker = Worker(path, runtime, batch, options)
+    processes.callback(worker.close)
+    calls = warm_up(worker.turn, warmup)
+    settings = {key: value for key, value in worker.loaded.describe.items() if key not in _IDENTITY}
+    settings["callers"] = options.get("num_requests", 1)
+    return _Running(Candidate(str(path), runtime, batch, settings), worker, calls)
+
+
+def _measure(
+    running: Sequence[_Running], complete: list[list[Turn]], *, seconds: float | None, rounds: int | None
+) -> None:
+    """Appends round after round to `complete`, so that an interrupt leaves those that were."""
+    log.info("measuring %d candidates …", len(running))
+    turns = [partial(one.worker.turn, one.calls) for one in running]
+    told = begin = time.perf_counter()
+    for number, results in enumerate(interleave(turns, seconds=seconds, rounds=rounds), 1):
+        complete.append(results)
+        if time.perf_counter() - told >= PROGRESS_SECONDS:
+            told = time.perf_counter()
+            limit = f" of {seconds:g}" if seconds else ""
+            log.info("measuring: %d rounds, %.0f%s s", number, told - begin, limit)
+
+
+def interleave(
+    turns: Sequence[Callable[[], Result]],
+    *,
+    seconds: float | None,
+    rounds: int | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[list[Result]]:
+    """Complete rounds until `seconds` have passed or there are `rounds`; at least one.
+
+    Each takes every turn once, in a new random order (the same in every run); its results are in the order of `turns`.
+    """
+    chance = random.Random(0)
+    begin = clock()
+    for number in itertools.count(1):
+        order = chance.sample(range(len(turns)), len(turns))
+        results = {index: turns[index]() for index in order}
+        yield [results[index] for index in range(len(turns))]
+        if number == rounds or (seconds is not None and clock() - begin >= seconds):
+            return
+
+
+def warm_up(turn: Callable[[int], Turn], seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
+    """Calls for at least `seconds`, then says how many calls of a caller fill a turn."""
+    begin, latest = clock(), turn(1).seconds
+    while clock() - begin < seconds:
+        latest = turn(1).seconds
+    return min(TURN_CALLS, max(1, int(TURN_SECONDS / median(latest))))
+
+
+def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:
+    fixed = bundle.manifest.inputs[0].shape[0]
+    batches = []
+    for batch in wanted:
+        if batch is None:
+            batch = fixed if isinstance(fixed, int) else 1
+        if batch < 1:
+            raise UsageError(f"a batch of {batch} images cannot be measured", fix="--batch 1 or more")
+        if isinstance(fixed, int) and batch != fixed:
+            raise UsageError(
+                f"{bundle.path} cannot be measured with batch {batch}",
+                why=f"it was exported for batches of exactly {fixed}",
+                fix=f"--batch {fixed}, or vitdeploy export --batch dynamic",
+            )
+        batches.append(batch)
+    return batches
+
+
+def _check_duration(seconds: float | None, rounds: int | None, warmup: float) -> None:
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"{seconds} is no time to measure", fix="--seconds 10")
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"{rounds} rounds measure nothing", fix="--rounds 20")
+    if not 0 <= warmup < math.inf:
+        raise UsageError(f"{warmup} is no time to warm up", fix="--warmup 1")

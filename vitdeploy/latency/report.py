@@ -1,0 +1,202 @@
+"""A benchmark as a table for people, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.latency.baseline import SCHEMA_VERSION
+from vitdeploy.latency.measurement import PERCENTILES, Measurement, Ratio
+
+COLUMNS = ("p50 ms", "p90", "p95", "p99", "images/s", "load s", "first call ms", "peak MB", "calls")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What `benchmark` measured; `str()` is a table.
+
+    measurements   one for each candidate
+    ratios         time per image of each over its baseline's; None where it has none
+    baseline       what that is, in words
+    differences    settings in which an earlier run was different, in words
+    machine        settings of the machine, see `vitdeploy.machine.settings.machine_settings`
+    before, after  temperatures and load, see `machine_conditions`
+    changed        settings of the machine that changed while it measured, in words
+    skipped        `bundle`, `runtime` and `reason` of what could not run
+    interrupted    whether it was stopped before its time was over
+    """
+
+    measurements: Sequence[Measurement]
+    ratios: Sequence[Ratio | None]
+    baseline: str | None
+    differences: Sequence[str]
+    machine: Mapping[str, Any]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    changed: Sequence[str]
+    skipped: Sequence[Mapping[str, str]]
+    interrupted: bool = False
+    created: str = field(default_factory=_now)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; a later `benchmark` takes them as its baseline."""
+        from vitdeploy import __version__
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "created": self.created,
+            "vitdeploy": __version__,
+            "interrupted": self.interrupted,
+            "rounds": len(self.measurements[0].rounds),
+            "machine": {
+                "settings": dict(self.machine),
+                "before": dict(self.before),
+                "after": dict(self.after),
+                "changed": list(self.changed),
+            },
+            "baseline": self.baseline,
+            "differences": list(self.differences),
+            "candidates": [
+                {**one.to_dict(), "ratio": ratio._asdict() if ratio else None}
+                for one, ratio in zip(self.measurements, self.ratios, strict=True)
+            ],
+            "skipped": [dict(skip) for skip in self.skipped],
+        }
+
+    def to_csv(self) -> str:
+        """A line for each candidate under a line of names; units are in the names."""
+        lines = [_csv_line(one, ratio) for one, ratio in zip(self.measurements, self.ratios, strict=True)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def __str__(self) -> str:
+        return "\n".join([_in_words(self.machine), "", *self._table(), "", *self._settings(), *self._notes()])
+
+    def labels(self) -> list[str]:
+        """The candidates in words, bundles by the name of their folder where that tells them apart."""
+        names = short_names([one.bundle for one in self.measurements])
+        return [
+            f"{name} on {one.runtime}, batch {one.batch}" for name, one in zip(names, self.measurements, strict=True)
+        ]
+
+    def _table(self) -> list[str]:
+        header = ["bundle", "runtime", "batch", *COLUMNS] + (["ratio"] if self.baseline else [])
+        rows = [header]
+        names = short_names([one.bundle for one in self.measurements])
+        for name, one, ratio in zip(names, self.measurements, self.ratios, strict=True):
+            latency = one.latency_ms()
+            cells = [name, one.runtime, str(one.batch), *(digits(latency[f"p{p}"]) for p in PERCENTILES)]
+            cells += [digits(one.images_per_second), digits(one.load_seconds), digits(1000 * one.first_call_seconds)]
+            cells += ["-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.0f}", str(len(one.seconds))]
+            rows.append(cells + ([_ratio(ratio)] if self.baseline else []))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        to_left = ("bundle", "runtime", "ratio")
+        return [
+            "  ".join(
+                cell.ljust(width) if name in to_left else cell.rjust(width)
+                for name, cell, width in zip(header, row, widths, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+
+    def _settings(self) -> list[str]:
+        return list(dict.fromkeys(f"{one.runtime}: {_in_words(one.settings)}" for one in self.measurements))
+
+    def _notes(self) -> list[str]:
+        rounds = len(self.measurements[0].rounds)
+        notes = [f"{rounds} rounds, every candidate once a round in random order"]
+        if self.interrupted:
+            notes.append("INTERRUPTED: complete rounds count")
+        if any(len(one.seconds) < 100 for one in self.measurements):
+            notes.append("p99 of fewer than 100 calls is little less than their maximum")
+        if self.baseline:
+            paired = any(ratio is not None and ratio.paired for ratio in self.ratios)
+            how = "median of the rounds" if paired else "medians of two runs"
+            notes.append(f"ratio: time per image over {self.baseline}, {how} (95 % interval); below 1 is faster")
+        notes.append(
+            "peak MB: resident memory of a process that runs this alone, Python included, a GPU's own memory not"
+        )
+        for word, conditions in (("before", self.before), ("after", self.after)):
+            notes.append(f"{word}: {_conditions(conditions)}")
+        load = self.before["load_average"]
+        if load is not None and load > self.machine["cores"] / 2:
+            notes.append("THE MACHINE WAS BUSY: trust ratios before times")
+        notes += [f"changed while measuring: {text}" for text in self.changed]
+        notes += [f"compared all the same: {text}" for text in self.differences]
+        notes += [f"left out: {skip['bundle']} on {skip['runtime']}: {skip['reason']}" for skip in self.skipped]
+        return notes
+
+
+def short_names(bundles: Sequence[str]) -> list[str]:
+    """The folder's name of each bundle, or its path where two different ones have the same name."""
+    paths = [os.path.realpath(bundle) for bundle in bundles]
+    names = {path: Path(path).name for path in paths}
+    clash = len(set(names.values())) < len(names)
+    return [bundle if clash else names[path] for bundle, path in zip(bundles, paths, strict=True)]
+
+
+def _csv_line(one: Measurement, ratio: Ratio | None) -> dict[str, Any]:
+    value, low, high, paired = ratio or (None, None, None, None)
+    return {
+        **{key: getattr(one, key) for key in ("bundle", "model", "bundle_precision", "runtime", "batch")},
+        **{
+            key: one.settings.get(key)
+            for key in ("version", "device", "precision", "threads", "num_requests", "callers")
+        },
+        **{f"{name}_ms": value for name, value in one.latency_ms().items()},
+        "images_per_second": one.images_per_second,
+        "load_seconds": one.load_seconds,
+        "first_call_seconds": one.first_call_seconds,
+        "peak_memory_bytes": one.peak_bytes,
+        "rounds": len(one.rounds),
+        "calls": len(one.seconds),
+        "ratio": value,
+        "ratio_low": low,
+        "ratio_high": high,
+        "ratio_paired": paired,
+    }
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    texts = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name}={one}" for name, one in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        texts.append(f"{key.replace('_', ' ')} {value}")
+    return "; ".join(texts)
+
+
+def _conditions(conditions: Mapping[str, Any]) -> str:
+    temperatures, load = conditions["temperatures_c"], conditions["load_average"]
+    hot = max(temperatures, key=temperatures.get, default=None)
+    heat = "no temperature to read" if hot is None else f"{temperatures[hot]:.1f} °C ({hot})"
+    return f"{heat}, load average {'unknown' if load is None else load}"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "-"
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.3f} (too few rounds)"
+    interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.low < ratio.high else ""
+    return f"{ratio.value:.3f}{interval}"
+
+
+def digits(value: float) -> str:
+    """Three digits that count: 0.123, 1.23, 12.3, 1234."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

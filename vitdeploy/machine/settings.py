@@ -1,0 +1,116 @@
+"""What changes a measured time without being the thing that is measured, read from files that need no rights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.machine.hardware import ROOT, driver_version, read_cpu, read_gpus, read_text
+
+_VARIABLES = ("OMP_", "GOMP_", "KMP_", "TBB_", "MKL_", "CUDA_", "ORT_", "OV_")
+_JETSON_GPU = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|gb10b")
+
+
+def machine_settings(root: Path = ROOT) -> dict[str, Any]:
+    """What stays as it is unless somebody changes it, as JSON values; what the machine does not tell is left out.
+
+    processor    name of the CPU, or of the board on Arm
+    cores        usable by this process           cpu_limit   CPUs that a container may use
+    governor     of the CPU's frequency           max_mhz     the highest frequency that it may choose
+    boost        whether the CPU may exceed its nominal frequency
+    power_mode   nvpmodel's, on a Jetson          gpu_clocks  governor and limits of a Jetson's GPU
+    gpus         names of NVIDIA GPUs             driver      version of their driver
+    environment  variables that steer threads and devices
+    """
+    cpus = root / "sys/devices/system/cpu"
+    frequencies = (text for text in _texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_max_freq")) if text.isdigit())
+    facts = {
+        "processor": read_cpu(root).name,
+        "cores": usable_cores(),
+        "cpu_limit": _cpu_limit(root),
+        "governor": _joined(_texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"))),
+        "max_mhz": _joined(str(int(kilohertz) // 1000) for kilohertz in frequencies),
+        "boost": _boost(cpus),
+        "power_mode": _power_mode(root),
+        "gpu_clocks": _gpu_clocks(root),
+        "gpus": [gpu.name for gpu in read_gpus(root)],
+        "driver": driver_version(root),
+        "environment": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)},
+    }
+    return {key: value for key, value in facts.items() if value not in (None, "", {}, [])}
+
+
+def machine_conditions(root: Path = ROOT) -> dict[str, Any]:
+    """What moves while one measures: temperatures in degrees Celsius by sensor, and the load average of a minute."""
+    temperatures: dict[str, float] = {}
+    for name, reading in _sensors(root):
+        # A sensor that sleeps says -256, and a Jetson's PMIC always the same.
+        if re.fullmatch(r"-?\d+", reading) and -50_000 < int(reading) < 200_000 and not name.startswith("PMIC"):
+            temperatures[name] = max(int(reading) / 1000, temperatures.get(name, -273.0))
+    load = read_text(root / "proc/loadavg").split()
+    return {"temperatures_c": temperatures, "load_average": float(load[0]) if load else None}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Every setting that is not the same, in words: `there` is the earlier one."""
+    return [
+        f"{key} was {there.get(key, 'unknown')} and is {here.get(key, 'unknown')}"
+        for key in dict.fromkeys((*there, *here))
+        if there.get(key) != here.get(key)
+    ]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_limit(root: Path) -> float | None:
+    """CPUs of a control group: `200000 100000` means two, `max 100000` any number."""
+    quota = re.match(r"(\d+) ([1-9]\d*)", read_text(root / "sys/fs/cgroup/cpu.max"))
+    return int(quota[1]) / int(quota[2]) if quota else None
+
+
+def _boost(cpus: Path) -> bool | None:
+    for name, yes in (("cpufreq/boost", "1"), ("intel_pstate/no_turbo", "0")):
+        if text := read_text(cpus / name).strip():
+            return text == yes
+    return None
+
+
+def _power_mode(root: Path) -> str | None:
+    """What `nvpmodel -q` says, without the rights that it asks for."""
+    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
+    if not status:
+        return None
+    mode = int(status[1])
+    models = read_text(root / "etc/nvpmodel.conf")
+    name = re.search(rf"^\s*<\s*POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", models, re.MULTILINE)
+    return f"{name[1]} ({mode})" if name else str(mode)
+
+
+def _gpu_clocks(root: Path) -> dict[str, str]:
+    devices = (path for path in sorted((root / "sys/class/devfreq").glob("*")) if _JETSON_GPU.search(path.name))
+    facts = {path.name: [read_text(path / f).strip() for f in ("governor", "min_freq", "max_freq")] for path in devices}
+    return {name: f"{governor}, {low} to {high} Hz" for name, (governor, low, high) in facts.items()}
+
+
+def _sensors(root: Path) -> Iterator[tuple[str, str]]:
+    """Name and reading of every temperature sensor; some of them refuse to be read, which gives an empty text."""
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        yield read_text(zone / "type").strip(), read_text(zone / "temp").strip()
+    for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        for value in sorted(chip.glob("temp*_input")):
+            yield read_text(chip / "name").strip(), read_text(value).strip()
+
+
+def _texts(paths: Iterable[Path]) -> Iterator[str]:
+    return (text for path in paths if (text := read_text(path).strip()))
+
+
+def _joined(values: Iterable[str]) -> str:
+    """The different values of all cores, usually one."""
+    return ", ".join(sorted(set(values)))

@@ -1,0 +1,1 @@
+"""Rewrites of a graph that change no output beyond rounding; one file each."""

@@ -1,0 +1,206 @@
+"""Batch normalisation goes into its neighbours."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.graph.edit import (
+    Array,
+    Builder,
+    attribute,
+    constant,
+    of_type,
+    only_consumer,
+    producer,
+    replace,
+    set_constant,
+    sizes,
+)
+from vitdeploy.passes.base import GraphPass
+
+
+class FoldBatchNorm(GraphPass):
+    """Folds BatchNormalization, at inference a * x + b per channel, into what stands before or behind it.
+
+    In order of preference: the weights of the convolution before it; the weights of a convolution without padding
+    behind it; behind a mean over all positions, which it commutes with, and there into a linear layer. The last is a
+    matter of correctness too: OpenVINO's INT8 pipeline computes BatchNormalization, Reshape, ReduceMean, Add wrong.
+    """
+
+    name: ClassVar[str] = "fold_batch_norm"
+    expects: ClassVar[str] = "Weights are initializers."
+    guarantees: ClassVar[str] = (
+        "No BatchNormalization is the only reader of a convolution, or is read by nothing but a spatial mean."
+    )
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        """Fold each BatchNormalization that has a neighbour to take it."""
+        changes = []
+        for node in of_type(model.graph, "BatchNormalization"):
+            affine, source, name = _affine(node), node.inputs[0], node.name
+            if affine is None or source is None:
+                continue
+            taken = (
+                _into_convolution_before(node, source, affine)
+                or _into_convolution_behind(node, source, affine)
+                or _behind_mean(node, source, affine)
+            )
+            if taken:
+                changes.append(f"{name}: folded {taken}")
+        return changes
+
+
+class _Affine(NamedTuple):
+    scale: Array
+    shift: Array
+
+
+def _affine(node: ir.Node) -> _Affine | None:
+    """The node as a * x + b per channel, in float64."""
+    arrays = [constant(value) for value in node.inputs[1:5]]
+    if attribute(node, "training_mode", 0) or any(array is None for array in arrays):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, dtype=np.float64) for array in arrays)
+    scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    return _Affine(scale, beta - mean * scale)
+
+
+def _into_convolution_before(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
+    conv = producer(source)
+    if conv is None or conv.op_type not in ("Conv", "ConvTranspose") or only_consumer(source) is not node:
+        return None
+    weight, bias = constant(conv.inputs[1]), _bias(conv)
+    if weight is None or bias is None:
+        return None
+    if conv.op_type == "Conv":
+        scaled = weight * affine.scale.reshape(-1, *[1] * (weight.ndim - 1))
+    else:  # [in, out / group, ...], the input channels of a group beside each other
+        group, per_group = attribute(conv, "group", 1), weight.shape[1]
+        factors = affine.scale.reshape(group, 1, per_group).repeat(weight.shape[0] // group, axis=1)
+        scaled = weight * factors.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+    _set_weights(conv, weight, scaled, bias * affine.scale + affine.shift)
+    replace(node, source)
+    return f"into {conv.name}"
+
+
+def _into_convolution_behind(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
+    """Padding would see the shift as part of the image's border, so there must be none."""
+    conv = only_consumer(node.outputs[0], "Conv")
+    if conv is None or conv.inputs[0] is not node.outputs[0]:
+        return None
+    if any(attribute(conv, "pads", ())) or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    weight, bias = constant(conv.inputs[1]), _bias(conv)
+    if weight is None or bias is None:
+        return None
+    group = attribute(conv, "group", 1)
+    per_output = weight.shape[0] // group, 1
+    scale, shift = (np.tile(part.reshape(group, 1, -1), (1, *per_output)).reshape(weight.shape[:2]) for part in affine)
+    taps = weight.sum(axis=tuple(range(2, weight.ndim)), dtype=np.float64)
+    scaled = weight * scale.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+    _set_weights(conv, weight, scaled, bias + (taps * shift).sum(axis=1))
+    replace(node, source)
+    return f"into {conv.name}"
+
+
+def _bias(conv: ir.Node) -> Array | None:
+    """The bias in float64, zero where the convolution has none; None where it is computed."""
+    if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+        found = constant(conv.inputs[2])
+        return None if found is None else found.astype(np.float64)
+    return np.zeros(1)
+
+
+def _set_weights(conv: ir.Node, weight: Array, scaled: Array, bias: Array) -> None:
+    set_constant(conv, 1, scaled.astype(weight.dtype), "weight")
+    set_constant(conv, 2, bias.astype(weight.dtype), "bias")
+
+
+def _behind_mean(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
+    """The mean of a * x + b over all positions is a * mean(x) + b."""
+    reader = only_consumer(node.outputs[0])
+    mean = _spatial_mean(node, reader)
+    if reader is None or mean is None or mean.outputs[0].shape is None:
+        return None
+    replace(node, source)
+    end = _last_view(mean, len(affine.scale))
+    linear = _into_linear(end.outputs[0], affine)
+    if linear is not None:
+        return f"behind {mean.name} into {linear.name}"
+    _apply(end, affine)
+    return f"behind {mean.name}"
+
+
+def _spatial_mean(node: ir.Node, reader: ir.Node | None) -> ir.Node | None:
+    """The mean over all axes but batch and channel that `reader` is, or that follows if it flattens these axes."""
+    if reader is None:
+        return None
+    before = sizes(node.outputs[0])
+    if reader.op_type == "Reshape" and before is not None and reader.inputs[0] is node.outputs[0]:
+        flat = sizes(reader.outputs[0])
+        if flat is None or len(flat) != 3 or flat[:2] != before[:2]:
+            return None
+        return _spatial_mean(reader, only_consumer(reader.outputs[0]))
+    if reader.op_type == "GlobalAveragePool":
+        return reader
+    if reader.op_type != "ReduceMean" or before is None or len(before) < 3:
+        return None
+    axes = constant(reader.inputs[1]) if len(reader.inputs) > 1 else attribute(reader, "axes")
+    reduced = set() if axes is None else {int(axis) % len(before) for axis in axes}
+    return reader if reduced == set(range(2, len(before))) else None
+
+
+def _last_view(mean: ir.Node, channels: int) -> ir.Node:
+    """The node after which the means are [B, C], if only such views follow; else `mean`."""
+    reader = only_consumer(mean.outputs[0])
+    if reader is not None and reader.op_type in ("Reshape", "Flatten", "Squeeze"):
+        before, after = sizes(mean.outputs[0]), sizes(reader.outputs[0])
+        if before is not None and after is not None and len(after) == 2 and after == (before[0], channels):
+            return reader
+    return mean
+
+
+def _into_linear(value: ir.Value, affine: _Affine) -> ir.Node | None:
+    """Fold into the Gemm, or the MatMul and Add, that alone reads `value` [B, C]; the node whose weights changed."""
+    reader, shape = only_consumer(value), sizes(value)
+    if reader is None or shape is None or len(shape) != 2 or reader.inputs[0] is not value:
+        return None
+    weight = constant(reader.inputs[1]) if reader.op_type in ("Gemm", "MatMul") else None
+    if weight is None or weight.ndim != 2:
+        return None
+    if reader.op_type == "Gemm":
+        bias_holder, bias_index = reader, 2
+        if attribute(reader, "transA", 0) or {attribute(reader, factor, 1.0) for factor in ("alpha", "beta")} != {1.0}:
+            return None
+    else:
+        add = only_consumer(reader.outputs[0], "Add")
+        if add is None:
+            return None
+        bias_holder, bias_index = add, 1 if add.inputs[0] is reader.outputs[0] else 0
+    has_bias = len(bias_holder.inputs) > bias_index and bias_holder.inputs[bias_index] is not None
+    bias = constant(bias_holder.inputs[bias_index]) if has_bias else np.zeros(1)
+    if bias is None or bias.ndim > 1:
+        return None
+    transposed = bool(attribute(reader, "transB", 0))
+    matrix = (weight.T if transposed else weight).astype(np.float64)
+    scaled = affine.scale[:, None] * matrix
+    set_constant(reader, 1, (scaled.T if transposed else scaled).astype(weight.dtype), "weight")
+    set_constant(bias_holder, bias_index, (bias + affine.shift @ matrix).astype(weight.dtype), "bias")
+    return reader
+
+
+def _apply(end: ir.Node, affine: _Affine) -> None:
+    """Put a Mul and an Add per channel behind `end`."""
+    value, graph = end.outputs[0], end.graph
+    assert graph is not None
+    assert value.shape is not None
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+    scale, shift = (part.astype(dtype).reshape(-1, *[1] * (len(value.shape) - 2)) for part in affine)
+    add = Builder(graph, end)
+    attributes = {name: found.value for name, found in end.attributes.items()}
+    means = add.op(end.op_type, end.inputs, value.shape, **attributes)
+    scaled = add.op("Mul", [means, add.constant(scale, "scale")], value.shape)
+    replace(end, add.op("Add", [scaled, add.constant(shift, "shift")], value.shape))

@@ -1,0 +1,77 @@
+"""The scale of an attention, folded into the projection that makes the queries."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.graph.edit import Array, constant, of_type, only_consumer, producer, replace
+from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.projection import find_columns
+
+
+class FoldQueryScale(GraphPass):
+    """scale * (x W + b) = x (scale W) + scale b, on the columns of the queries only.
+
+    Takes a scalar on either operand of a product of two computed matrices, or on the product itself. A Mul stays where
+    the projection, or its part of a fused one, has another reader, such as queries that are keys elsewhere.
+    """
+
+    name = "fold_query_scale"
+    expects = (
+        "attention as MatMul, Softmax, MatMul with the scale a scalar constant, q, k, v parts of one Split at most"
+    )
+    guarantees = "no scale in front of an attention product whose operand is a projection that serves nothing else"
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        """Fold scale after scale."""
+        changes = []
+        for node in of_type(model.graph, "Mul", "Div"):
+            scaled, factor = _scalar_factor(node)
+            for operand in () if scaled is None else _operands(node, scaled):
+                found = find_columns(operand)
+                if found is not None:
+                    projection, columns = found
+                    weight = projection.map_columns(partial(_scaled, columns=columns, factor=factor))
+                    changes.append(f"{node.name}: folded the scale {factor:.6g} into {weight}")
+                    assert scaled is not None
+                    replace(node, scaled)
+                    break
+        return changes
+
+
+def _scalar_factor(node: ir.Node) -> tuple[ir.Value | None, float]:
+    """What `node` multiplies, and by which number; None where the factor is not one constant number."""
+    first, second = node.inputs
+    orders = [(first, second)] if node.op_type == "Div" else [(first, second), (second, first)]
+    for scaled, factor in orders:
+        number = constant(factor)
+        if scaled is None or number is None or number.size != 1 or scaled.shape is None or constant(scaled) is not None:
+            continue
+        if number.ndim <= len(scaled.shape) and float(number.item()) != 0:
+            return scaled, 1 / float(number.item()) if node.op_type == "Div" else float(number.item())
+    return None, 1.0
+
+
+def _operands(node: ir.Node, scaled: ir.Value) -> list[ir.Value]:
+    """The matrices that may take the scale: what is scaled before a product, or either side of a scaled product."""
+    product = producer(scaled, "MatMul")
+    if product is not None and _both_computed(product):
+        left, right = product.inputs
+        return [] if only_consumer(scaled) is not node or left is right else [v for v in (left, right) if v is not None]
+    user = only_consumer(node.outputs[0])
+    while user is not None and user.op_type in ("Reshape", "Transpose"):
+        user = only_consumer(user.outputs[0])
+    return [scaled] if user is not None and user.op_type == "MatMul" and _both_computed(user) else []
+
+
+def _both_computed(product: ir.Node) -> bool:
+    return all(constant(value) is None for value in product.inputs)
+
+
+def _scaled(weights: Array, columns: slice, factor: float) -> Array:
+    out = weights.astype(np.float64)
+    out[..., columns] *= factor
+    return out

@@ -1,0 +1,228 @@
+"""Shapes that are known become constants."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+from vitdeploy.graph.edit import (
+    Array,
+    Builder,
+    attribute,
+    bypass,
+    constant,
+    consumers,
+    inherit_name,
+    of_type,
+    producer,
+    remove_unused,
+    reshape_target,
+    sizes,
+)
+from vitdeploy.passes.base import GraphPass
+
+
+class StaticShapes(GraphPass):
+    """Replaces computed shapes by constants, and removes what changes neither shape nor type.
+
+    A captured graph computes every target shape from the free batch, although all else in it is known. A Reshape with
+    -1 for the batch, or an Expand with 1 for it, says the same as a constant. Transposed weights are stored transposed
+    under their own names: general constant folding would name them after the operator.
+    """
+
+    name: ClassVar[str] = "static_shapes"
+    expects: ClassVar[str] = "What a Reshape or Expand gives is annotated with its shape; free dimensions have names."
+    guarantees: ClassVar[str] = (
+        "No Reshape or Expand reads a computed shape that its annotation tells, apart from an Expand over the batch; "
+        "every value that shape inference reaches is annotated."
+    )
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        """Apply the rules below to each node in topological order, again for as long as annotations come to light."""
+        lifted = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        changes = ["graph: Constant nodes became initializers"] if lifted.modified else []
+        annotated = True
+        while annotated:
+            for node in of_type(model.graph, *_RULES):
+                name = node.name
+                line = next(filter(None, (rule(model.graph, node) for rule in _RULES[node.op_type])), None)
+                changes += [f"{name}: {line}"] if line else []
+            annotated = _annotate(model)
+            changes += ["graph: shapes inferred"] if annotated else []
+        return changes
+
+
+def _annotate(model: ir.Model) -> bool:
+    """Infer the shapes and types that the exporter left out; says whether there were any."""
+    remove_unused(model)
+    if any(node.op_type in ("SplitToSequence", "SequenceConstruct") for node in model.graph):
+        return False  # shape inference of onnx-ir would state the type of a tensor for a sequence
+    before = _unannotated(model)
+    if before:
+        ShapeInferencePass()(model)
+    return _unannotated(model) < before
+
+
+def _unannotated(model: ir.Model) -> int:
+    return sum(value.shape is None or value.type is None for node in model.graph for value in node.outputs)
+
+
+def _no_operation(graph: ir.Graph, node: ir.Node) -> str | None:
+    """Identity, and Reshape or Expand to the shape that is there already."""
+    shape = sizes(node.inputs[0])
+    same = shape is not None and shape == sizes(node.outputs[0])
+    return "removed, no operation" if (same or node.op_type == "Identity") and bypass(node, node.inputs[0]) else None
+
+
+def _same_type(graph: ir.Graph, node: ir.Node) -> str | None:
+    """Cast and CastLike to the type that is there already; CastLike to a known type becomes Cast."""
+    source = node.inputs[0]
+    assert source is not None
+    like = node.inputs[1].dtype if node.op_type == "CastLike" and node.inputs[1] is not None else None
+    wanted = like if node.op_type == "CastLike" else ir.DataType(attribute(node, "to"))
+    if wanted is None or source.dtype is None:
+        return None
+    if source.dtype == wanted:
+        return "removed, no operation" if bypass(node, source) else None
+    if node.op_type == "Cast":
+        return None
+    cast = Builder(graph, node).op("Cast", [source], node.outputs[0].shape, dtype=wanted, to=int(wanted))
+    return "became Cast" if bypass(node, cast) else None
+
+
+def _constant_reshape(graph: ir.Graph, node: ir.Node) -> str | None:
+    shape = sizes(node.outputs[0])
+    target = None if shape is None else reshape_target(shape)
+    if target is None or (_equal(constant(node.inputs[1]), target) and not attribute(node, "allowzero", 0)):
+        return None
+    node.replace_input_with(1, Builder(graph, node).constant(target, "shape"))
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+    return f"to the constant shape {target.tolist()}"
+
+
+def _constant_expand(graph: ir.Graph, node: ir.Node) -> str | None:
+    """A free dimension that the input has already is left alone by a 1."""
+    before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
+    if before is None or after is None:
+        return None
+    padded = (1,) * (len(after) - len(before)) + before
+    target = [new if isinstance(new, int) else 1 for new in after]
+    kept = all(old == new for old, new in zip(padded, after, strict=True) if isinstance(new, str))
+    if not kept or _equal(constant(node.inputs[1]), np.array(target)):
+        return None
+    node.replace_input_with(1, Builder(graph, node).constant(np.array(target, dtype=np.int64), "shape"))
+    return f"to the constant shape {target}"
+
+
+def _constant_resize(graph: ir.Graph, node: ir.Node) -> str | None:
+    """Computed output sizes become the scales that a runtime derives from them."""
+    before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
+    by_size = len(node.inputs) == 4 and node.inputs[3] is not None
+    if not by_size or constant(node.inputs[3]) is not None or before is None or after is None:
+        return None
+    if attribute(node, "axes") is not None or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
+    pairs = list(zip(before, after, strict=True))
+    if any(isinstance(old, str) or isinstance(new, str) for old, new in pairs if old != new):
+        return None
+    ratios = [1.0 if old == new else new / old for old, new in pairs]  # type: ignore[operator]
+    scales = np.array(ratios, dtype=np.float32)
+    reached = [old if old == new else int(np.float32(old) * s) for (old, new), s in zip(pairs, scales, strict=True)]
+    if reached != list(after):  # rounding would lose a pixel
+        return None
+    node.resize_inputs(3)
+    node.replace_input_with(2, Builder(graph, node).constant(scales, "scales"))
+    return "by constant scales"
+
+
+def _known_dimensions(graph: ir.Graph, node: ir.Node) -> str | None:
+    """Shape, or Gather and Slice of one, where only known dimensions are asked for."""
+    shape_node = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
+    shape = None if shape_node is None or shape_node.inputs[0] is None else shape_node.inputs[0].shape
+    if shape_node is None or shape is None:
+        return None
+    first, last = attribute(shape_node, "start", 0), attribute(shape_node, "end", len(shape))
+    asked: Array = np.array(list(shape)[first:last], dtype=object)
+    if node.op_type == "Gather":
+        indices = constant(node.inputs[1])
+        if indices is None:
+            return None
+        asked = np.asarray(asked[indices], dtype=object)
+    elif node.op_type == "Slice":
+        bounds = [constant(value) for value in node.inputs[1:]]
+        if any(bound is None or bound.size != 1 for bound in bounds):
+            return None
+        start, stop, *axis_and_step = (int(bound.item()) for bound in bounds if bound is not None)
+        asked = asked[start : stop : axis_and_step[1] if len(axis_and_step) == 2 else 1]
+    if not all(isinstance(dim, int) for dim in asked.flat):
+        return None
+    known = Builder(graph, node).constant(asked.astype(np.int64), "dimensions")
+    return f"became the constant {asked.tolist()}" if bypass(node, known) else None
+
+
+def _constant_transpose(graph: ir.Graph, node: ir.Node) -> str | None:
+    """The transposed weight of a linear layer is one constant for all its readers, under the weight's own name."""
+    weight = node.inputs[0]
+    array = constant(weight)
+    if weight is None or array is None or not weight.is_initializer():
+        return None
+    perm = attribute(node, "perm")
+    moved = Builder(graph, node).constant(array.transpose(perm), "weight")
+    alike = [user for user in consumers(weight) if user.op_type == "Transpose" and attribute(user, "perm") == perm]
+    replaced = [bypass(user, moved) for user in alike]
+    if not any(replaced):
+        return None
+    inherit_name(moved, weight)
+    return f"folded into {moved.name}"
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> str | None:
+    """SplitToSequence whose parts are all taken by constant position becomes Split."""
+    source, axis = node.inputs[0], attribute(node, "axis", 0)
+    shape = None if source is None else sizes(source)
+    chunk = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    takers = [use.node for use in node.outputs[0].uses()]
+    length = None if shape is None else shape[axis]
+    if chunk is None or shape is None or not isinstance(length, int) or node.outputs[0].is_graph_output():
+        return None
+    positions = [constant(taker.inputs[1]) if taker.op_type == "SequenceAt" else None for taker in takers]
+    if any(position is None for position in positions):
+        return None
+    parts = chunk.tolist() if chunk.ndim else [min(int(chunk), length - at) for at in range(0, length, int(chunk))]
+    split = Builder(graph, node).constant(np.array(parts, dtype=np.int64), "split")
+    new = ir.node("Split", [source, split], attributes={"axis": axis}, num_outputs=len(parts), name=_split_name(node))
+    for place, (out, part) in enumerate(zip(new.outputs, parts, strict=True)):
+        out.name = f"{new.name}.out{place or ''}"
+        out.type = None if source is None else source.type
+        out.shape = ir.Shape([part if index == axis % len(shape) else dim for index, dim in enumerate(shape)])
+    graph.insert_before(node, new)
+    for taker, position in zip(takers, positions, strict=True):
+        assert position is not None
+        bypass(taker, new.outputs[int(position)])
+    return f"became Split into {parts}"
+
+
+def _split_name(node: ir.Node) -> str:
+    return (node.name or "").replace("SplitToSequence", "Split")
+
+
+def _equal(found: Array | None, wanted: Array) -> bool:
+    return found is not None and np.array_equal(found, wanted)
+
+
+_RULES = {
+    "Identity": (_no_operation,),
+    "Reshape": (_no_operation, _constant_reshape),
+    "Expand": (_no_operation, _constant_expand),
+    "Cast": (_same_type,),
+    "CastLike": (_same_type,),
+    "Shape": (_known_dimensions,),
+    "Gather": (_known_dimensions,),
+    "Slice": (_known_dimensions,),
+    "Resize": (_constant_resize,),
+    "SplitToSequence": (_split,),
+    "Transpose": (_constant_transpose,),
+}

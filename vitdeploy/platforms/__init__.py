@@ -1,0 +1,1 @@
+"""What devices and TensorRT versions can do, as rules that need no device."""

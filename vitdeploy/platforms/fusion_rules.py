@@ -1,0 +1,346 @@
+"""Attention blocks and layer norms of a graph, each held against the rules by which TensorRT fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from vitdeploy.graph.edit import attribute, constant, consumers, of_type, producer, sizes
+from vitdeploy.platforms.capabilities import (
+    ATTENTION,
+    ATTENTION_KERNELS,
+    INT8_ATTENTION_CAUTION,
+    NEWCOMERS,
+    AttentionKernels,
+    Platform,
+    dotted,
+)
+
+Sizes = tuple[int | str, ...]
+
+TYPE_NAMES = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT8: "int8",
+}
+_HALF = {"fp16", "bf16"}
+_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+# What may be met on the way from one product to the softmax or from there to the other; most of it breaks the pattern.
+_PASSABLE = frozenset(
+    {
+        *("Add", "Cast", "Clip", "Div", "Dropout", "Expand", "Identity", "Mul", "Reshape", "Squeeze", "Sub"),
+        *("Transpose", "Unsqueeze", "Where", _QUANTIZE, _DEQUANTIZE),
+    }
+)
+_MASKS = ("Add", "Where")
+_REACH = 8
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition: `holds` is None where the sources do not say; `fix` is what to change where it does not hold."""
+
+    name: str
+    holds: bool | None
+    detail: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether INT8 can beat FP16, as far as rules can tell without a GPU: `no` or `measure`."""
+
+    answer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention block or a layer norm: what it is, the type it computes in, and the rules."""
+
+    name: str
+    shape: str
+    precision: str
+    rules: tuple[Rule, ...]
+    int8: Verdict | None = None
+
+    @property
+    def fuses(self) -> bool | None:
+        """True where every rule holds, False where one does not, None where the sources do not say."""
+        states = {rule.holds for rule in self.rules}
+        return False if False in states else None if None in states else True
+
+    @property
+    def open_rules(self) -> tuple[Rule, ...]:
+        """The rules that do not hold, or may not."""
+        return tuple(rule for rule in self.rules if not rule.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "precision": self.precision,
+            "fuses": self.fuses,
+            "rules": [{"rule": r.name, "holds": r.holds, "detail": r.detail, "fix": r.fix} for r in self.rules],
+            "int8": None if self.int8 is None else {"answer": self.int8.answer, "reason": self.int8.reason},
+        }
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention found in a graph: two products, the softmax, and what stands between them."""
+
+    first: ir.Node
+    softmax: ir.Node
+    second: ir.Node
+    before: tuple[ir.Node, ...]
+    after: tuple[ir.Node, ...]
+
+    @property
+    def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Query [B, N, S_q, H], transposed key [B, N, H, S_kv] and value [B, N, S_kv, H]."""
+        return _operand(self.first, 0), _operand(self.first, 1), _operand(self.second, 1)
+
+    @property
+    def precision(self) -> str:
+        """Type of the products: `int8` where both inputs of the first are dequantized."""
+        query, key, _ = self.operands
+        return "int8" if all(producer(v, _DEQUANTIZE) for v in (query, key)) else type_name(query)
+
+
+def find_attentions(graph: ir.Graph) -> Iterator[Attention]:
+    """Every MatMul, Softmax, MatMul whose operands are all of rank 3 or more."""
+    for softmax in of_type(graph, "Softmax"):
+        up = _towards_first(_operand(softmax, 0), _REACH)
+        down = _towards_second(softmax.outputs[0], _REACH)
+        if up is not None and down is not None:
+            yield Attention(up[-1], softmax, down[-1], tuple(reversed(up[:-1])), tuple(down[:-1]))
+
+
+def judge_attention(found: Attention, platform: Platform) -> Block:
+    """The attention held against every rule of fused attention."""
+    query, key, value = (sizes(operand) for operand in found.operands)
+    shape = "unknown shape"
+    if query is None or key is None or value is None or {len(query), len(key), len(value)} != {4}:
+        rules = [Rule("rank", False, "query, key and value are not of rank 4", "[batch, heads, tokens, head size]")]
+        verdict = Verdict("no", "no fused kernel takes this form")
+    else:
+        shape = f"{query[1]} heads, {query[2]} x {key[3]} tokens, head size {query[3]}"
+        rules = [
+            Rule("rank", True, "[batch, heads, tokens, head size]"),
+            _batch(query, key, value),
+            _head_size(query[3], found.precision),
+            _lengths(query[2], key[3], found.precision),
+        ]
+        verdict = _int8_verdict(query, key, platform)
+    rules += [_scale(found), _between(found), _types(found), *_quantization(found), _gpu(platform, found.precision)]
+    return Block(str(found.softmax.name), shape, found.precision, tuple(rules), verdict)
+
+
+def layer_norms(graph: ir.Graph, platform: Platform) -> Iterator[Block]:
+    """Every layer norm, one operator or written out, held against the rules of the normalization kernel."""
+    for node in graph:
+        if node.op_type == "LayerNormalization":
+            yield _layer_norm(node, platform)
+        elif _is_written_out(node):
+            yield _written_out(node, platform)
+
+
+def type_name(value: ir.Value) -> str:
+    """fp32, fp16, bf16, int8, or ONNX's own name."""
+    return "unknown" if value.dtype is None else TYPE_NAMES.get(value.dtype, value.dtype.name.lower())
+
+
+def _towards_first(value: ir.Value, reach: int) -> list[ir.Node] | None:
+    """Nodes from the softmax's input up to the first product, which is the last of the list."""
+    node = producer(value)
+    if node is None or reach == 0:
+        return None
+    if node.op_type == "MatMul":
+        return [node] if all(_is_matrix_stack(v) for v in node.inputs) else None
+    if node.op_type not in _PASSABLE:
+        return None
+    for operand in node.inputs:
+        found = None if operand is None else _towards_first(operand, reach - 1)
+        if found is not None:
+            return [node, *found]
+    return None
+
+
+def _towards_second(value: ir.Value, reach: int) -> list[ir.Node] | None:
+    """Nodes from the softmax's output down to the second product, which is the last of the list."""
+    for node in consumers(value) if reach else ():
+        if node.op_type == "MatMul" and node.inputs[0] is value and _is_matrix_stack(node.inputs[1]):
+            return [node]
+        found = _towards_second(node.outputs[0], reach - 1) if node.op_type in _PASSABLE else None
+        if found is not None:
+            return [node, *found]
+    return None
+
+
+def _is_matrix_stack(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) >= 3
+
+
+def _batch(query: Sizes, key: Sizes, value: Sizes) -> Rule:
+    detail = f"batch of query, key and value: {query[0]}, {key[0]}, {value[0]}"
+    if not query[0] == key[0] == value[0]:
+        return Rule("batch", False, detail, "expand the constant one to the batch, or export with --batch 1")
+    heads, groups = query[1], key[1]
+    shared = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
+    fits = groups == value[1] and (heads == groups or shared)
+    return Rule("batch", fits, f"{detail}; heads: {heads}, {groups}", None if fits else "as many key as value heads")
+
+
+def _head_size(head: int | str, precision: str) -> Rule:
+    low, high, step = ATTENTION.half_head
+    if precision == "int8":
+        holds = head in ATTENTION.int8_heads
+        fix = f"leave this attention in FP16; INT8 takes {', '.join(map(str, ATTENTION.int8_heads))}"
+    else:
+        holds = isinstance(head, int) and low <= head <= high and head % step == 0
+        fix = f"pad the head to a multiple of {step} between {low} and {high}"
+    return Rule("head size", holds, str(head), None if holds else fix)
+
+
+def _lengths(queries: int | str, keys: int | str, precision: str) -> Rule:
+    int8 = precision == "int8"
+    limit = ATTENTION.int8_max_sequence if int8 else ATTENTION.half_max_keys
+    holds = all(isinstance(n, int) and n <= limit for n in ((queries, keys) if int8 else (keys,)))
+    fix = "leave this attention in FP16" if int8 else "FP32 for this attention"
+    return Rule("tokens", holds, f"{queries} x {keys}, limit {limit}", None if holds else fix)
+
+
+def _scale(found: Attention) -> Rule:
+    scaled = [node for node in found.before if _scales(node)]
+    if not scaled:
+        return Rule("scale", True, "nothing scales the scores")
+    return Rule("scale", False, f"{scaled[0].name} scales the scores", "multiply the query before the first product")
+
+
+def _between(found: Attention) -> Rule:
+    masks = [node for node in found.before if node.op_type in _MASKS]
+    quantized = {_QUANTIZE, _DEQUANTIZE} if found.precision == "int8" else set()
+    path = [node for node in (*found.before, *found.after) if node.op_type not in quantized and not _scales(node)]
+    others = [node for node in path if node not in masks]
+    scores = [node.outputs[0] for node in (found.first, *found.before, found.softmax)]
+    shared = [value.name for value in scores if len(consumers(value)) > 1 or value.is_graph_output()]
+    if others:
+        names = ", ".join(f"{node.op_type} {node.name}" for node in others)
+        return Rule("between", False, names, "nothing but one mask between the two products")
+    if len(masks) > 1:
+        return Rule("between", False, f"{len(masks)} masks are added", "add the masks to each other first")
+    if shared:
+        return Rule("between", False, f"{shared[0]} is read elsewhere too", "no other reader of the scores")
+    return Rule("between", True, "one mask" if masks else "nothing")
+
+
+def _types(found: Attention) -> Rule:
+    kinds = {"int8"} if found.precision == "int8" else {type_name(value) for value in found.operands}
+    holds = len(kinds) == 1 and kinds <= {*_HALF, "int8"}
+    fix = (
+        "vitdeploy export … --fp16, or --int8 for tensorrt10 or 11, whose rest is FP16; what stays FP32 has its reason "
+        "in the manifest (kept_fp32)"
+    )
+    return Rule("types", holds, " and ".join(sorted(kinds)), None if holds else fix)
+
+
+def _quantization(found: Attention) -> Iterator[Rule]:
+    """Where a product is quantized at all: all five places, the key's transpose before its Q/DQ."""
+    places = {
+        **{
+            name: producer(value, _DEQUANTIZE) is not None
+            for name, value in zip(("query", "key", "value"), found.operands, strict=True)
+        },
+        "softmax": any(node.op_type == _DEQUANTIZE for node in found.after),
+    }
+    if any(places.values()):
+        places["output"] = any(node.op_type == _QUANTIZE for node in consumers(found.second.outputs[0]))
+        missing = [name for name, there in places.items() if not there]
+        detail = f"no Q/DQ right at {', '.join(missing)}" if missing else "Q/DQ on both products, softmax and output"
+        yield Rule("Q/DQ", not missing, detail, "Q/DQ in all of these places or in none" if missing else None)
+
+
+def _gpu(platform: Platform, precision: str) -> Rule:
+    if platform.sm is not None and platform.sm < ATTENTION.min_sm:
+        return Rule("GPU", False, f"compute capability {dotted(platform.sm)}", f"{dotted(ATTENTION.min_sm)} or newer")
+    row = _kernels(platform)
+    if row is None:
+        return Rule("GPU", True, platform.versions)
+    holds = row.int8 if precision == "int8" else row.half
+    fix = None if holds else "leave this attention in FP16" if precision == "int8" else "TensorRT 10.3 or newer"
+    return Rule("GPU", holds, row.reason, fix)
+
+
+def _kernels(platform: Platform) -> AttentionKernels | None:
+    fits = (row for row in ATTENTION_KERNELS if row.oldest <= platform.oldest <= row.newest)
+    return next((row for row in fits if row.sm in (None, platform.sm)), None)
+
+
+def _int8_verdict(query: Sizes, key: Sizes, platform: Platform) -> Verdict:
+    rules = (_head_size(query[3], "int8"), _lengths(query[2], key[3], "int8"), _gpu(platform, "int8"))
+    broken = [f"{rule.name}: {rule.detail}" for rule in rules if not rule.holds]
+    return Verdict("no", "; ".join(broken)) if broken else Verdict("measure", INT8_ATTENTION_CAUTION)
+
+
+def _layer_norm(node: ir.Node, platform: Platform) -> Block:
+    x, axis, operator = _operand(node, 0), int(attribute(node, "axis", -1)), NEWCOMERS["LayerNormalization"]
+    last = axis == -1 or (x.shape is not None and axis == len(x.shape) - 1)
+    single = int(attribute(node, "stash_type", 1)) == ir.DataType.FLOAT
+    there, alone = platform.oldest >= operator.present, not any(out.uses() for out in node.outputs[1:])
+    rules = (
+        Rule(
+            "operator",
+            there,
+            f"LayerNormalization, known from {dotted(operator.present)}",
+            None if there else "vitdeploy export … --target tensorrt8, which writes it out in FP32",
+        ),
+        Rule("last axis", last, f"axis {axis}", None if last else "put the channels last (roboflow/rf-detr#176)"),
+        Rule("statistics", single, "mean and variance", None if single else "stash_type 1: mean and variance in FP32"),
+        Rule(
+            "one output", alone, "only Y is read" if alone else "mean or deviation is read", None if alone else "use Y"
+        ),
+    )
+    return Block(str(node.name), _axes(x), type_name(x), rules)
+
+
+def _is_written_out(node: ir.Node) -> bool:
+    """Whether `node` divides what is centred by the root of its mean square plus a number."""
+    root = producer(node.inputs[1], "Sqrt") if node.op_type == "Div" else None
+    shifted = None if root is None else producer(root.inputs[0], "Add")
+    mean = None if shifted is None else producer(shifted.inputs[0], "ReduceMean")
+    square = None if mean is None else producer(mean.inputs[0])
+    squares = square is not None and square.op_type in ("Mul", "Pow") and square.inputs[0] is node.inputs[0]
+    return squares and producer(node.inputs[0], "Sub") is not None
+
+
+def _written_out(node: ir.Node, platform: Platform) -> Block:
+    x = _operand(node, 0)
+    kind, needed = type_name(x), platform.oldest < NEWCOMERS["LayerNormalization"].present
+    advice = "vitdeploy export … --target tensorrt10: one LayerNormalization is one kernel"
+    rules = (
+        Rule("operator", needed, "written out in primitive operators", None if needed else advice),
+        Rule("statistics", kind == "fp32", kind, None if kind == "fp32" else "all of it in FP32 (#2564)"),
+    )
+    return Block(str(node.name), _axes(x), kind, rules)
+
+
+def _scales(node: ir.Node) -> bool:
+    arrays = [constant(value) for value in node.inputs] if node.op_type in ("Mul", "Div") else []
+    return any(array is not None and array.size == 1 for array in arrays)
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, "these inputs are not optional"
+    return value
+
+
+def _axes(value: ir.Value) -> str:
+    found = sizes(value)
+    return "unknown shape" if found is None else f"[{', '.join(map(str, found))}]"

@@ -1,0 +1,1 @@
+"""Are these the same numbers? What everything else trusts."""

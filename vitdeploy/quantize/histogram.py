@@ -1,0 +1,162 @@
+"""A histogram that widens as larger values arrive, loses none, and does not depend on the order in which they come."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.graph.qdq import QuantParams
+
+Array = NDArray[Any]
+
+BINS = 4096  # on either side of zero: between 8 and 16 of them for each step of 8 bits over the whole range
+_CHUNK = 1 << 16  # values binned at once, so that the temporary arrays stay in the cache
+_SMALLEST_EXPONENT = -120  # the reciprocal of the bin width has to be a normal float32
+
+
+class Histogram:
+    """Counts of float32 values in bins whose width is a power of two.
+
+    Bin 0 holds (-width, width); bin i > 0 holds [i width, (i + 1) width) and bin -i its mirror image. The width is the
+    smallest power of two with which `BINS` bins reach the largest magnitude. To double it, bins 2i and 2i + 1 merge
+    exactly, so that the counts are those of a histogram that knew the final width from the start: the result depends
+    neither on the order of the values nor on how they are split into batches.
+
+    counts  int64 [2 BINS - 1], bin i at index BINS - 1 + i
+    zeros   how many of the values in bin 0 are exactly zero
+    width   of a bin; 0.0 before any value came
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2 * BINS - 1, dtype=np.int64)
+        self.zeros = 0
+        self._exponent: int | None = None
+
+    @property
+    def width(self) -> float:
+        """Width of a bin in the unit of the values."""
+        return 0.0 if self._exponent is None else math.ldexp(1.0, self._exponent)
+
+    def update(self, values: Array, largest: float) -> None:
+        """Count finite float32 `values` of any shape, of which `largest` is the largest magnitude."""
+        exponent = max(math.frexp(largest)[1] - (BINS.bit_length() - 1), _SMALLEST_EXPONENT)
+        if self._exponent is None:
+            self._exponent = exponent
+        while self._exponent < exponent:
+            self._double()
+        inverse = np.float32(math.ldexp(1.0, -self._exponent))
+        flat = values.reshape(-1)
+        self.zeros += flat.size - int(np.count_nonzero(flat))
+        scaled = np.empty(min(_CHUNK, flat.size), dtype=np.float32)
+        index = np.empty(scaled.size, dtype=np.intp)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            at = index[: part.size]
+            np.copyto(at, np.multiply(part, inverse, out=scaled[: part.size]), casting="unsafe")  # toward zero
+            at += BINS - 1
+            self.counts += np.bincount(at, minlength=self.counts.size)
+
+    def _double(self) -> None:
+        assert self._exponent is not None
+        middle = BINS - 1
+        merged = np.zeros_like(self.counts)
+        merged[middle] = self.counts[middle - 1 : middle + 2].sum()
+        half = BINS // 2
+        for side, into in ((self.counts[middle:], merged[middle:]), (self.counts[middle::-1], merged[middle::-1])):
+            into[1:half] = side[2:].reshape(-1, 2).sum(axis=1)
+        self.counts = merged
+        self._exponent += 1
+
+    def magnitudes(self) -> Array:
+        """Counts of |value|: int64 [BINS], bin i holding [i width, (i + 1) width)."""
+        folded: Array = self.counts[BINS - 1 :].copy()
+        folded[1:] += self.counts[: BINS - 1][::-1]
+        return folded
+
+    def edges(self, low: float, high: float) -> Array:
+        """Bounds of the bins, float64 [2 BINS], none outside `low` to `high`, the extremes of the values."""
+        positive = np.arange(1, BINS + 1) * self.width
+        edges: Array = np.clip(np.concatenate([-positive[::-1], positive]), low, high)
+        return edges
+
+    def quantile(self, fraction: float, low: float, high: float) -> float:
+        """The value that `fraction` of all values do not exceed, right within a bin; `low`, `high` are the extremes."""
+        return _quantile(self.counts, self.edges(low, high), fraction)
+
+    def magnitude_quantile(self, fraction: float, largest: float) -> float:
+        """The magnitude that `fraction` of all values do not exceed; `largest` is the largest one."""
+        edges = np.minimum(np.arange(BINS + 1) * self.width, largest)
+        return _quantile(self.magnitudes(), edges, fraction)
+
+
+def _quantile(counts: Array, edges: Array, fraction: float) -> float:
+    below = np.concatenate([[0], np.cumsum(counts)])
+    return float(np.interp(fraction * below[-1], below, edges))
+
+
+class Noise:
+    """The error of quantizing the values of a histogram, as an integral: values count as uniform inside their bin.
+
+    Zeros count as what they are: no scheme errs on them, and behind a ReLU they are most of the values.
+    """
+
+    def __init__(self, histogram: Histogram, low: float, high: float) -> None:
+        edges = histogram.edges(low, high)
+        counts = histogram.counts.copy()
+        counts[BINS - 1] -= histogram.zeros
+        held = np.flatnonzero(counts)
+        self._counts = counts[held].astype(np.float64)
+        self._left, self._right = edges[held], edges[held + 1]
+        # Where the extremes cut a bin down to nearly a point, the integral over it would be lost to rounding.
+        self._point = self._right - self._left < 1e-3 * histogram.width
+        self._span = np.where(self._point, 1.0, self._right - self._left)
+        self.signal = float(self._counts @ self._mean_square())
+
+    def _mean_square(self) -> Array:
+        left, right = self._left, self._right
+        mean: Array = (left * left + left * right + right * right) / 3
+        return mean
+
+    def power(self, params: QuantParams) -> float:
+        """Sum of the squared errors of a round trip through `affine`.
+
+        With u = x / scale, n the integer it becomes (zero point taken off) and d = u - n, the squared error d^2 has
+        the antiderivative n / 12 + d^3 / 3: a whole step adds 1/12, and past the ends n stays and d grows.
+        """
+        lowest, highest = params.scheme.low - params.zero_point, params.scheme.high - params.zero_point
+
+        def antiderivative(x: Array) -> Array:
+            u = x / params.scale
+            n = np.clip(np.rint(u), lowest, highest)
+            d = u - n
+            integral: Array = n / 12 + d * d * d / 3
+            return integral
+
+        def at(x: Array) -> Array:
+            u = x / params.scale
+            error: Array = np.square(u - np.clip(np.rint(u), lowest, highest))
+            return error
+
+        mean = (antiderivative(self._right) - antiderivative(self._left)) * params.scale / self._span
+        if self._point.any():
+            mean = np.where(self._point, at((self._left + self._right) / 2), mean)
+        return float(self._counts @ mean) * params.scale**2
+
+    def sqnr_db(self, params: QuantParams) -> float:
+        """Signal to quantization noise in dB; infinite where there is no error."""
+        return decibel(self.signal, self.power(params))
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite without noise, minus infinity without signal."""
+    if noise <= 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def in_json(ratio: float | None) -> float | None:
+    """A ratio in decibels for a JSON document, which knows no infinity."""
+    return round(ratio, 2) if ratio is not None and math.isfinite(ratio) else None

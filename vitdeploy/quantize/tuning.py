@@ -1,0 +1,248 @@
+"""Which layers are faster in 8-bit integers on a runtime of this machine: measured, since kernels differ widely.
+
+Layers of equal shapes are judged together, small ones with all small ones of their kind, and in the whole graph: only
+there does a runtime fuse what it will fuse in use. Latency does not depend on ranges, so no calibration comes before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.files import cache_folder, write_atomically
+from vitdeploy.graph.edit import sizes
+from vitdeploy.graph.qdq import Array
+from vitdeploy.latency.measurement import Ratio, paired_ratio
+from vitdeploy.machine.hardware import read_cpu
+from vitdeploy.progress import Progress
+from vitdeploy.quantize.insert import insert
+from vitdeploy.quantize.placement import Layer, Plan, restrict, tensors
+from vitdeploy.runtime.backends import Backend, Options, find_backend
+from vitdeploy.targets import Int8Rules
+
+log = logging.getLogger("vitdeploy.calibration")
+
+MIN_ROUNDS, MAX_ROUNDS = 12, 40
+TURN_SECONDS = 0.02  # of calls that a graph makes in its turn, at least
+SMALL = 0.01  # part of the arithmetic; what less than that changes is lost in the noise of a measurement
+_RANGE = 4.0  # any range: it changes what is computed, not how long that takes
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one kind that were judged together.
+
+    nodes  their names
+    ratio  time of the network with them in INT8 over its time with them in float, the rest being equal
+    int8   whether they are to be quantized
+    """
+
+    nodes: tuple[str, ...]
+    ratio: Ratio
+    int8: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"nodes": list(self.nodes), "int8": self.int8, **_rounded(self.ratio)}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured.
+
+    settings  runtime, version, threads and processor
+    groups    in the order in which they were judged; each with the ones before it as decided
+    whole     time of the network with the groups that stay in INT8 over its time in FP32
+    """
+
+    settings: Mapping[str, Any]
+    groups: Sequence[Group]
+    whole: Ratio
+
+    @property
+    def wins(self) -> bool:
+        """Whether INT8 is faster than FP32 here at all."""
+        return self.whole.value < 1 and any(group.int8 for group in self.groups)
+
+    def obstacle(self, layer: Layer) -> str | None:
+        """Why a layer stays in float, for `placement.restrict`; None where it is faster in INT8."""
+        for group in self.groups:
+            if layer.node in group.nodes and not group.int8:
+                return f"INT8 is not faster in {self.settings['backend']} here (x{group.ratio.value:.3f} of the time)"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "settings": dict(self.settings),
+            "int8_over_fp32": _rounded(self.whole),
+            "groups": [group.to_dict() for group in self.groups],
+        }
+
+
+def tune(
+    model: ir.Model,
+    plan: Plan,
+    rules: Int8Rules,
+    *,
+    runtime: str,
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> Tuning:
+    """What to quantize of `plan` so that every group of layers makes the network faster on `runtime`.
+
+    model    optimized FP32 graph with one input, float32 [batch, 3, height, width]; a free batch is measured at 1
+    threads  of the runtime; None leaves it to it, as a session does
+    cache    folder of earlier results for the same graph, runtime, version, processor and threads; `default_folder`
+
+    Raises UsageError for a runtime that does not exist and BackendError for one that is not here or cannot run it.
+    """
+    judge = _Judge(find_backend(runtime), Options(threads=threads), model)
+    quantized = _build(model, plan, rules)
+    best = judge.load(quantized)
+    settings = {**best.describe(), "processor": read_cpu().name}
+    file = (cache or cache_folder("latency")) / f"{_fingerprint(quantized, settings)}.json"
+    known = _read(file, settings)
+    if known is not None:
+        log.info("latency on %s: measured before, %s", runtime, file)
+        return known
+    groups: list[Group] = []
+    wanted = _groups(model.graph, plan)
+    with Progress(f"measuring INT8 on {runtime}", len(wanted) + 1) as progress:
+        for nodes in wanted:
+            trial = _without(plan, nodes)
+            other = judge.load(_build(model, trial, rules))
+            ratio = judge.race(best, other)
+            groups.append(Group(nodes, ratio, int8=ratio.value < 1))
+            if not groups[-1].int8:
+                plan, best, other = trial, other, best
+            other.close()
+            progress.advance()
+        tuning = Tuning(settings, tuple(groups), judge.race(best, judge.load(model)))
+        progress.advance()
+    _write(file, tuning)
+    return tuning
+
+
+def _groups(graph: ir.Graph, plan: Plan) -> list[tuple[str, ...]]:
+    """Names of the quantized layers, those to be judged together; the group with the most arithmetic first."""
+    nodes = {node.name: node for node in graph}
+    layers = [layer for layer in plan if layer.quantized]
+    alike: dict[Any, list[Layer]] = {}
+    for layer in layers:
+        node = nodes[layer.node]
+        # The bias is left out: with or without it, the kernel is the same.
+        shapes = tuple(sizes(value) for value in (*node.inputs[:2], *node.outputs))
+        alike.setdefault((layer.kind, node.op_type, shapes), []).append(layer)
+    limit = SMALL * _macs(layers)
+    found: dict[Any, list[Layer]] = {}
+    for key, group in alike.items():
+        found.setdefault(key if _macs(group) >= limit else group[0].kind, []).extend(group)
+    return [tuple(layer.node for layer in group) for group in sorted(found.values(), key=_macs, reverse=True)]
+
+
+def _macs(layers: Sequence[Layer]) -> int:
+    return sum(layer.macs for layer in layers)
+
+
+def _without(plan: Plan, nodes: Sequence[str]) -> Plan:
+    return restrict(plan, lambda layer: "measured without it" if layer.node in nodes else None)
+
+
+def _build(model: ir.Model, plan: Plan, rules: Int8Rules) -> ir.Model:
+    """The INT8 graph of a plan, with ranges of no meaning."""
+    schemes = {
+        name: layers[0].scheme or rules.activation if layers else rules.activation
+        for name, layers in tensors(model.graph, plan).items()
+    }
+    ranges = {name: scheme.params(-_RANGE, _RANGE) for name, scheme in schemes.items()}
+    return insert(model, plan, ranges, {}, rules)
+
+
+class _Judge:
+    """Lets graphs take turns on one runtime."""
+
+    def __init__(self, backend: type[Backend], options: Options, model: ir.Model) -> None:
+        self._backend, self._options = backend, options
+        source = model.graph.inputs[0]
+        shape = [size if isinstance(size, int) else 1 for size in sizes(source) or ()]
+        images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        self._inputs: dict[str, Array] = {str(source.name): images}
+
+    def load(self, model: ir.Model) -> Backend:
+        return self._backend.load(ir.to_proto(model).SerializeToString(), options=self._options)
+
+    def race(self, first: Backend, second: Backend) -> Ratio:
+        """Time of `first` over time of `second`; rounds go on until it is clear which is faster."""
+        self._turn(second, 1)
+        calls = max(1, round(TURN_SECONDS / self._turn(first, 1)))
+        seconds: tuple[list[float], list[float]] = ([], [])
+        while True:
+            order = (0, 1) if len(seconds[0]) % 2 else (1, 0)
+            for index in order:
+                seconds[index].append(self._turn((first, second)[index], calls))
+            ratio = paired_ratio(*seconds)
+            rounds = len(seconds[0])
+            clear = ratio.low is not None and ratio.high is not None and (ratio.low > 1 or ratio.high < 1)
+            if rounds >= MAX_ROUNDS or (clear and rounds >= MIN_ROUNDS):
+                return ratio
+
+    def _turn(self, backend: Backend, calls: int) -> float:
+        """Mean seconds of a call. The first one is not counted: workers of the other graph may still be spinning."""
+        backend.run(self._inputs)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            backend.run(self._inputs)
+        return (time.perf_counter() - begin) / calls
+
+
+def _fingerprint(model: ir.Model, settings: Mapping[str, Any]) -> str:
+    """A hash of everything that latency depends on: nodes, attributes and shapes, not the values of weights."""
+    nodes = [
+        [
+            node.name,
+            node.op_type,
+            [sizes(value) for value in chain(node.inputs, node.outputs)],
+            sorted(f"{name}={attribute.value}" for name, attribute in node.attributes.items()),
+        ]
+        for node in model.graph
+    ]
+    text = json.dumps([nodes, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(file: Path, settings: Mapping[str, Any]) -> Tuning | None:
+    """An earlier result; None where there is none that can be read."""
+    try:
+        document = json.loads(file.read_text())
+        groups = tuple(Group(tuple(row["nodes"]), _ratio(row), row["int8"]) for row in document["groups"])
+        return Tuning(settings, groups, _ratio(document["int8_over_fp32"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Path, tuning: Tuning) -> None:
+    """Keep a result; where that is impossible, the next run measures again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(tuning.to_dict(), indent=1))
+
+
+def _ratio(row: Mapping[str, Any]) -> Ratio:
+    return Ratio(float(row["ratio"]), row["low"], row["high"], paired=True)
+
+
+def _rounded(ratio: Ratio) -> dict[str, Any]:
+    low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
+    return {"ratio": round(ratio.value, 4), "low": low, "high": high}

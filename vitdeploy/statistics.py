@@ -1,0 +1,133 @@
+"""What two sets of answers to the same questions tell: ranks, paired differences, and how sure one may be of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Integers = NDArray[np.int64]
+
+Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+class Paired(NamedTuple):
+    """How often two classifiers were right on the same `total` images: `lost` only the first, `won` only the second.
+
+    `drop` is the difference of their accuracies in points (0 to 100), positive where the second is worse.
+    """
+
+    total: int
+    lost: int
+    won: int
+
+    @property
+    def drop(self) -> float:
+        """Points of accuracy that the second has less."""
+        return 100 * (self.lost - self.won) / self.total
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `drop`, in points."""
+        low, high = score_interval(self.lost, self.won, self.total)
+        return 100 * low, 100 * high
+
+    def p_value(self) -> float:
+        """McNemar's exact test of no difference."""
+        return mcnemar(self.lost, self.won)
+
+
+def pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Compares two vectors that say of each image whether it was classified rightly."""
+    return Paired(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided p-value of McNemar's exact test: without a difference each discordant pair falls like a fair coin.
+
+    Q. McNemar, Psychometrika 12, 1947; twice the binomial tail, at most 1.
+    """
+    total, fewer = lost + won, min(lost, won)
+    tail = sum(math.comb(total, k) for k in range(fewer + 1))
+    return float(min(1.0, 2 * tail / 2**total))
+
+
+def score_interval(lost: int, won: int, count: int, z: float = Z95) -> tuple[float, float]:
+    """Confidence interval of (lost - won) / count for paired proportions, between -1 and 1.
+
+    T. Tango, Statistics in Medicine 17, 1998: all differences that a score test does not reject. It has a width also
+    where not a single pair is discordant, which a bootstrap and the formula of Wald have not.
+    """
+    estimate = (lost - won) / count
+    below = _last_accepted(estimate, -1.0, lambda difference: _score(lost, won, count, difference) <= z)
+    above = _last_accepted(estimate, 1.0, lambda difference: _score(lost, won, count, difference) >= -z)
+    return below, above
+
+
+def _last_accepted(inside: float, outside: float, accepted: Any) -> float:
+    """By bisection, the point between the two where `accepted` ends."""
+    if accepted(outside):
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if accepted(middle) else (inside, middle)
+    return inside
+
+
+def _score(lost: int, won: int, count: int, difference: float) -> float:
+    """Tango's statistic for the hypothesis that the proportions differ by `difference`.
+
+    `q` is the probability of a won pair that is most likely under the hypothesis.
+    """
+    a = 2 * count
+    b = (2 * count - lost + won) * difference - lost - won
+    c = -won * difference * (1 - difference)
+    q = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = count * (2 * q + difference * (1 - difference))
+    error = lost - won - count * difference
+    if variance <= 0:
+        return 0.0 if error == 0 else math.copysign(math.inf, error)
+    return error / math.sqrt(variance)
+
+
+def ranks(logits: Array, targets: Integers) -> Integers:
+    """How many classes come before the right one, [N]; of equal logits the lower class number comes first.
+
+    A row with NaN or Inf has no best class: the right one comes last.
+    """
+    rows = np.arange(len(targets))
+    right = logits[rows, targets][:, None]
+    earlier = np.arange(logits.shape[1])[None] < targets[:, None]
+    found = ((logits > right) | ((logits == right) & earlier)).sum(axis=1)
+    return _or_if_not_finite(logits, found, logits.shape[1])
+
+
+def best_class(logits: Array) -> Integers:
+    """The class with the largest logit, [N]; -1 for a row with NaN or Inf."""
+    return _or_if_not_finite(logits, logits.argmax(axis=1), -1)
+
+
+def snr_db(reference: Array, actual: Array) -> float:
+    """10 log10(sum reference^2 / sum error^2) in dB; infinite without error, NaN where values are not finite."""
+    expected = reference.astype(np.float64)
+    noise, signal = float(np.square(actual - expected).sum()), float(np.square(expected).sum())
+    if not math.isfinite(noise + signal):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def confusion(targets: Integers, chosen: Integers, classes: int) -> Integers:
+    """Counts [classes, classes] by right class and chosen class; images without a chosen class are left out."""
+    counts = np.zeros((classes, classes), np.int64)
+    valid = chosen >= 0
+    np.add.at(counts, (targets[valid], chosen[valid]), 1)
+    return counts
+
+
+def _or_if_not_finite(logits: Array, values: Array, other: int) -> Integers:
+    chosen: Integers = np.where(np.isfinite(logits).all(axis=1), values, other).astype(np.int64)
+    return chosen

@@ -1,0 +1,193 @@
+"""What each target can do, as data. A row here is all that lowering, passes, precision and INT8 know of a target.
+
+Sources are named in every row: `parser` is onnx-tensorrt's operator table, `guide` the TensorRT developer guide's page
+on fused attention, numbers are issues of the project named. A package adds a target by an entry point of the group
+`vitdeploy.targets` that names a `Target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vitdeploy.graph.qdq import S8, U8, QScheme
+from vitdeploy.registry import Registry
+
+
+@dataclass(frozen=True)
+class Int8Rules:
+    """Where a target wants 8-bit integers.
+
+    activation     scheme of what linear layers and convolutions read
+    attention      scheme of what the two products of attention read; None leaves them in float
+    convolution_output  convolutions also write integers, where the integer kernel does nothing else
+    int32_bias     a bias is an integer too (scale of the input times scale of the weight), where the integer kernel
+                   takes no other
+    pair_per_consumer  each layer gets a Q/DQ pair of its own, even where several read one tensor
+    min_channels   products narrower than this on either side stay in float
+    min_convolution_inputs  convolutions of fewer input channels stay in float
+    half_rest      what is not quantized computes in FP16, for builders that take the precision from the graph alone
+    pair_on_weight weights ship as float with a Q/DQ pair, for readers that take no integer initializer
+    source         where the facts are from
+    """
+
+    activation: QScheme = S8
+    attention: QScheme | None = None
+    convolution_output: bool = False
+    int32_bias: bool = False
+    pair_per_consumer: bool = False
+    min_channels: int = 16
+    min_convolution_inputs: int = 1
+    half_rest: bool = False
+    pair_on_weight: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One deployment target.
+
+    opset          ONNX opset of what ships
+    deconvolution  forms in order of preference; the first that fits the node is taken:
+                   `depth_to_space` (kernel equals stride), `conv_transpose`, `resize_conv`
+    min_deconvolution_group  fewest channels a group of ConvTranspose may have on either side; smaller ones take
+                   another form
+    gelu           `erf` (decomposed, the pattern the target fuses) or `gelu` (one operator, opset 20)
+    layer_norm     `operator` (LayerNormalization, opset 17) or `decomposed`, kept FP32
+    key_transpose  `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes)
+    projections    `fused` (queries, keys and values by one GEMM and a Split) or `separate`
+    drops_batch    tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1
+    linear         of matrices: `matmul` (MatMul and Add) or `gemm`
+    channels_last_maps  tokens become a map by [B, H, W, C] (or by [B, C, HW])
+    runtimes       the runtimes that the file is for, the first of which proves every export
+    native         the runtime whose own files are written beside model.onnx, if there is one
+    int8           where the target wants 8-bit integers; None for a target that takes no INT8
+    source         where the facts are from
+    """
+
+    name: str
+    opset: int
+    deconvolution: tuple[str, ...] = ("depth_to_space", "conv_transpose", "resize_conv")
+    min_deconvolution_group: int = 1
+    gelu: str = "erf"
+    layer_norm: str = "operator"
+    key_transpose: str = "merged"
+    projections: str = "fused"
+    drops_batch: bool = False
+    linear: str = "matmul"
+    channels_last_maps: bool = False
+    runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "tensorrt")
+    native: str | None = None
+    int8: Int8Rules | None = None
+    description: str = ""
+    source: str = ""
+
+
+_ROWS = (
+    Target(
+        "portable",
+        opset=17,
+        min_deconvolution_group=4,
+        channels_last_maps=True,
+        int8=Int8Rules(
+            pair_per_consumer=True,
+            source="TensorRT takes zero points of 0 only (onnx-tensorrt, operators.md); OpenVINO compiles no "
+            "asymmetric activations with weights by channel at batch 1 (2026.4); ONNX Runtime turns int8 into uint8, "
+            "for which it has MatMulIntegerToFloat, only where a pair has one reader (1.31.1)",
+        ),
+        description="one file for ONNX Runtime, OpenVINO and TensorRT 8.6 and newer",
+        source="opset 17 is the oldest with LayerNormalization and the newest that TensorRT 8.6 reads (parser 8.6); "
+        "channels_last_maps as for openvino: 1.00x the latency in ONNX Runtime, where key_transpose `apart` took 1.02x",
+    ),
+    Target(
+        "onnxruntime",
+        opset=20,
+        gelu="gelu",
+        projections="separate",
+        drops_batch=True,
+        linear="gemm",
+        channels_last_maps=True,
+        runtimes=("onnxruntime",),
+        int8=Int8Rules(
+            activation=U8,
+            convolution_output=True,
+            min_convolution_inputs=16,
+            int32_bias=True,
+            source="QGemm takes 5.7 ms of u8 x s8 and 22.7 ms of s8 x s8 (LeMeViT-Tiny, 1.31.1), and a bias only as "
+            "int32; Conv becomes QLinearConv only between Q and DQ (qdq_selectors.cc), which takes 370 us for 3 input "
+            "channels where Conv takes 208 us",
+        ),
+        description="ONNX Runtime 1.17 and newer",
+        source="CPU kernels for Gelu (opset 20) and LayerNormalization (opset 17); ConvTranspose takes any group; the "
+        "CPU kernel of Attention (opset 23) took 1.01 and 1.03 of the time of MatMul and Softmax for LeMeViT-Tiny and "
+        "CageViT-Tiny at 224 (ONNX Runtime 1.31.1, median of 60 interleaved rounds); forms of linear layers, maps and "
+        "batch: docs/benchmarks.md, rewrites that were measured",
+    ),
+    Target(
+        "openvino",
+        opset=17,
+        key_transpose="apart",
+        channels_last_maps=True,
+        runtimes=("openvino",),
+        native="openvino",
+        int8=Int8Rules(source="as portable"),
+        description="OpenVINO 2025 and newer, written as model.xml too",
+        source="Snippets fuse MatMul, Softmax, MatMul on rank 4 with transpose_b; the front end reads Attention's mask "
+        "from another input (onnx/frontend/src/op/attention.cpp), hence the decomposed form; of the keys' two "
+        "Transposes the plugin reads one as transpose_b (docs/benchmarks.md, rewrites that were measured)",
+    ),
+    Target(
+        "tensorrt8",
+        opset=17,
+        min_deconvolution_group=4,
+        runtimes=("tensorrt",),
+        int8=Int8Rules(pair_on_weight=True, source="the parser of 8.6 takes no int8 initializers as weights"),
+        description="TensorRT 8.5 and 8.6 (JetPack 5.1 and 6.0)",
+        layer_norm="decomposed",
+        source="8.5 has no INormalizationLayer, and its FP16 layer norm overflows (NVIDIA/TensorRT#2564), hence "
+        "primitives in FP32; ConvTranspose groups NVIDIA/TensorRT#1934",
+    ),
+    Target(
+        "tensorrt10",
+        opset=19,
+        min_deconvolution_group=4,
+        runtimes=("tensorrt",),
+        int8=Int8Rules(
+            half_rest=True,
+            source="Model-Optimizer, int8.py: attention and LayerNorm stay in FP16; a strongly typed network runs in "
+            "FP32 whatever the graph types FP32",
+        ),
+        description="TensorRT 10.3 (JetPack 6.1, 6.2) to 10.16",
+        source="guide: scale before the first product, no Cast or Reshape between the two; parser 10.1 reads opset 9 "
+        "to 20, and Q/DQ are of FP16 since opset 19; erf GELU is the pattern fused by every 10.x",
+    ),
+    Target(
+        "tensorrt11",
+        opset=20,
+        gelu="gelu",
+        runtimes=("tensorrt",),
+        int8=Int8Rules(half_rest=True, source="as tensorrt10"),
+        description="TensorRT 11 (JetPack 7.2.2 and newer), strongly typed only",
+        source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
+        "primitives",
+    ),
+)
+
+_TARGETS: Registry[Target] = Registry(
+    "vitdeploy.targets", kind="target", option="--target", kept={row.name: row for row in _ROWS}
+)
+
+
+def target_names() -> tuple[str, ...]:
+    """The names that `find_target` knows, ours first."""
+    return _TARGETS.names()
+
+
+def targets() -> Iterator[Target]:
+    """All targets, ours first."""
+    return map(_TARGETS.find, _TARGETS.names())
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`; a UsageError lists what exists."""
+    return _TARGETS.find(name)

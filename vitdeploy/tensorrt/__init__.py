@@ -1,0 +1,1 @@
+"""Making, proving and keeping a TensorRT engine, and running it."""

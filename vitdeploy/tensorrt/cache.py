@@ -1,0 +1,173 @@
+"""Engines that were built on this device, each with a sidecar that says for what; an engine is native code.
+
+KEY.engine        what TensorRT wrote, nothing before it: trtexec and DeepStream read it as it is
+KEY.json          the key in full, the engine's hash, and whether it was verified
+KEY.log           what the builder said
+KEY.receipt.json  what was tried and what held, also of a build that failed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import BackendError
+from vitdeploy.files import cache_folder, write_atomically
+
+_WRITABLE_BY_OTHERS = 0o022
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine depends on: sha256 of the ONNX file, TensorRT version, GPU and `BuildOptions.identity`."""
+
+    model: str
+    tensorrt: str
+    gpu: str
+    sm: int | None
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A file name that no other key has."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class EngineCache:
+    """The engines in one folder, which nobody else may write to.
+
+    Raises BackendError where the folder cannot be made or belongs to somebody else.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = cache_folder("engines") if folder is None else Path(folder)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.stat()
+        except OSError as error:
+            raise BackendError(
+                f"cannot keep engines in {self.folder}", why=error.strerror, fix="another folder: XDG_CACHE_HOME=…"
+            ) from error
+        if found.st_uid != os.getuid() or found.st_mode & _WRITABLE_BY_OTHERS:
+            raise BackendError(
+                f"engines are not read from {self.folder}",
+                why="others can write there, and an engine is a program",
+                fix=f"chmod go-w {self.folder}, as its owner",
+            )
+
+    def find(self, key: EngineKey, *, verified: bool = False) -> bytes | None:
+        """The engine of `key`; None where there is none, or where its sidecar or its hash is not right.
+
+        With `verified` only one that was seen to reproduce the reference of its bundle.
+        """
+        sidecar = _json(self._path(key, "json"))
+        if sidecar is None or sidecar.get("key") != json.loads(json.dumps(asdict(key))):
+            return None
+        if verified and sidecar.get("verified") is not True:
+            return None
+        try:
+            engine = self._path(key, "engine").read_bytes()
+        except OSError:
+            return None
+        return engine if sidecar.get("engine_sha256") == hashlib.sha256(engine).hexdigest() else None
+
+    def store(self, key: EngineKey, engine: bytes, *, seconds: float, verified: bool = False) -> Path:
+        """Keeps the engine and says where. The sidecar comes last: without it the engine does not count."""
+        sidecar = {
+            "key": asdict(key),
+            "engine_sha256": hashlib.sha256(engine).hexdigest(),
+            "engine_bytes": len(engine),
+            "build_seconds": round(seconds, 3),
+            "built": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "verified": verified,
+        }
+        path = self._path(key, "engine")
+        self._path(key, "json").unlink(missing_ok=True)
+        keep(path, engine)
+        keep(self._path(key, "json"), _dump(sidecar))
+        return path
+
+    def latest_options(self, key: EngineKey) -> dict[str, Any] | None:
+        """The options of the verified engine that was built last for the same model, TensorRT and GPU."""
+        same = {name: value for name, value in asdict(key).items() if name != "options"}
+        sidecars = (_json(path) for path in self.folder.glob("*.json") if not path.name.endswith(".receipt.json"))
+        found = [
+            (str(sidecar.get("built")), sidecar["key"]["options"])
+            for sidecar in sidecars
+            if sidecar is not None
+            and sidecar.get("verified") is True
+            and isinstance(sidecar.get("key"), dict)
+            and same.items() <= sidecar["key"].items()
+            and isinstance(sidecar["key"].get("options"), dict)
+        ]
+        return max(found, key=lambda pair: pair[0])[1] if found else None
+
+    def write_receipt(self, key: EngineKey, receipt: Mapping[str, Any]) -> Path:
+        """Keeps what was tried and what held."""
+        path = self.receipt_file(key)
+        keep(path, _dump(receipt))
+        return path
+
+    def read_receipt(self, key: EngineKey) -> dict[str, Any] | None:
+        """What `write_receipt` kept; None where there is nothing or nothing that can be read."""
+        return _json(self.receipt_file(key))
+
+    def receipt_file(self, key: EngineKey) -> Path:
+        """Where `write_receipt` keeps it."""
+        return self._path(key, "receipt.json")
+
+    def forget(self, key: EngineKey) -> None:
+        """Removes an engine that turned out to be of no use."""
+        for suffix in ("json", "engine"):
+            self._path(key, suffix).unlink(missing_ok=True)
+
+    def write_log(self, key: EngineKey, text: str) -> Path:
+        """Keeps what the builder said, also of a build that failed."""
+        path = self._path(key, "log")
+        keep(path, text.encode())
+        return path
+
+    def log_file(self, key: EngineKey) -> Path:
+        """Where `write_log` keeps it."""
+        return self._path(key, "log")
+
+    def engine_file(self, key: EngineKey) -> Path:
+        """Where `store` keeps the engine."""
+        return self._path(key, "engine")
+
+    def timing_file(self, key: EngineKey) -> Path:
+        """Where the kernel timings of this TensorRT on this GPU are kept, for every model."""
+        gpu = hashlib.sha256(f"{key.gpu} {key.sm}".encode()).hexdigest()[:16]
+        return self.folder / f"timing-{key.tensorrt}-{gpu}.cache"
+
+    def _path(self, key: EngineKey, suffix: str) -> Path:
+        return self.folder / f"{key.name}.{suffix}"
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file that is complete or not there; BackendError where it cannot be written."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise BackendError(
+            f"cannot write {path}", why=error.strerror, fix="free some space, or another place"
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()

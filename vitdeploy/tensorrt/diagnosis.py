@@ -1,0 +1,75 @@
+"""Which block does TensorRT compute wrongly? ONNX Runtime says what each should give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BackendError, VitDeployError
+from vitdeploy.machine.hardware import read_jetson
+from vitdeploy.proof.bisect import Divergence, first_divergence, same_within
+from vitdeploy.proof.parity import compare_outputs
+from vitdeploy.runtime.backends import Options
+from vitdeploy.runtime.verify import bounds_of
+from vitdeploy.tensorrt.backend import TensorRtBackend
+from vitdeploy.tensorrt.build import build
+from vitdeploy.tensorrt.options import BuildOptions
+
+Array = NDArray[Any]
+
+
+def diagnose(
+    bundle: Bundle, model: bytes, options: Options, asked: BuildOptions, timing: Path
+) -> tuple[Divergence | None, str]:
+    """The first block that differs from ONNX Runtime on the reference inputs; else None and why it is not known.
+
+    Needs the packages onnx, onnx-ir and onnxruntime, and a build for each question, which `timing` makes faster.
+    """
+    reference = bundle.reference()
+    rows = _rows(bundle, asked)
+    inputs = {name: array[:rows] for name, array in reference.inputs.items()}
+    expected = {name: array[:rows] for name, array in reference.outputs.items()}
+    precision, bounds = bundle.manifest.precision, bounds_of(bundle.manifest)
+    trusted = _trusted(model, inputs)
+    if not compare_outputs(expected, trusted, runtime="onnxruntime", precision=precision, bounds=bounds).passed:
+        return None, "ONNX Runtime does not reproduce the reference either: it is the bundle, not TensorRT"
+
+    def suspect(marked: bytes) -> Mapping[str, Array]:
+        jetson = read_jetson()
+        built = build(marked, asked, timing=timing, board=jetson.model if jetson else None)
+        backend = TensorRtBackend(built.engine, options, asked)
+        try:
+            return backend.run(inputs)
+        finally:
+            backend.close()
+
+    try:
+        found = first_divergence(model, lambda marked: _trusted(marked, inputs), suspect, same_within(bounds))
+    except VitDeployError as error:
+        return None, f"looking for the block ended early: {error.what}"
+    if found is None:
+        return None, "built once more the engine is as right as ONNX Runtime: it differs from build to build"
+    return found, ""
+
+
+def _trusted(model: bytes, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        names = [port.name for port in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:
+        raise BackendError("ONNX Runtime cannot run the graph", why=str(error).strip().splitlines()[-1]) from error
+
+
+def _rows(bundle: Bundle, asked: BuildOptions) -> int:
+    """Images to look at: one call of the model."""
+    batch = bundle.manifest.inputs[0].shape[0]
+    return batch if isinstance(batch, int) else asked.profile[1]

@@ -1,0 +1,106 @@
+"""How an engine is built, beyond the model itself; what of it makes another engine is part of the cache's key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import UsageError
+
+# Images a call takes where the batch is free: at least, tuned for, at most.
+BATCH_PROFILE = (1, 8, 32)
+
+# What may be tried, in this order, where an engine does not reproduce the reference: see workarounds.py.
+REMEDIES = ("defuse", "fp32", "bf16")
+
+_UNITS = {"": 2**20, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What one may ask of a build.
+
+    workspace     bytes of scratch memory that kernels may take; None leaves it to TensorRT
+    profile       images a call takes where the batch is free: at least, tuned for, at most
+    dla           core of the deep learning accelerator; what it cannot compute goes to the GPU
+    tf32          whether FP32 products may be computed with the 10 bits of TF32
+    remedies      what may be tried where the outputs are not the reference's, of REMEDIES
+    timing_cache  file of kernel timings, read and brought up to date; None means the one of this device
+    """
+
+    workspace: int | None = None
+    profile: tuple[int, int, int] = BATCH_PROFILE
+    dla: int | None = None
+    tf32: bool = False
+    remedies: tuple[str, ...] = REMEDIES
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        least, tuned, most = self.profile
+        if not 1 <= least <= tuned <= most:
+            raise UsageError(
+                f"{least},{tuned},{most} is no profile", why="at least, tuned for, at most", fix="--profile 1,8,32"
+            )
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError("a workspace needs at least one byte", fix="--workspace 1G")
+        if self.dla is not None and self.dla < 0:
+            raise UsageError(f"there is no DLA core {self.dla}", fix="--dla 0")
+        for remedy in self.remedies:
+            if remedy not in REMEDIES:
+                raise UsageError(f"there is no remedy {remedy!r}", fix=f"--remedy {','.join(REMEDIES)}, or none")
+
+    @classmethod
+    def of(cls, given: BuildOptions | Mapping[str, Any] | None) -> BuildOptions:
+        """Options from a mapping of the same names, whose values may be texts as on the command line."""
+        if given is None or isinstance(given, BuildOptions):
+            return given or cls()
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise UsageError(f"there is no build option {name!r}", fix=", ".join(sorted(known)))
+        values = {name: value for name, value in given.items() if value is not None}
+        for name, read in (("workspace", read_size), ("profile", read_profile), ("remedies", read_remedies)):
+            if name in values:
+                values[name] = read(values[name])
+        if "timing_cache" in values:
+            values["timing_cache"] = Path(values["timing_cache"])
+        return cls(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes another engine, as JSON values."""
+        values = asdict(self)
+        del values["timing_cache"]
+        return {**values, "profile": list(self.profile), "remedies": list(self.remedies)}
+
+
+def read_size(text: str | int) -> int:
+    """Bytes for `512M`, `2G`, or a number of MiB as trtexec counts; an int is bytes already."""
+    if isinstance(text, int):
+        return text
+    found = re.fullmatch(r"(\d+)([MG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{text!r} is no size", fix="--workspace 512M, 2G, or a number of MiB")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def read_profile(text: str | Sequence[int]) -> tuple[int, int, int]:
+    """(1, 8, 32) for `1,8,32`; one number means exactly so many."""
+    parts = text.split(",") if isinstance(text, str) else text
+    try:
+        numbers = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise UsageError(f"{text!r} is no profile", why="at least, tuned for, at most", fix="--profile 1,8,32")
+    return (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+def read_remedies(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The remedies that `auto`, `none` or a list with commas names, in the order in which they are tried."""
+    if isinstance(text, str):
+        text = {"auto": REMEDIES, "none": ()}.get(text, [part.strip() for part in text.split(",")])
+    unknown = [name for name in text if name not in REMEDIES]
+    return tuple(name for name in REMEDIES if name in text) + tuple(unknown)

@@ -1,0 +1,97 @@
+"""What building an engine gave, as its receipt records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitdeploy.tensorrt.fusion import FusionReceipt
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The outcome of `vitdeploy.build`; `str()` is for people.
+
+    contents  what the receipt beside the engine holds
+    cached    whether the engine was there already
+    """
+
+    contents: Mapping[str, Any]
+    cached: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is an engine that reproduces the bundle's reference on this device."""
+        return bool(self.contents.get("passed"))
+
+    @property
+    def engine(self) -> str | None:
+        """Path of the engine; None where none was proven."""
+        return self.contents.get("engine")
+
+    @property
+    def receipt(self) -> str:
+        """Path of the receipt."""
+        return str(self.contents.get("receipt"))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not hold, in words."""
+        return tuple(self.contents.get("failures", ()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**self.contents, "cached": self.cached}
+
+    def __str__(self) -> str:
+        of = self.contents
+        lines = [
+            f"{of['bundle']}: {of['model']}, {of['precision']}, TensorRT {of['tensorrt']} on {of['device']}",
+            f"engine: {of['engine'] or 'none'}{', built before' if self.cached else ''}",
+            f"log: {of['log']}",
+            f"receipt: {of['receipt']}",
+            *_attempts(of["attempts"]),
+            *_diagnosis(of),
+            *_dla(of["dla"]),
+        ]
+        if of.get("fusion"):
+            lines.append(str(FusionReceipt.from_dict(of["fusion"])))
+        measures = [
+            f"{output['name']}: relative error {_number(output['max_relative'], '.2e')}, "
+            f"{_number(output['snr_db'], '.1f')} dB"
+            for output in of["parity"]["outputs"]
+        ]
+        return "\n".join([*lines, *measures, "passed" if self.passed else "FAILED"])
+
+
+def _attempts(attempts: list[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for attempt in attempts:
+        title = f"tried {attempt['remedy']}" + (f" ({attempt['what']})" if attempt["what"] else "")
+        if "skipped" in attempt:
+            lines.append(f"{title}: skipped, {attempt['skipped']}")
+        elif attempt["passed"]:
+            lines.append(f"{title}: reproduces the reference, {attempt['build_seconds']:.0f} s")
+        else:
+            lines.append(f"{title}: {'; '.join(attempt['failures'])}")
+    return lines
+
+
+def _diagnosis(of: Mapping[str, Any]) -> list[str]:
+    found = of.get("diverges")
+    lines = [f"first block that diverges: {found['block']} (at {found['tensor']})"] if found else []
+    return lines + ([str(of["diagnosis"])] if of.get("diagnosis") else [])
+
+
+def _dla(placed: Mapping[str, Mapping[str, int]]) -> list[str]:
+    on, off = placed.get("on_dla", {}), placed.get("off_dla", {})
+    if not on and not off:
+        return []
+    total = sum(on.values()) + sum(off.values())
+    left = ", ".join(f"{count} {kind}" for kind, count in off.items())
+    return [f"DLA: {sum(on.values())} of {total} layers; on the GPU: {left or 'nothing'}"]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)

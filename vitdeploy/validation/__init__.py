@@ -1,1 +1,0 @@
-"""Proof: parity with PyTorch, accuracy on data."""
