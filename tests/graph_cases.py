@@ -53,7 +53,7 @@ def parsed(text: str, **weights: np.ndarray) -> ir.Model:
 def captured(module: nn.Module, example: torch.Tensor, *, dynamic_batch: bool = False) -> ir.Model:
     """A captured module, composites lowered for the portable target; its input is `images`, its output `y`."""
     model = capture(module.eval(), example, dynamic_batch=dynamic_batch, output_names=["y"])
-    lower_attention(model, PORTABLE)
+    lower_attention(model)
     lower_deconvolution(model, PORTABLE)
     model.functions.clear()
     return model

@@ -77,7 +77,7 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.parametrize("first", ["import vitdeploy", "import vitdeploy.exporter.api", "from vitdeploy import export"])
 def test_a_public_function_is_that_whatever_was_imported_first(first: str) -> None:
     code = (
-        f"{first}; import vitdeploy, inspect; print(*[inspect.isfunction(vitdeploy.export), vitdeploy.export.__name__])"
+        f"{first}; import inspect, vitdeploy; print(inspect.isfunction(vitdeploy.export), vitdeploy.export.__name__)"
     )
     assert python(code) == "True export"
 

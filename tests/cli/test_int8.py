@@ -119,7 +119,7 @@ def test_json_says_what_a_user_wants_to_know(
         (["--int8", "--calibration", "{images}", "--tune-latency", "cuda"], "cannot be timed on 'cuda'"),
         (
             ["--int8", "--calibration", "{images}", "--target", "tensorrt10", "--tune-latency", "openvino"],
-            "tensorrt10 is not for openvino",
+            "bundles for tensorrt10 are not run by openvino",
         ),
         (["--int8", "--calibration", "{images}", "--features", "--max-drop", "1"], "needs class scores"),
         (["--fp16", "--calibration", "{images}"], "fp16 needs no calibration"),
