@@ -80,8 +80,8 @@ def _proof(found: Mapping[str, Any]) -> list[str]:
     blocks = fusion["attention"]
     known = [block for block in blocks if block["fused"] is not None]
     fused = f"{fusion['attention_fused']} of {len(blocks)}" if known else "not told" if blocks else "-"
-    remedy = f", {build['remedy']}" if build.get("remedy") else ""
-    return [f"{min(noise):.0f}{remedy}" if noise else "exact", fused]
+    workaround = f", {build['workaround']}" if build.get("workaround") else ""
+    return [f"{min(noise):.0f}{workaround}" if noise else "exact", fused]
 
 
 def _failure(name: str, found: Mapping[str, Any]) -> str:

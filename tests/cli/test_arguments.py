@@ -68,12 +68,12 @@ def test_benchmark_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
-        ("--checkpoint", "weights.pth", "cannot be told its checkpoint"),
-        ("--compute-precision", "bf16", "cannot be told its precision"),
-        ("--cache", "folder", "cannot be told its cache"),
+        ("--checkpoint", "weights.pth", "does not support the option checkpoint"),
+        ("--compute-precision", "bf16", "does not support the option compute_precision"),
+        ("--cache", "folder", "does not support the option cache"),
         ("--device", "TPU", "no device TPU"),
-        ("--threads", "0", "0 threads"),
-        ("--streams", "0", "num_requests is 0"),
+        ("--threads", "0", "invalid threads: 0"),
+        ("--streams", "0", "invalid num_requests: 0"),
         ("--compute-precision", "fp8", "fp32 or bf16 or fp16"),
     ],
 )

@@ -142,7 +142,7 @@ def test_an_interrupted_command_says_that_it_goes_on(
         (("int8", "--data", "data", "--baseline", "fp32", "--report", "data/ant/001.png"), "is a file"),
         (
             ("int8", "--data", "data", "--baseline", "fp32", "--compute-precision", "bf16"),
-            "cannot be told its precision",
+            "does not support the option compute_precision",
         ),
         (("int8", "--data", "data", "--checkpoint", "gone.safetensors"), "error:"),
     ],

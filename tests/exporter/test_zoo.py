@@ -36,7 +36,8 @@ from vitdeploy.graph.edit import Array
 from vitdeploy.models.outputs import choose_outputs
 from vitdeploy.models.registry import cards
 from vitdeploy.proof.parity import compare_outputs
-from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.targets import Target
 
 SMALLEST = ("lemevit_tiny.eurosat", "dualvit_s", "qnavit_tiny", "saevit_xs", "cagevit_tiny")

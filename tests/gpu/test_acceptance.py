@@ -126,7 +126,7 @@ def document() -> dict[str, Any]:
     run = {"batch": 8, "calls": 9, "p50_ms": 2.0, "p90_ms": 2.5, "p99_ms": 3.0, "images_per_second": 4000.0}
     build = {
         "passed": True,
-        "remedy": "defuse",
+        "workaround": "defuse",
         "parity": {"outputs": [{"snr_db": 58.3}, {"snr_db": 61.0}]},
         "fusion": {"attention": [{"fused": True}, {"fused": False}], "attention_fused": 1},
     }

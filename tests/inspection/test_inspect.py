@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.bundles import fill, tiny_manifest, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.errors import BundleError
-from vitdeploy.inspection import executed
-from vitdeploy.inspection.executed import AttentionBlock, attention_blocks
-from vitdeploy.inspection.inspect import block_of, graph_statistics, inspect
+from vitdeploy.graph.attention import AttentionBlock, attention_blocks
+from vitdeploy.inspection.inspect import block_of, executed, graph_statistics, inspect
+from vitdeploy.runtime.backends import find_backend, onnxruntime_graph, openvino_graph
 
 ATTENTION = AttentionBlock("b.attn/MatMul", "b.attn/Softmax", "b.attn/MatMul_1", "s", ("o", "o.t"))
 
@@ -171,7 +170,7 @@ def test_the_block_is_the_start_of_the_module_path(name: str, block: str) -> Non
 
 def test_onnxruntimes_graph_shows_its_fusions(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    found = executed.onnxruntime_graph(write_bundle(tmp_path / "b", attention_model()))
+    found = executed(find_backend("onnxruntime"), write_bundle(tmp_path / "b", attention_model()))
     assert found.skipped is None
     assert found.fused["com.microsoft.Gelu"] == 1
     assert "Erf" not in found.operators
@@ -194,7 +193,7 @@ def test_an_attention_is_recognised_in_onnxruntimes_graph(produced: dict[str, st
         name: helper.make_node(op, ["x"], [name], domain="com.microsoft" if op == "MultiHeadAttention" else "")
         for name, op in produced.items()
     }
-    assert executed._in_onnxruntime(ATTENTION, producer) == {
+    assert onnxruntime_graph._in_onnxruntime(ATTENTION, producer) == {
         "block": "b.attn/Softmax",
         "fused": fused,
         "runs_as": runs_as,
@@ -203,7 +202,7 @@ def test_an_attention_is_recognised_in_onnxruntimes_graph(produced: dict[str, st
 
 def test_openvinos_runtime_model_is_read_layer_by_layer(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    found = executed.openvino_graph(write_bundle(tmp_path / "b", attention_model()))
+    found = executed(find_backend("openvino"), write_bundle(tmp_path / "b", attention_model()))
     assert found.skipped is None
     assert set(found.precision) == {"f32"}
     assert sum(found.precision.values()) == sum(found.operators.values())
@@ -215,14 +214,14 @@ def test_openvinos_runtime_model_is_read_layer_by_layer(tmp_path: Path) -> None:
 def test_an_attention_is_fused_in_openvino_when_one_layer_stands_for_all_of_it() -> None:
     whole = {"layerType": "Subgraph"}
     parts = dict.fromkeys((ATTENTION.first, ATTENTION.softmax, ATTENTION.second), whole)
-    assert executed._in_openvino(ATTENTION, parts)["fused"] is True
+    assert openvino_graph._in_openvino(ATTENTION, parts)["fused"] is True
     parts[ATTENTION.softmax] = {"layerType": "Softmax"}
-    assert executed._in_openvino(ATTENTION, parts) == {
+    assert openvino_graph._in_openvino(ATTENTION, parts) == {
         "block": "b.attn/Softmax",
         "fused": False,
         "runs_as": "Subgraph, Softmax apart",
     }
-    assert executed._in_openvino(ATTENTION, {})["fused"] is False
+    assert openvino_graph._in_openvino(ATTENTION, {})["fused"] is False
 
 
 def test_random_weights_and_failed_parity_are_called_out(tmp_path: Path) -> None:
@@ -278,12 +277,10 @@ for runtime in found.runtimes:
     assert lines[2].startswith("openvino")
 
 
-@pytest.mark.parametrize("reader", [executed.onnxruntime_graph, executed.openvino_graph])
-def test_a_runtime_that_cannot_load_the_model_is_a_line_and_no_end(
-    reader: Callable[[Bundle], executed.RuntimeGraph], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_runtime_that_cannot_load_the_model_is_a_line_and_no_end(name: str, tmp_path: Path) -> None:
     model = attention_model()
     model.graph.node[3].op_type = "NoSuchOperator"
-    found = reader(write_bundle(tmp_path / "b", model))
+    found = executed(find_backend(name), write_bundle(tmp_path / "b", model))
     assert found.skipped
     assert not found.operators

@@ -158,8 +158,8 @@ def test_the_batch_of_a_fixed_bundle_is_its_own(fixed: Bundle, bundles: list[Bun
         ({"batch": 0}, "batch of 0"),
         ({"batch": []}, "nothing to measure"),
         ({"runtime": "onnxrt"}, "onnxruntime"),
-        ({"threads": 0}, "0 threads"),
-        ({"precision": "fp8"}, "fp8"),
+        ({"threads": 0}, "invalid threads: 0"),
+        ({"compute_precision": "fp8"}, "fp8"),
         ({"baseline": "yesterday"}, "no baseline 'yesterday'"),
     ],
 )

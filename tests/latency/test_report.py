@@ -1,4 +1,4 @@
-"""What a benchmark tells: a table for people, JSON, CSV and a plot."""
+"""What a benchmark tells: a table for people, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
@@ -16,7 +15,6 @@ from tests.latency.fake_benchmark import FakeWorker, run
 from vitdeploy.bundle import Bundle
 from vitdeploy.latency import benchmark as module
 from vitdeploy.latency.measurement import Turn
-from vitdeploy.latency.plot import to_svg
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -115,19 +113,3 @@ def test_bundles_of_the_same_name_are_told_apart(bundles: list[Bundle], tmp_path
         f"{bundle.path} on openvino, batch 1" for bundle in (bundles[0], other)
     ]
     assert run(bundles, runtime="openvino").labels() == ["one on openvino, batch 1", "two on openvino, batch 1"]
-
-
-def test_the_plot_is_drawn_to_scale(bundles: list[Bundle]) -> None:
-    report = run(bundles[0], runtime=["onnxruntime", "openvino"], batch=[1, 3])
-    image = ElementTree.fromstring(to_svg(report))
-    space = "{http://www.w3.org/2000/svg}"
-    bars = [float(rect.get("width", "")) for rect in image.iter(f"{space}rect") if rect.get("width") != "100%"]
-    assert [bar / bars[2] for bar in bars] == pytest.approx([2.0, 6.0, 1.0, 3.0], rel=0.01)
-    words = [text.text for text in image.iter(f"{space}text")]
-    assert "one on openvino, batch 3" in words
-
-
-def test_a_name_cannot_break_the_plot(tmp_path: Path) -> None:
-    report = run(write_tiny_bundle(tmp_path / "a<b&c"), runtime="openvino")
-    words = [text.text for text in ElementTree.fromstring(to_svg(report)).iter("{http://www.w3.org/2000/svg}text")]
-    assert "a<b&c on openvino, batch 1" in words

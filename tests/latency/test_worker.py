@@ -48,7 +48,7 @@ def test_a_candidate_loads_runs_and_ends(bundle: Bundle) -> None:
 
 def test_an_error_of_the_child_is_raised_here_as_what_it_is(bundle: Bundle) -> None:
     with pytest.raises(UsageError) as raised:
-        Worker(bundle.path, "onnxruntime", 1, {"precision": "bf16"})
+        Worker(bundle.path, "onnxruntime", 1, {"compute_precision": "bf16"})
     assert raised.value.why is not None
     assert "types" in raised.value.why
     with pytest.raises(BundleError, match="there is no bundle at"):

@@ -13,8 +13,9 @@ from tests.bundles import fill, tiny_images, tiny_manifest, tiny_model, write_ti
 from vitdeploy.bundle import MODEL, BundleWriter, TensorSpec
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.proof.parity import CLEAR_MARGIN, compare, compare_outputs
+from vitdeploy.proof.prove import prove, run_batches
 from vitdeploy.runtime.session import load
-from vitdeploy.runtime.verify import reproduce, verify, verify_session
+from vitdeploy.runtime.verify import verify
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(16, 10)).astype(np.float32)
@@ -205,7 +206,10 @@ def test_fixed_batches_reproduce_any_number_of_samples(tmp_path: Path, runtime: 
         load(write_tiny_bundle(tmp_path / "two", 2), runtime=runtime) as parts,
     ):
         np.testing.assert_allclose(
-            reproduce(parts, images)["logits"], reproduce(whole, images)["logits"], rtol=0, atol=1e-6
+            run_batches(parts.backend, parts.bundle.manifest, images)["logits"],
+            run_batches(whole.backend, whole.bundle.manifest, images)["logits"],
+            rtol=0,
+            atol=1e-6,
         )
 
 
@@ -223,7 +227,7 @@ def test_a_signature_is_compared_axis_by_axis(
 ) -> None:
     with load(write_tiny_bundle(tmp_path / "b"), runtime=runtime) as session:
         session.backend.inputs = (reported,)
-        assert len(verify_session(session).signature_failures) == failures
+        assert len(prove(session.bundle, session.backend).signature_failures) == failures
 
 
 def selected(rows: list[list[int]]) -> dict[str, np.ndarray]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from tests.bundles import tiny_images, tiny_logits, tiny_manifest, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.errors import BackendError, BundleError, GateError, MissingDependencyError, UsageError
-from vitdeploy.runtime.auto import AUTO_ORDER
-from vitdeploy.runtime.backends import Backend, Options, backend_names, find_backend
+from vitdeploy.runtime.backends import Backend, auto_order, find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.session import load
 from vitdeploy.runtime.verify import verify
 
@@ -27,7 +28,7 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def two_installed() -> tuple[str, str]:
     """The two fastest runtimes that are installed; skips where there is nothing to choose between."""
-    installed = [name for name in AUTO_ORDER if find_backend(name).available() is None]
+    installed = [backend.name for backend in auto_order() if backend.available() is None]
     if len(installed) < 2:
         pytest.skip("needs two runtimes")
     return installed[0], installed[1]
@@ -54,51 +55,51 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find_backend("tensorrt"), "require", classmethod(require))
 
 
-def test_the_order_names_runtimes_that_exist() -> None:
-    assert set(AUTO_ORDER) <= set(backend_names())
-    assert "torch" not in AUTO_ORDER, "the reference is no runtime for a device"
+def test_the_fastest_comes_first_and_the_reference_not_at_all() -> None:
+    assert [backend.name for backend in auto_order()] == ["tensorrt", "openvino", "onnxruntime"]
+    assert all(backend.auto_reason for backend in auto_order())
 
 
 def test_the_first_that_is_installed_is_taken_and_the_missing_ones_are_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed_over: list[str] = []
-    for name, praise in AUTO_ORDER.items():
-        if find_backend(name).available() is None:
+    for backend in auto_order():
+        if backend.available() is None:
             with load(bundle) as session:
-                assert session.backend.name == name
+                assert session.backend.name == backend.name
                 reason = session.describe()["reason"]
-                assert reason.startswith(praise)
+                assert reason.startswith(backend.auto_reason)
                 assert all(words in reason for words in passed_over)
-        monkeypatch.setitem(sys.modules, find_backend(name).package, None)
-        passed_over.append(
-            f"{name} ({'there is no NVIDIA GPU here' if name == 'tensorrt' else name + ' is not installed'})"
-        )
+        monkeypatch.setitem(sys.modules, backend.package, None)
+        missing = "there is no NVIDIA GPU here" if backend.name == "tensorrt" else f"{backend.name} is not installed"
+        passed_over.append(f"{backend.name} ({missing})")
     with pytest.raises(MissingDependencyError, match="pip install"):
         load(bundle)
 
 
 def test_tensorrt_comes_first_where_a_gpu_has_it_and_gives_the_numbers(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("onnxruntime")
     tensorrt, stand_in = find_backend("tensorrt"), find_backend("onnxruntime")
     monkeypatch.setattr(tensorrt, "require", classmethod(lambda cls: None))
 
-    def build(cls: type[Backend], bundle: Bundle, options: Options) -> Backend:
+    def proven(cls: type[Backend], bundle: Bundle, options: Options) -> Backend:
         return stand_in.open(bundle, options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensorrt, "open", classmethod(build))
+        patch.setattr(tensorrt, "open", classmethod(proven))
         with load(bundle) as session:
             assert session.reason == "there is a GPU, and it is the one made for it"
 
     def refuse(cls: type[Backend], bundle: Bundle, options: Options) -> Backend:
-        raise BackendError("TensorRT 10.3.0 does not build this model")
+        raise BackendError("there is no proven engine", fix="vitdeploy build b")
 
     monkeypatch.setattr(tensorrt, "open", classmethod(refuse))
-    with load(bundle) as session:
-        assert "after tensorrt (TensorRT 10.3.0 does not build this model)" in session.reason
+    with caplog.at_level(logging.WARNING, "vitdeploy"), load(bundle) as session:
+        assert "after tensorrt (there is no proven engine)" in session.reason
+    assert "tensorrt is passed over: there is no proven engine; vitdeploy build b" in caplog.text
 
 
 def test_a_runtime_with_other_numbers_is_passed_over_and_the_reason_kept(
@@ -166,12 +167,28 @@ def test_an_altered_bundle_is_refused_instead_of_tried_elsewhere(bundle: Bundle,
         load(bundle.path)
 
 
-def test_an_option_that_only_a_later_runtime_follows_takes_that_one(bundle: Bundle) -> None:
+def test_a_device_that_only_a_later_runtime_has_takes_that_one_and_says_so(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxruntime")
-    with load(bundle, device="CPUExecutionProvider") as session:
+    pytest.importorskip("openvino")
+    with caplog.at_level(logging.WARNING, "vitdeploy"), load(bundle, device="CPUExecutionProvider") as session:
         assert session.backend.name == "onnxruntime"
+    assert "openvino is passed over: openvino finds no device CPUEXECUTIONPROVIDER here" in caplog.text
+
+
+@pytest.mark.parametrize("call", [load, verify])
+def test_an_option_that_the_fastest_runtime_does_not_support_never_takes_a_slower_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    tensorrt = find_backend("tensorrt")
+    monkeypatch.setattr(tensorrt, "require", classmethod(lambda cls: None))
+    with pytest.raises(UsageError, match=r"tensorrt runtime does not support the option threads\n.*GPU(.|\n)*another"):
+        call(bundle, threads=4)
+    with pytest.raises(UsageError, match="tensorrt runtime does not support the option device"):
+        call(bundle, device="GPU")
 
 
 def test_an_option_that_none_follows_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match=r"cannot be told its checkpoint\n.*runs the model file"):
+    with pytest.raises(UsageError, match=r"does not support the option checkpoint\n.*runs the model file"):
         load(bundle, checkpoint="weights.pth")

@@ -8,7 +8,8 @@ import pytest
 from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.options import Options
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_openvino_computes_in_single_precision_unless_asked() -> None:
     pytest.importorskip("openvino")
     openvino = find_backend("openvino")
     assert openvino.load(tiny_model()).describe()["precision"] == "fp32"
-    asked = openvino.load(tiny_model(), options=Options(precision="bf16")).describe()["precision"]
+    asked = openvino.load(tiny_model(), options=Options(compute_precision="bf16")).describe()["precision"]
     assert asked in ("bf16", "fp32"), "fp32 where the CPU has no bf16"
 
 
@@ -78,5 +79,5 @@ def test_openvino_prefers_its_own_files(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UsageError, match="onnxruntime or openvino"):
+    with pytest.raises(UsageError, match="there are onnxruntime, openvino"):
         find_backend("caffe")

@@ -14,7 +14,8 @@ from tests.bundles import WEIGHT, tiny_images, tiny_logits, tiny_model, write_ti
 from tests.runtime.conftest import installed
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.session import load
 
 CPU_RUNTIMES = ("onnxruntime", "openvino", "torch")
@@ -28,23 +29,22 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.mark.parametrize(
     ("name", "option", "value", "why"),
     [
-        ("onnxruntime", "precision", "bf16", "precision of the graph's types"),
+        ("onnxruntime", "compute_precision", "bf16", "precision of the graph's types"),
         ("onnxruntime", "cache", "folder", "compiles nothing"),
         ("onnxruntime", "checkpoint", "weights.pth", "runs the model file"),
         ("openvino", "checkpoint", "weights.pth", "runs the model file"),
         ("torch", "threads", 2, "OMP_NUM_THREADS"),
-        ("torch", "precision", "fp16", "FP32 reference"),
+        ("torch", "compute_precision", "fp16", "FP32 reference"),
         ("torch", "cache", "folder", "compiles nothing"),
     ],
 )
 def test_what_a_runtime_cannot_follow_it_refuses(bundle: Bundle, name: str, option: str, value: Any, why: str) -> None:
-    with pytest.raises(
-        UsageError, match=rf"{name} cannot be told its {option}\n  why: .*{why}.*\n.*leave {option} out"
-    ):
+    message = rf"the {name} runtime does not support the option {option}\n  why: .*{why}.*\n.*leave {option} out"
+    with pytest.raises(UsageError, match=message):
         load(bundle, runtime=name, **{option: value})
 
 
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"num_requests": 0}, {"precision": "fp8"}])
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"num_requests": 0}, {"compute_precision": "fp8"}])
 def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Options(**wrong)

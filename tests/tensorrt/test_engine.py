@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from tests.bundles import tiny_images, tiny_logits, tiny_model
+from tests.tensorrt.engines import loaded
 from tests.tensorrt.fake_cuda import CAPTURE_UNSUPPORTED, INVALID_CONTEXT, FakeDriver
 from tests.tensorrt.fake_tensorrt import EIGHT, ELEVEN, TEN, World
 from vitdeploy.errors import BackendError
-from vitdeploy.runtime.backends import Backend, find_backend
+from vitdeploy.runtime.backends import Backend
 from vitdeploy.tensorrt import cuda as cuda_module
 from vitdeploy.tensorrt.cuda import PROTOTYPES, Buffer, Cuda, CudaError
 
 
 def backend(model: bytes | None = None) -> Backend:
-    return find_backend("tensorrt").load(tiny_model(2) if model is None else model)
+    return loaded(tiny_model(2) if model is None else model)
 
 
 def check(loaded: Backend, images: np.ndarray) -> None:

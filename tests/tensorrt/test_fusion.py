@@ -1,4 +1,4 @@
-"""The fusion receipt: JSON of the engine inspector in the forms of 8.6, 10.x and 11, against a known graph."""
+"""The fusion report: JSON of the engine inspector in the forms of 8.6, 10.x and 11, against a known graph."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import onnx
 import pytest
 
 from tests.transformer import BLOCKS, transformer
-from vitdeploy.inspection.executed import attention_blocks
+from vitdeploy.graph.attention import attention_blocks
 from vitdeploy.tensorrt.fusion import (
-    FusionReceipt,
+    FusionReport,
     broken_rules,
     layer_norm_groups,
+    read_fusion,
     read_layers,
-    read_receipt,
 )
 from vitdeploy.tensorrt.onnx_nodes import read_nodes
 
@@ -70,7 +70,7 @@ def attention(index: int) -> list[str]:
 
 @pytest.mark.parametrize("new", [False, True])
 def test_ten_and_eleven_name_the_nodes_of_every_kernel(new: bool) -> None:
-    receipt = read_receipt(
+    report = read_fusion(
         document(
             layer_10("_gemm_mha_v2", attention(0), "Half", new=new),
             layer_10("__myl_fused", attention(1), "Half", new=new),
@@ -88,20 +88,20 @@ def test_ten_and_eleven_name_the_nodes_of_every_kernel(new: bool) -> None:
         transformer(half=True),
         why={"blocks.2.0.attn/Softmax": ["head size: 24"]},
     )
-    assert [block.fused for block in receipt.attention] == [True, True, False]
-    assert receipt.attention[0].runs_as.startswith("_gemm_mha_v2_0x")
-    assert receipt.attention[1].runs_as.startswith("one kernel, __myl_fused")
-    assert receipt.attention[2].runs_as.startswith("3 kernels: sm80_xmma_gemm_0x")
-    assert receipt.attention[2].why == ("head size: 24",)
-    assert [block.fused for block in receipt.layer_norms] == [True, False, None]
-    assert receipt.layer_norms[2].runs_as == "no layer names it"
-    assert (receipt.layers, receipt.conversions, receipt.opaque) == (9, 2, 0)
-    assert receipt.precision == {"fp16": 5, "fp32": 3, "int8": 1}
+    assert [block.fused for block in report.attention] == [True, True, False]
+    assert report.attention[0].runs_as.startswith("_gemm_mha_v2_0x")
+    assert report.attention[1].runs_as.startswith("one kernel, __myl_fused")
+    assert report.attention[2].runs_as.startswith("3 kernels: sm80_xmma_gemm_0x")
+    assert report.attention[2].why == ("head size: 24",)
+    assert [block.fused for block in report.layer_norms] == [True, False, None]
+    assert report.layer_norms[2].runs_as == "no layer names it"
+    assert (report.layers, report.conversions, report.opaque) == (9, 2, 0)
+    assert report.precision == {"fp16": 5, "fp32": 3, "int8": 1}
 
 
-def test_eight_hides_what_myelin_compiled_and_the_receipt_says_unknown() -> None:
+def test_eight_hides_what_myelin_compiled_and_the_report_says_unknown() -> None:
     hidden = "{ForeignNode[stem/Transpose...blocks.1.0/Add_1]}"
-    receipt = read_receipt(
+    report = read_fusion(
         document(
             layer_8("Reformatting CopyNode for Input Tensor 0 to stem/Conv", "Reformat", "Row major linear FP32"),
             layer_8("stem/Conv", "CaskConvolution", "Channel major FP16 format where channel % 8 == 0"),
@@ -113,22 +113,22 @@ def test_eight_hides_what_myelin_compiled_and_the_receipt_says_unknown() -> None
         ),
         transformer(half=True),
     )
-    assert [block.fused for block in receipt.attention] == [None, None, False]
-    assert receipt.attention[0].runs_as == f"inside {hidden}, which the inspector does not open"
-    assert [block.fused for block in receipt.layer_norms] == [None, None, True]
-    assert (receipt.layers, receipt.conversions, receipt.opaque) == (6, 1, 1)
-    assert receipt.precision == {"fp16": 4, "fp32": 1, "int8": 1}
+    assert [block.fused for block in report.attention] == [None, None, False]
+    assert report.attention[0].runs_as == f"inside {hidden}, which the inspector does not open"
+    assert [block.fused for block in report.layer_norms] == [None, None, True]
+    assert (report.layers, report.conversions, report.opaque) == (6, 1, 1)
+    assert report.precision == {"fp16": 4, "fp32": 1, "int8": 1}
 
 
 def test_a_layer_hides_only_what_lies_between_its_ends() -> None:
-    receipt = read_receipt(
+    report = read_fusion(
         document(layer_8("{ForeignNode[blocks.1.0.norm1/LayerNormalization...blocks.1.0/Add_1]}", "Myelin", "FP16")),
         transformer(half=True),
     )
-    assert [block.runs_as == "no layer names it" for block in receipt.attention] == [True, False, True]
+    assert [block.runs_as == "no layer names it" for block in report.attention] == [True, False, True]
 
 
-def test_names_alone_tell_no_precision_and_the_receipt_says_so() -> None:
+def test_names_alone_tell_no_precision_and_the_report_says_so() -> None:
     """Profiling verbosity LAYER_NAMES_ONLY: the layers are strings."""
     (first, second) = read_layers(json.dumps({"Layers": ["stem/Conv", "a + b"], "Bindings": ["images"]}))
     assert (first.nodes, first.precision) == ({"stem/Conv"}, "other")
@@ -167,14 +167,14 @@ def test_a_layer_that_quantizes_counts_by_what_it_reads() -> None:
     assert read_layers(document(entry))[0].precision == "fp16"
 
 
-def test_the_receipt_survives_json() -> None:
+def test_the_report_survives_json() -> None:
     text = document(layer_10("_gemm_mha_v2", attention(0), "Half"), layer_10("x", attention(1)[:2], "Half"))
-    receipt = read_receipt(text, transformer(half=True), why={"blocks.1.0.attn/Softmax": ["why not"]})
-    again = FusionReceipt.from_dict(json.loads(json.dumps(receipt.to_dict())))
-    assert again == receipt
-    assert str(again) == str(receipt)
-    assert "attention: 1 fused, 1 not fused, 1 unknown" in str(receipt)
-    assert "why not" in str(receipt)
+    report = read_fusion(text, transformer(half=True), why={"blocks.1.0.attn/Softmax": ["why not"]})
+    again = FusionReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report
+    assert str(again) == str(report)
+    assert "attention: 1 fused, 1 not fused, 1 unknown" in str(report)
+    assert "why not" in str(report)
 
 
 def test_the_rules_tell_why_for_the_version_and_gpu_at_hand() -> None:
@@ -219,5 +219,5 @@ def test_a_written_out_layer_norm_is_one_group(tmp_path: Path) -> None:
         node.name = node.output[0]
     (group,) = layer_norm_groups(read_nodes(proto.SerializeToString()))
     assert group == ("mean", "centred", "square", "variance", "shifted", "deviation", "y")
-    receipt = read_receipt(document(layer_10("ln", list(group), "Float")), proto.SerializeToString())
-    assert [(block.name, block.fused) for block in receipt.layer_norms] == [("y", True)]
+    report = read_fusion(document(layer_10("ln", list(group), "Float")), proto.SerializeToString())
+    assert [(block.name, block.fused) for block in report.layer_norms] == [("y", True)]

@@ -22,7 +22,7 @@ from tests.transformer import (
 )
 from vitdeploy import build, load
 from vitdeploy.cli import main
-from vitdeploy.errors import GateError, UsageError
+from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.tensorrt import prove as engine_module
 from vitdeploy.tensorrt.workarounds import read_graph
 
@@ -40,11 +40,11 @@ def spoil_half_of(block: str) -> object:
 
 
 def attempts(report: object) -> list[tuple[str, bool | None]]:
-    return [(one["remedy"], one.get("passed")) for one in report.to_dict()["attempts"]]  # type: ignore[attr-defined]
+    return [(one["workaround"], one.get("passed")) for one in report.to_dict()["attempts"]]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_right_engine_is_kept_with_its_log_and_receipt(world: World, tmp_path: Path, half: bool) -> None:
+def test_a_right_engine_is_kept_with_its_log_and_report(world: World, tmp_path: Path, half: bool) -> None:
     bundle = write_bundle(tmp_path / "b", half=half)
     log = tmp_path / "builder.log"
     report = build(bundle, workspace="1G", log_file=log)
@@ -52,7 +52,7 @@ def test_a_right_engine_is_kept_with_its_log_and_receipt(world: World, tmp_path:
     assert report.engine is not None
     assert Path(report.engine).read_bytes() == PREFIX + transformer(half=half)
     assert attempts(report) == [("as it is", True)]
-    assert json.loads(Path(report.receipt).read_text()) == {
+    assert json.loads(Path(report.report).read_text()) == {
         key: value for key, value in report.to_dict().items() if key != "cached"
     }
     assert "choosing kernels" in log.read_text()
@@ -70,12 +70,12 @@ def test_attention_that_is_fused_wrongly_is_found_and_kept_from_being_fused(worl
     assert report.passed
     found = report.to_dict()
     assert attempts(report) == [("as it is", False), ("defuse", True)]
-    assert found["remedy"] == "defuse"
+    assert found["workaround"] == "defuse"
     assert found["diverges"]["block"] == "blocks.0.0"
     assert "first block that diverges: blocks.0.0" in str(report)
     images = tiny_images(2)
     with load(bundle, runtime="tensorrt") as session:
-        assert session.describe()["remedy"] == "defuse"
+        assert session.describe()["workaround"] == "defuse"
         np.testing.assert_allclose(session(images), compute(transformer(), images)["logits"], rtol=0, atol=0.02)
     assert world.driver.leaks == 0
 
@@ -103,7 +103,7 @@ def test_eight_gets_the_repair_as_precision_of_its_layers(
     world.miscompile = damaged_weight("head.weight")
     report = build(write_bundle(tmp_path / "b", half=True))
     assert not report.passed
-    told = {one["remedy"]: one.get("skipped") for one in report.to_dict()["attempts"]}
+    told = {one["workaround"]: one.get("skipped") for one in report.to_dict()["attempts"]}
     assert told == {"as it is": None, "defuse": None, "fp32": None, "bf16": "it takes TensorRT 10 or newer"}
     assert world.parsed == [{}] * len(world.parsed), "weakly typed: the Casts of the graph become layer precisions"
 
@@ -115,39 +115,51 @@ def test_what_nothing_repairs_fails_and_names_the_block(world: World, tmp_path: 
     assert not report.passed
     assert report.engine is None
     assert report.to_dict()["diverges"]["block"] == "blocks.2.0"
-    told = {one["remedy"]: one.get("skipped") for one in report.to_dict()["attempts"]}
+    told = {one["workaround"]: one.get("skipped") for one in report.to_dict()["attempts"]}
     assert told["fp32"] == told["bf16"] == "there is nothing for it to change"
-    assert not list(Path(report.receipt).parent.glob("*.engine"))
-    assert json.loads(Path(report.receipt).read_text())["passed"] is False
+    assert not list(Path(report.report).parent.glob("*.engine"))
+    assert json.loads(Path(report.report).read_text())["passed"] is False
     assert str(report).endswith("FAILED")
-    with pytest.raises(GateError, match="no engine reproduces"):
+    with pytest.raises(BackendError, match="no proven TensorRT engine"):
         load(bundle, runtime="tensorrt")
     assert world.driver.leaks == 0
 
 
-def test_a_remedy_that_tensorrt_does_not_build_is_noted_and_the_next_is_tried(world: World, tmp_path: Path) -> None:
+def test_a_workaround_that_tensorrt_does_not_build_is_noted_and_the_next_is_tried(world: World, tmp_path: Path) -> None:
     """The stand-in computes with ONNX Runtime, whose CPU kernels refuse bfloat16."""
     world.miscompile = damaged_weight("blocks.0.0.attn.q.weight")
-    report = build(write_bundle(tmp_path / "b", half=True), remedies="bf16")
+    report = build(write_bundle(tmp_path / "b", half=True), workarounds="bf16")
     (first, second) = report.to_dict()["attempts"]
-    assert (first["remedy"], second["remedy"], second["passed"]) == ("as it is", "bf16", False)
+    assert (first["workaround"], second["workaround"], second["passed"]) == ("as it is", "bf16", False)
     assert "does not build this model" in second["failures"][0]
 
 
 def test_auto_takes_another_runtime_where_no_engine_holds(world: World, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b")
     world.miscompile = damaged_weight("head.weight")
+    assert not build(bundle).passed
     with load(bundle) as session:
         assert session.backend.name != "tensorrt"
-        assert "tensorrt (no engine reproduces the reference" in session.reason
+        assert "tensorrt (there is no proven TensorRT engine" in session.reason
     world.miscompile = lambda model: model
+    assert build(bundle).passed
     with load(bundle) as session:
         assert session.backend.name == "tensorrt"
 
 
+def test_an_engine_that_needed_a_workaround_is_not_taken_where_none_is_allowed(world: World, tmp_path: Path) -> None:
+    world.miscompile = wrong_fused_attention
+    bundle = write_bundle(tmp_path / "b", half=True)
+    assert build(bundle).to_dict()["workaround"] == "defuse"
+    assert build(bundle).cached
+    report = build(bundle, workarounds="none")
+    assert (report.cached, report.passed) == (False, False)
+    assert build(bundle).cached, "the engine that holds is still there"
+
+
 def test_without_leave_nothing_is_tried_but_the_block_is_named(world: World, tmp_path: Path) -> None:
     world.miscompile = wrong_fused_attention
-    report = build(write_bundle(tmp_path / "b"), remedies="none")
+    report = build(write_bundle(tmp_path / "b"), workarounds="none")
     assert not report.passed
     assert attempts(report) == [("as it is", False)]
     assert report.to_dict()["diverges"]["block"] == "blocks.0.0"
@@ -173,7 +185,7 @@ def test_a_reference_that_onnxruntime_misses_too_is_the_bundles_fault(world: Wor
     assert report.to_dict()["diverges"] is None
 
 
-def test_the_fusion_receipt_is_read_from_the_engine_that_holds(world: World, tmp_path: Path) -> None:
+def test_the_fusion_report_is_read_from_the_engine_that_holds(world: World, tmp_path: Path) -> None:
     attention = "\x1f".join(f"[ONNX Layer: blocks.0.0.attn/{kind}]" for kind in ("MatMul", "Softmax", "MatMul_1"))
     layers = [
         {
@@ -207,7 +219,7 @@ def test_a_fixed_batch_takes_no_profile(world: World, tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_diagnosed_with_as_many_images(world: World, tmp_path: Path) -> None:
     world.miscompile = damaged_weight("blocks.1.0.mlp.weight")
-    report = build(write_bundle(tmp_path / "b", batch=2), remedies="none")
+    report = build(write_bundle(tmp_path / "b", batch=2), workarounds="none")
     assert report.to_dict()["diverges"]["block"] == "blocks.1.0"
 
 
@@ -220,7 +232,7 @@ def test_the_command_builds_and_tells(world: World, tmp_path: Path, capsys: pyte
         "512M",
         "--profile",
         "1,2,4",
-        "--remedy",
+        "--workaround",
         "none",
         "--no-tf32",
     ]
@@ -228,12 +240,12 @@ def test_the_command_builds_and_tells(world: World, tmp_path: Path, capsys: pyte
     assert main([*arguments, *places, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
-    assert report["options"] == {"workspace": 2**29, "profile": [1, 2, 4], "dla": None, "tf32": False, "remedies": []}
+    assert report["options"] == {"workspace": 2**29, "profile": [1, 2, 4], "dla": None, "tf32": False}
     assert Path(report["engine"]).parent == tmp_path / "e"
     assert (tmp_path / "t").exists()
     assert (tmp_path / "l").exists()
     world.miscompile = damaged_weight("head.weight")
-    assert main(["build", str(bundle.path), "--remedy", "none"]) == 1
+    assert main(["build", str(bundle.path), "--workaround", "none"]) == 1
     assert "first block that diverges: head" in capsys.readouterr().out
     world.complaint = "out of memory"
     assert main(["build", str(bundle.path)]) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import sys
 import threading
 from pathlib import Path
@@ -13,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bundles import tiny_images, tiny_logits, tiny_model, write_tiny_bundle
+from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model, write_tiny_bundle
+from tests.tensorrt.engines import loaded
 from tests.tensorrt.fake_tensorrt import EIGHT, ELEVEN, PREFIX, TEN, World
-from vitdeploy.errors import BackendError, GateError, UsageError
-from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy import build
+from vitdeploy.bundle import MODEL, BundleWriter
+from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.session import load
 from vitdeploy.runtime.verify import verify
 from vitdeploy.tensorrt import backend as backend_module
@@ -44,11 +47,12 @@ def told(world: World, build: int = -1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", [EIGHT, TEN, ELEVEN])
-def test_a_bundle_verifies_and_its_engine_is_built_once(
+def test_a_bundle_verifies_with_the_engine_that_was_built(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     play(world, version, monkeypatch)
     bundle = write_tiny_bundle(tmp_path / "b")
+    assert build(bundle).passed
     for _ in range(2):
         report = verify(bundle, runtime="tensorrt")
         assert report.passed, report.failures
@@ -59,10 +63,10 @@ def test_a_bundle_verifies_and_its_engine_is_built_once(
 
 
 def test_ten_is_strongly_typed_and_a_free_batch_gets_a_profile(world: World) -> None:
-    find_backend("tensorrt").load(tiny_model())
+    loaded(tiny_model())
     assert world.parsed == [{"strongly_typed": True}]
     assert told(world) == {"profiles": [{"images": ([1, 3, 8, 8], [8, 3, 8, 8], [32, 3, 8, 8])}]}
-    find_backend("tensorrt").load(tiny_model(2))
+    loaded(tiny_model(2))
     assert told(world) == {}
     assert Path(world.builds[1]["load_timing_cache"]).read_bytes() == b"timings"
 
@@ -77,7 +81,7 @@ def test_eight_may_not_round_what_the_graph_keeps_in_single_precision(
         world.layer("CONSTANT", "float32"),
         world.layer("MATRIX_MULTIPLY", "int32"),
     ]
-    described = find_backend("tensorrt").load(tiny_model(2)).describe()
+    described = loaded(tiny_model(2)).describe()
     assert world.parsed == [{}]
     settings = told(world)
     assert [source.name for source in settings.pop("tactic_sources")] == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
@@ -90,7 +94,7 @@ def test_eight_may_not_round_what_the_graph_keeps_in_single_precision(
 def test_eight_needs_no_constraint_in_a_graph_of_one_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     play(world, "8.5.2", monkeypatch)
     world.layers = [world.layer("MATRIX_MULTIPLY", "float32")]
-    find_backend("tensorrt").load(tiny_model(2))
+    loaded(tiny_model(2))
     assert told(world) == {}
     assert world.layers[0].precision is None
 
@@ -105,7 +109,7 @@ def test_eight_computes_int8_and_fp16_where_the_graph_says_so(world: World, monk
         world.layer("SOFTMAX", "float16"),
         world.layer("NORMALIZATION", "float32", reads="other"),
     ]
-    find_backend("tensorrt").load(tiny_model(2))
+    loaded(tiny_model(2))
     settings = told(world)
     del settings["tactic_sources"]
     assert settings == {"int8": True, "fp16": True, "precision_constraints": "obey"}
@@ -120,7 +124,7 @@ def test_eight_needs_no_constraint_for_int8_alone(world: World, monkeypatch: pyt
         world.layer("MATRIX_MULTIPLY", "float32", name="product", reads="dq.0"),
         world.layer("ELEMENTWISE", "float32", reads="product.0"),
     ]
-    find_backend("tensorrt").load(tiny_model(2))
+    loaded(tiny_model(2))
     settings = told(world)
     del settings["tactic_sources"]
     assert settings == {"int8": True}
@@ -130,7 +134,7 @@ def test_eight_needs_no_constraint_for_int8_alone(world: World, monkeypatch: pyt
 def test_eleven_is_never_told_a_precision(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     play(world, ELEVEN, monkeypatch)
     world.layers = [world.layer("MATRIX_MULTIPLY", "float16"), world.layer("DEQUANTIZE", "float32")]
-    find_backend("tensorrt").load(tiny_model(2))
+    loaded(tiny_model(2))
     assert world.parsed == [{"strongly_typed": True}]
     assert told(world) == {}
 
@@ -138,8 +142,8 @@ def test_eleven_is_never_told_a_precision(world: World, monkeypatch: pytest.Monk
 def test_eight_has_one_profile_for_one_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     play(world, EIGHT, monkeypatch)
     with pytest.raises(UsageError, match="one call at a time"):
-        find_backend("tensorrt").load(tiny_model(), options=Options(num_requests=2))
-    assert find_backend("tensorrt").load(tiny_model(2), options=Options(num_requests=2)).num_requests == 2
+        loaded(tiny_model(), num_requests=2)
+    assert loaded(tiny_model(2), num_requests=2).num_requests == 2
 
 
 def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine(world: World, tmp_path: Path) -> None:
@@ -147,6 +151,7 @@ def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine
     timing = tmp_path / "kernels.cache"
     timing.write_bytes(b"earlier")
     asked = {"workspace": "1G", "profile": "2,4,8", "tf32": True, "timing_cache": str(timing)}
+    assert build(bundle, **asked).passed  # type: ignore[arg-type]
     with load(bundle, runtime="tensorrt", build=asked) as session:
         described = session.describe()
     (settings,) = world.builds
@@ -156,15 +161,17 @@ def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine
     assert settings["load_timing_cache"] == str(timing)
     assert timing.read_bytes() == b"timings"
     assert described["build_options"]["workspace"] == 2**30
-    load(bundle, runtime="tensorrt", build={}).close()
+    with pytest.raises(BackendError, match="no proven TensorRT engine"):
+        load(bundle, runtime="tensorrt", build={})
+    assert build(bundle).passed
     assert len(world.builds) == 2
     assert len(list(engines(tmp_path).glob("*.engine"))) == 2
 
 
 def test_a_load_that_asks_for_nothing_takes_the_engine_that_was_built_last(world: World, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    load(bundle, runtime="tensorrt", build={}).close()
-    load(bundle, runtime="tensorrt", build={"profile": "1,2,4"}).close()
+    assert build(bundle).passed
+    assert build(bundle, profile="1,2,4").passed
     with load(bundle, runtime="tensorrt") as session:
         assert session.describe()["build_options"]["profile"] == [1, 2, 4]
     assert len(world.builds) == 2
@@ -172,13 +179,13 @@ def test_a_load_that_asks_for_nothing_takes_the_engine_that_was_built_last(world
 
 @pytest.mark.parametrize("profile", [(1, 8, 32), (4, 4, 8), (64, 64, 64)])
 def test_any_number_of_images_is_cut_and_filled_to_the_profile(world: World, profile: tuple[int, int, int]) -> None:
-    backend = find_backend("tensorrt").load(tiny_model(), options=Options(build={"profile": profile}))
+    backend = loaded(tiny_model(), build={"profile": profile})
     images = tiny_images(70)
     np.testing.assert_allclose(backend.run({"images": images})["logits"], tiny_logits(images), rtol=0, atol=1e-6)
 
 
 def test_results_are_the_callers_own(world: World) -> None:
-    backend = find_backend("tensorrt").load(tiny_model())
+    backend = loaded(tiny_model())
     first, second = tiny_images(2), tiny_images(4)[2:]
     kept = backend.run({"images": first})["logits"]
     backend.run({"images": second})
@@ -187,7 +194,7 @@ def test_results_are_the_callers_own(world: World) -> None:
 
 @pytest.mark.parametrize("num_requests", [None, 3])
 def test_threads_never_share_a_context(world: World, num_requests: int | None) -> None:
-    backend = find_backend("tensorrt").load(tiny_model(), options=Options(num_requests=num_requests))
+    backend = loaded(tiny_model(), num_requests=num_requests)
     assert len(world.contexts) == (num_requests or 1)
     wrong = []
 
@@ -221,7 +228,7 @@ def test_what_the_builder_says_is_translated_and_kept(
 ) -> None:
     world.complaint = complaint
     with pytest.raises(BackendError, match="does not build this model") as caught:
-        load(write_tiny_bundle(tmp_path / "b"), runtime="tensorrt")
+        build(write_tiny_bundle(tmp_path / "b"))
     assert cause in str(caught.value.why)
     assert complaint in str(caught.value.why)
     assert fix in str(caught.value.fix)
@@ -231,51 +238,104 @@ def test_what_the_builder_says_is_translated_and_kept(
     assert not list(engines(tmp_path).glob("*.engine"))
 
 
-def test_an_engine_that_no_longer_loads_is_built_again(world: World, tmp_path: Path) -> None:
+def test_loading_builds_nothing_and_says_what_does(world: World, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    load(bundle, runtime="tensorrt").close()
+    for call in (load, verify):
+        with pytest.raises(BackendError, match=r"no proven TensorRT engine(.|\n)*vitdeploy build") as caught:
+            call(bundle, runtime="tensorrt")
+        assert str(bundle.path) in str(caught.value.fix)
+    with load(bundle) as session:
+        assert session.backend.name != "tensorrt"
+        assert "tensorrt (there is no proven TensorRT engine" in session.reason
+    with pytest.raises(BackendError, match="does not load an ONNX file"):
+        find_backend("tensorrt").load(tiny_model())
+    assert not world.builds
+    assert build(bundle).passed
+    with load(bundle) as session:
+        assert session.backend.name == "tensorrt"
+    assert len(world.builds) == 1
+
+
+def test_an_engine_that_no_longer_loads_is_built_again_by_build_alone(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    assert build(bundle).passed
     world.refuses_engines = True
-    load(bundle, runtime="tensorrt").close()
+    with pytest.raises(BackendError, match=r"does not load any more(.|\n)*--rebuild"):
+        load(bundle, runtime="tensorrt")
+    world.refuses_engines = True
+    assert build(bundle).passed
     assert len(world.builds) == 2
+    load(bundle, runtime="tensorrt").close()
 
 
 def test_an_altered_engine_is_never_loaded(world: World, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    load(bundle, runtime="tensorrt").close()
+    assert build(bundle).passed
     (engine,) = engines(tmp_path).glob("*.engine")
     assert engine.read_bytes() == PREFIX + tiny_model(), "nothing is put before what TensorRT wrote"
     engine.write_bytes(PREFIX + tiny_model(2))
+    with pytest.raises(BackendError, match="no proven TensorRT engine"):
+        load(bundle, runtime="tensorrt")
+    assert build(bundle).passed
     with load(bundle, runtime="tensorrt") as session:
         assert isinstance(session.backend.inputs[0].shape[0], str)
     assert len(world.builds) == 2
 
 
-def test_an_engine_that_nothing_proved_is_not_taken_for_a_bundle(world: World, tmp_path: Path) -> None:
-    find_backend("tensorrt").load(tiny_model()).close()
-    (sidecar,) = engines(tmp_path).glob("*.json")
-    assert json.loads(sidecar.read_text())["verified"] is False
-    load(write_tiny_bundle(tmp_path / "b"), runtime="tensorrt").close()
-    assert len(world.builds) == 2
-    assert json.loads(sidecar.read_text())["verified"] is True
+def test_an_engine_counts_for_the_reference_that_it_was_proven_on(world: World, tmp_path: Path) -> None:
+    """The same model file with other reference images: the kept engine is held against them, and not built again."""
+    first = write_tiny_bundle(tmp_path / "first")
+    with BundleWriter(tmp_path / "second") as writer:
+        images = tiny_images(3)
+        writer.write_bytes(MODEL, first.read(MODEL))
+        writer.write_reference(inputs={"images": images}, outputs={"logits": tiny_logits(images)})
+        writer.seal(tiny_manifest())
+        second = writer.commit()
+    assert build(first).passed
+    with pytest.raises(BackendError, match="no proven TensorRT engine"):
+        load(second, runtime="tensorrt")
+    again = build(second)
+    assert (again.passed, again.cached, again.to_dict()["bundle"]) == (True, True, str(second.path))
+    for bundle in (first, second):
+        load(bundle, runtime="tensorrt").close()
+    assert len(world.builds) == 1
 
 
-def test_a_bundle_that_no_engine_reproduces_is_not_loaded(world: World, tmp_path: Path) -> None:
+def test_a_bundle_that_no_engine_reproduces_keeps_none(world: World, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b", error=0.5)
-    with pytest.raises(GateError, match=r"no engine reproduces(.|\n)*relative error(.|\n)*vitdeploy build"):
+    report = build(bundle)
+    assert not report.passed
+    assert "relative error" in report.failures[0]
+    with pytest.raises(BackendError, match=r"no proven TensorRT engine(.|\n)*vitdeploy build"):
         load(bundle, runtime="tensorrt")
     assert not list(engines(tmp_path).glob("*.engine"))
     assert world.driver.leaks == 0
 
 
-def test_options_it_cannot_follow_are_refused(world: World) -> None:
-    for option in ({"threads": 2}, {"precision": "fp16"}, {"build": {"speed": 3}}, {"build": {"profile": "8,1,2"}}):
-        with pytest.raises(UsageError, match=next(iter(option)) if "build" not in option else "profile|build option"):
-            find_backend("tensorrt").load(tiny_model(), options=Options(**option))
+def test_a_rebuild_that_fails_leaves_the_engine_that_was_proven(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    assert build(bundle).passed
+    world.complaint = "out of memory"
+    with pytest.raises(BackendError, match="does not build this model"):
+        build(bundle, rebuild=True)
+    world.complaint = None
+    load(bundle, runtime="tensorrt").close()
+    assert len(list(engines(tmp_path).glob("*.engine"))) == 1
+
+
+def test_options_it_cannot_follow_are_refused(world: World, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    for option in ({"threads": 2}, {"compute_precision": "fp16"}, {"device": "GPU"}):
+        with pytest.raises(UsageError, match=f"does not support the option {next(iter(option))}"):
+            load(bundle, runtime="tensorrt", **option)  # type: ignore[arg-type]
+    for wrong in ({"speed": 3}, {"profile": "8,1,2"}):
+        with pytest.raises(UsageError, match=r"invalid profile|build option"):
+            load(bundle, runtime="tensorrt", build=wrong)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_other_runtimes_build_no_engines(name: str) -> None:
-    with pytest.raises(UsageError, match="it builds no engines"):
+def test_other_runtimes_run_no_engines(name: str) -> None:
+    with pytest.raises(UsageError, match="it runs no engines"):
         find_backend(name).load(tiny_model(), options=Options(build={"workspace": "1G"}))
 
 

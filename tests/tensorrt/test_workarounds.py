@@ -1,4 +1,4 @@
-"""Each remedy keeps what the graph computes and changes just what it says."""
+"""Each workaround keeps what the graph computes and changes just what it says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.bundles import tiny_images, tiny_model
 from tests.transformer import BLOCKS, compute, transformer, wrong_fused_attention
 from vitdeploy.platforms.capabilities import find_platform
 from vitdeploy.platforms.fusion_rules import find_attentions, judge_attention
-from vitdeploy.tensorrt.options import REMEDIES as NAMES
+from vitdeploy.tensorrt.options import WORKAROUNDS as NAMES
 from vitdeploy.tensorrt.workarounds import (
-    REMEDIES,
+    WORKAROUNDS,
     bfloat16_attention,
     block_of,
     defuse_attention,
@@ -48,8 +48,8 @@ def snr(expected: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.square(expected).sum() / noise)) if noise else np.inf
 
 
-def test_the_options_name_the_remedies_in_their_order() -> None:
-    assert tuple(remedy.name for remedy in REMEDIES) == NAMES
+def test_the_options_name_the_workarounds_in_their_order() -> None:
+    assert tuple(workaround.name for workaround in WORKAROUNDS) == NAMES
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -135,9 +135,9 @@ def test_bfloat16_computes_what_it_should() -> None:
 def test_bfloat16_takes_a_version_and_a_gpu_that_have_it(
     version: tuple[int, int], sm: int | None, obstacle: str | None
 ) -> None:
-    found = REMEDIES[-1].obstacle(version, sm)
+    found = WORKAROUNDS[-1].obstacle(version, sm)
     assert found is None if obstacle is None else obstacle in str(found)
-    assert REMEDIES[0].obstacle((8, 5), 72) is None
+    assert WORKAROUNDS[0].obstacle((8, 5), 72) is None
 
 
 def test_an_initializer_that_two_precisions_read_is_there_twice() -> None:

@@ -19,13 +19,15 @@ from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
 from vitdeploy.proof.parity import compare_outputs
-from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.proof.prove import run_batches
+from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.runtime.session import Session, load
-from vitdeploy.runtime.verify import reproduce
 
 log = logging.getLogger(__name__)
 
-ALL, TORCH = "all", "torch"
+ALL = "all"
+# PyTorch in FP32: what every run is compared with.
+REFERENCE_RUNTIME = "torch"
 
 # Of `Session.describe`: where the bundle lies and why the runtime was taken, not what it computes.
 _NOT_IDENTITY = ("bundle", "reason", "num_requests")
@@ -43,7 +45,12 @@ class Run:
     def name(self) -> str:
         """In words; PyTorch runs the network, not the bundle."""
         backend = self.facts["backend"]
-        return f"{self.bundle.manifest.model.name if backend == TORCH else self.bundle.path.name} on {backend}"
+        return f"{self.bundle.manifest.model.name if self.is_reference else self.bundle.path.name} on {backend}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it computes the PyTorch network and not the bundle."""
+        return find_backend(str(self.facts["backend"])).reference
 
     @property
     def source(self) -> Source:
@@ -55,7 +62,7 @@ class Run:
             self.session,
             {
                 # PyTorch reads none of the files, it rebuilds the network of the record.
-                "model": asdict(manifest.model) if self.facts["backend"] == TORCH else files,
+                "model": asdict(manifest.model) if self.is_reference else files,
                 "preprocessing": asdict(manifest.preprocessing),
                 "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
                 "runtime": {key: value for key, value in self.facts.items() if key not in _NOT_IDENTITY},
@@ -102,7 +109,7 @@ def open_baseline(
     FP32 one of the bundles. Raises UsageError where there is none of these, or for a bundle that cannot be one, and
     GateError where PyTorch does not reproduce what the bundle carries.
     """
-    exact = {name: value for name, value in options.items() if name != "precision"}
+    exact = {name: value for name, value in options.items() if name != "compute_precision"}
     if baseline is not None:
         if baseline.manifest.precision != "fp32":
             raise UsageError(
@@ -161,7 +168,7 @@ def _names(bundle: Bundle, runtimes: Sequence[str], options: Mapping[str, Any]) 
     names: list[str] = []
     for runtime in runtimes:
         if runtime == ALL:
-            names += [name for name in backend_names() if name != TORCH]
+            names += [backend.name for backend in backends() if not backend.reference]
         elif runtime == "auto":
             with load(bundle, **options) as session:
                 names.append(session.backend.name)
@@ -172,23 +179,13 @@ def _names(bundle: Bundle, runtimes: Sequence[str], options: Mapping[str, Any]) 
 
 def _open(bundle: Bundle, runtime: str, options: Mapping[str, Any], closing: ExitStack) -> Run:
     log.info("loading %s on %s …", bundle.path, runtime)
-    if runtime == TORCH:
+    backend = find_backend(runtime)
+    if backend.reference:
         return _open_torch(bundle, None, closing)
-    find_backend(runtime)
-    session = closing.enter_context(load(bundle, runtime=runtime, **{**_all_cores(runtime, options), **options}))
+    chosen = any(options.get(name) is not None for name in ("threads", "num_requests", "device"))
+    spread = {} if chosen else backend.throughput_options(usable_cores())
+    session = closing.enter_context(load(bundle, runtime=runtime, **{**spread, **options}))
     return Run(bundle, session, session.describe())
-
-
-def _all_cores(runtime: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls at once instead of threads in a call, which small networks cannot use; unless the user chose."""
-    if any(options.get(name) is not None for name in ("threads", "num_requests", "device")):
-        return {}
-    # ONNX Runtime counts threads of a call, OpenVINO those of all of them.
-    chosen = {
-        "onnxruntime": {"threads": 1, "num_requests": usable_cores()},
-        "openvino": {"num_requests": usable_cores()},
-    }
-    return chosen.get(runtime, {})
 
 
 def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStack) -> Run:
@@ -198,11 +195,11 @@ def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStac
     any_batch.manifest = replace(
         manifest, inputs=tuple(map(_dynamic, manifest.inputs)), outputs=tuple(map(_dynamic, manifest.outputs))
     )
-    log.info("loading %s on %s …", bundle.path, TORCH)
-    session = closing.enter_context(load(any_batch, runtime=TORCH, checkpoint=checkpoint))
+    log.info("loading %s on %s …", bundle.path, REFERENCE_RUNTIME)
+    session = closing.enter_context(load(any_batch, runtime=REFERENCE_RUNTIME, checkpoint=checkpoint))
     reference = bundle.reference()
-    outputs = reproduce(session, reference.inputs)
-    report = compare_outputs(reference.outputs, outputs, runtime=TORCH, precision="fp32")
+    outputs = run_batches(session.backend, any_batch.manifest, reference.inputs)
+    report = compare_outputs(reference.outputs, outputs, runtime=REFERENCE_RUNTIME, precision="fp32")
     if not report.passed:
         raise GateError(
             f"PyTorch does not reproduce what {bundle.path} carries",

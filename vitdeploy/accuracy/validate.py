@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from vitdeploy.accuracy.baseline import find_problems
 from vitdeploy.accuracy.logits import LogitsStore, compute_logits
 from vitdeploy.accuracy.report import AccuracyReport, Answers, Comparison, ImageSet
-from vitdeploy.accuracy.runs import TORCH, Run, check_same_network, open_baseline, open_runs
+from vitdeploy.accuracy.runs import Run, check_same_network, open_baseline, open_runs
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.runtime.options import Options
 
 Array = NDArray[Any]
 
@@ -41,26 +42,37 @@ def validate(
     max_drop: float | None = None,
     logits: str | Path | None = None,
     record: bool = True,
-    **options: Any,
+    threads: int | None = None,
+    num_requests: int | None = None,
+    compute_precision: str | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
 ) -> AccuracyReport:
-    """Compares bundles of one network, on one or several runtimes, with its FP32 on the same labelled images.
+    """Compare bundles of one network, on one or several runtimes, with its FP32 on the same labelled images.
 
-    data        see `vitdeploy.data`; its classes are found among the bundle's labels by name
-    runtime     names of runtimes, `auto`, or `all` that are installed and can run the bundle
-    baseline    an FP32 bundle of the same network; None takes PyTorch, or where that or its weights are not at hand the
-                first FP32 one of the bundles
-    checkpoint  file with the weights, for PyTorch
-    targets     class numbers, where `data` is an iterable
-    samples     so many images instead of all, every class with its share, chosen by `seed`
-    max_drop    the gate: points of top-1 that a run may lose
-    logits      folder in which computed logits are kept, so that an interrupted check goes on where it was (default:
-                in the user's cache)
-    record      write the result into each bundle's manifest
-    options     `threads`, `num_requests`, `precision`, `device`, `cache`: see `vitdeploy.load`
+    Args:
+        bundle: one or several bundles, or their folders.
+        data: see `vitdeploy.data`; its classes are found among the bundle's labels by name.
+        runtime: names of runtimes, `auto`, or `all` that are installed and can run the bundle.
+        baseline: an FP32 bundle of the same network; None takes PyTorch, or where that or its weights are not at hand
+            the first FP32 one of the bundles.
+        checkpoint: file with the weights, for PyTorch.
+        targets: class numbers, where `data` is an iterable.
+        samples: so many images instead of all, every class with its share, chosen by `seed`.
+        seed: of that choice.
+        max_drop: the gate: points of top-1 that a run may lose.
+        logits: folder in which computed logits are kept, so that an interrupted check goes on where it was (default:
+            in the user's cache).
+        record: write the result into each bundle's manifest.
+        threads, num_requests, compute_precision, device, cache: see `vitdeploy.load`.
 
-    Raises InputError for DATA that cannot be read, has no labels or other classes than the network; UsageError for
-    bundles of different networks and where there is no FP32 to compare with; and what `load` raises. A drop beyond
-    `max_drop` and a baseline that guesses are failures of the report.
+    Returns:
+        The report. A drop beyond `max_drop` and a baseline that guesses are failures of it.
+
+    Raises:
+        InputError: DATA cannot be read, has no labels, or other classes than the network.
+        UsageError: the bundles are of different networks, or there is no FP32 to compare with.
+        BundleError, BackendError, GateError: as `vitdeploy.load`.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [_opened(one) for one in given]
@@ -74,7 +86,9 @@ def validate(
     dataset = open_data(data, labels=labels, targets=targets)
     _check_labels(dataset, classes, bundles[0])
     indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
-    options = {key: value for key, value in options.items() if value is not None}
+    options = Options(
+        threads=threads, num_requests=num_requests, compute_precision=compute_precision, device=device, cache=cache
+    ).given()
     with ExitStack() as closing:
         runs, skipped = open_runs(bundles, runtimes, options, closing)
         reference = open_baseline(
@@ -154,7 +168,7 @@ def _report(
     baseline, *answers = (
         Answers(run.name, run.facts, logits, targets) for run, logits in zip((reference, *others), rows, strict=True)
     )
-    by_torch = reference.facts["backend"] == TORCH
+    by_torch = reference.is_reference
     kind = f"PyTorch FP32 (torch {reference.facts['version']})" if by_torch else f"FP32 bundle, {reference.name}"
     weights = reference.bundle.manifest.model.weights.kind
     return AccuracyReport(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_LOAD_OPTIONS = ("threads", "num_requests", "precision", "device", "cache", "checkpoint")
+_LOAD_OPTIONS = ("threads", "num_requests", "compute_precision", "device", "cache", "checkpoint")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,6 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="D", help="CPU, GPU, NPU, or the runtime's own name for one")
     group.add_argument(
         "--compute-precision",
-        dest="precision",
         metavar="P",
         help="fp32, bf16 or fp16, where the runtime lets one choose (default: the most exact one)",
     )

@@ -1,7 +1,7 @@
 """Measure latency, throughput, load time and memory of bundles on this machine. Needs no torch.
 
   vitdeploy benchmark lemevit-fp32 lemevit-fp16 --runtime all
-  vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --plot latency.svg
+  vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --csv latency.csv
   vitdeploy benchmark lemevit-fp16 --json > before.json
   vitdeploy benchmark lemevit-fp16 --baseline before.json
 
@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-different", action="store_true", help="compare with a run that was made under different settings"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each candidate")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the latencies")
     add_load_options(parser)
 
 
@@ -72,14 +71,11 @@ def numbers(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 130 where Ctrl-C stopped it."""
-    from vitdeploy.errors import UsageError, VitDeployError
+    from vitdeploy.errors import VitDeployError
     from vitdeploy.latency.benchmark import benchmark
-    from vitdeploy.latency.plot import to_svg
 
-    if args.plot and args.plot.suffix.lower() != ".svg":
-        raise UsageError(f"cannot draw {args.plot}", why="plots are SVG", fix=f"--plot {args.plot.with_suffix('.svg')}")
-    for path in filter(None, (args.csv, args.plot)):
-        _check_writable(path)
+    if args.csv:
+        _check_writable(args.csv)
     try:
         report = benchmark(
             args.bundles,
@@ -100,8 +96,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.csv:
             _write(args.csv, report.to_csv())
-        if args.plot:
-            _write(args.plot, to_svg(report))
     except VitDeployError as error:  # the result is printed already, and one JSON object is enough
         log.error("%s", error)
         return error.exit_code

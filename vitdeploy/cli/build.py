@@ -2,13 +2,13 @@
 
   vitdeploy build lemevit
   vitdeploy build lemevit --workspace 2G --timing-cache kernels.cache
-  vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: at least, tuned for, at most)
+  vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: min, opt, max)
   vitdeploy build lemevit --dla 0                   (what the accelerator cannot compute runs on the GPU)
 
 The engine is kept for vitdeploy.load, predict, verify and benchmark with the runtime tensorrt, which take the one that
-was built last; trtexec and DeepStream read the file as it is. Beside it lie the builder's log and a receipt: what was
+was built last; trtexec and DeepStream read the file as it is. Beside it lie the builder's log and a report: what was
 tried, what held, which attention blocks and layer norms became one kernel. An engine whose outputs are not PyTorch's is
-not kept: the first block that diverges is named, and --remedy auto tries attention that is not fused, FP32 for that
+not kept: the first block that diverges is named, and --workaround auto tries attention that is not fused, FP32 for that
 block and bfloat16, in this order. Naming and repairing take the packages onnx, onnx-ir and onnxruntime.
 """
 
@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="FP32 products with TF32's 10 bits, if the outputs still hold (default no)",
     )
     parser.add_argument(
-        "--remedy", default="auto", metavar="R", help="auto (default), none, or some of defuse,fp32,bf16"
+        "--workaround",
+        "--remedy",
+        dest="workaround",
+        default="auto",
+        metavar="R",
+        help="auto (default), none, or some of defuse,fp32,bf16",
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where engines are kept")
     parser.add_argument("--log", type=Path, metavar="F", help="another copy of what the builder says")
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         profile=args.profile,
         dla=args.dla,
         tf32=args.tf32,
-        remedies=args.remedy,
+        workarounds=args.workaround,
         timing_cache=args.timing_cache,
         cache=args.cache,
         log_file=args.log,

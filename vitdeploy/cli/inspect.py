@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitdeploy.inspection.executed import RuntimeGraph
     from vitdeploy.inspection.inspect import Inspection
+    from vitdeploy.runtime.executed import ExecutedGraph
 
 HELP = "what is inside a bundle, or what differs between two"
 ABSENT = "-"
@@ -200,7 +200,7 @@ def _with_example(lines: Sequence[str]) -> str:
     return f"{len(lines)}, e.g. {first}"
 
 
-def _runtime(runtime: RuntimeGraph) -> dict[str, str]:
+def _runtime(runtime: ExecutedGraph) -> dict[str, str]:
     if runtime.skipped:
         return {"not read": runtime.skipped}
     rows = {"version": runtime.version}

@@ -15,6 +15,7 @@ from vitdeploy.errors import ExportError
 from vitdeploy.exporter.optimize import node_count
 from vitdeploy.models.outputs import Outputs
 from vitdeploy.models.registry import ModelCard
+from vitdeploy.runtime.backends import find_backend
 from vitdeploy.targets import Target
 
 if TYPE_CHECKING:
@@ -45,17 +46,12 @@ def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
 
 
 def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
-    """Write model.onnx and, for OpenVINO, model.xml and model.bin."""
-    model = writer.write_bytes(MODEL, standard_onnx(graph).SerializeToString())
-    if target.name == "openvino":
-        import openvino
-
-        try:
-            # Not convert_model: it merges the keys' two Transposes, of which the plugin would read one as transpose_b.
-            read = openvino.Core().read_model(str(model))
-            openvino.save_model(read, str(model.with_suffix(".xml")), compress_to_fp16=False)
-        except RuntimeError as error:
-            raise ExportError("OpenVINO cannot convert or write the model", why=str(error).splitlines()[0]) from error
+    """Write model.onnx and the files of the target's native runtime, if it has one."""
+    model = standard_onnx(graph).SerializeToString()
+    writer.write_bytes(MODEL, model)
+    if target.native is not None:
+        for name, data in find_backend(target.native).convert(model).items():
+            writer.write_bytes(name, data)
 
 
 def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Target, precision: str) -> Manifest:

@@ -48,11 +48,7 @@ backend = find_backend(sys.argv[1])
 try:
     backend.require()
     module = sys.modules[backend.package]
-    found = {"version": str(getattr(module, "__version__", "unknown")), "devices": []}
-    if backend.name == "onnxruntime":
-        found["devices"] = module.get_available_providers()
-    if backend.name == "openvino":
-        found["devices"] = module.Core().available_devices
+    found = {"version": str(getattr(module, "__version__", "unknown")), "devices": list(backend.devices())}
 except BackendError as error:
     found = {"problem": error.what, "why": error.why, "fix": error.fix}
 print(json.dumps(found))

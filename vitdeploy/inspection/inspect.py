@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.inspection.executed import RuntimeGraph, attention_blocks, load_onnx, runtime_graphs
+from vitdeploy.errors import BackendError
+from vitdeploy.graph.attention import attention_blocks
+from vitdeploy.runtime.backends import Backend, backends
+from vitdeploy.runtime.executed import ExecutedGraph
 
 BLOCK_PARTS = 3  # `stages.3.0`: as the exporter groups nodes when it returns some to FP32
 
@@ -69,7 +72,7 @@ class Inspection:
     graph: GraphStatistics | None
     rewrites: Mapping[str, tuple[str, ...]]
     kept_fp32: tuple[KeptNode, ...]
-    runtimes: tuple[RuntimeGraph, ...]
+    runtimes: tuple[ExecutedGraph, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def inspect(bundle: Bundle | str | Path) -> Inspection:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
     manifest = opened.manifest
-    model = load_onnx(opened.read(MODEL))
+    model = _load_onnx(opened.read(MODEL))
     notes = []
     if manifest.model.weights.kind == "random":
         notes.append(f"SEEDED RANDOM WEIGHTS ({manifest.model.weights.detail}): the predictions mean nothing")
@@ -111,7 +114,7 @@ def inspect(bundle: Bundle | str | Path) -> Inspection:
         graph=graph_statistics(model) if model is not None else None,
         rewrites=_rewrites(manifest.graph),
         kept_fp32=_kept(manifest.precision_report),
-        runtimes=tuple(runtime_graphs(opened)),
+        runtimes=tuple(executed(backend, opened) for backend in backends() if backend.tells_graph),
         notes=tuple(notes),
     )
 
@@ -142,6 +145,29 @@ def graph_statistics(model: Any) -> GraphStatistics:
         blocks={name: dict(counts.most_common()) for name, counts in blocks.items()},
         attention=len(attention_blocks(model)),
     )
+
+
+def executed(backend: type[Backend], bundle: Bundle) -> ExecutedGraph:
+    """What a runtime makes of the bundle; one that is not installed or does not load it says so in `skipped`."""
+    missing = backend.available()
+    if missing:
+        return ExecutedGraph(backend.name, skipped=missing)
+    try:
+        return backend.executed(bundle)
+    except BackendError as error:
+        return ExecutedGraph(backend.name, skipped=error.what)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return ExecutedGraph(backend.name, skipped=f"{backend.name} cannot load the model: {lines[-1].strip()}")
+
+
+def _load_onnx(data: bytes) -> Any | None:
+    """The parsed model, or None where the package onnx is not installed."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    return onnx.load_model_from_string(data)
 
 
 def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], dequantized: set[str]) -> str:

@@ -21,7 +21,8 @@ from vitdeploy.latency.measurement import Candidate, Measurement, Turn
 from vitdeploy.latency.report import BenchmarkReport
 from vitdeploy.latency.worker import Worker
 from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
-from vitdeploy.runtime.backends import Options, backend_names, find_backend
+from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.runtime.options import Options
 
 log = logging.getLogger(__name__)
 
@@ -48,27 +49,39 @@ def benchmark(
     baseline: str | Path | None = None,
     allow_different: bool = False,
     on_interrupt: Literal["raise", "report"] = "raise",
-    **options: Any,
+    threads: int | None = None,
+    num_requests: int | None = None,
+    compute_precision: str | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> BenchmarkReport:
-    """Measures one or several bundles on one or several runtimes and batches.
-
-    runtime          names of runtimes, `auto`, or `all` that are installed and can run the bundle
-    batch            images a call; None means the batch of the bundle, or 1 where that is dynamic
-    seconds, rounds  how long to measure: until the first round that ends after `seconds`, or so many rounds, or what
-                     comes first; 10 seconds where neither is given
-    warmup           seconds of calls of each candidate that do not count
-    baseline         what ratios are taken to: a runtime, one of the bundles, or the JSON file of an earlier run
-    allow_different  compare with an earlier run even if its settings were different
-    on_interrupt     whether Ctrl-C raises KeyboardInterrupt, or ends the measuring with a `report` of the rounds that
-                     were complete; it raises in any case where none was
-    options          `threads`, `num_requests` (so many callers at once), `precision`, `device`, …: see `vitdeploy.load`
+    """Measure one or several bundles on one or several runtimes and batches.
 
     A round gives each candidate one turn, in random order, so that what slows the machine down slows all of them; a
     turn is as many calls as fit into 50 ms. Each candidate is loaded in a process of its own and fed with the
     reference inputs of its bundle.
 
-    Raises UsageError for options that do not fit, for a fixed batch other than `batch` and for an earlier run under
-    different settings, and what `load` raises; of `all` runtimes those that cannot run the bundle are left out.
+    Args:
+        bundle: one or several bundles, or their folders.
+        runtime: names of runtimes, `auto`, or `all` that are installed and can run the bundle.
+        batch: images a call; None means the batch of the bundle, or 1 where that is dynamic.
+        seconds, rounds: how long to measure: until the first round that ends after `seconds`, or so many rounds, or
+            what comes first; 10 seconds where neither is given.
+        warmup: seconds of calls of each candidate that do not count.
+        baseline: what ratios are taken to: a runtime, one of the bundles, or the JSON file of an earlier run.
+        allow_different: compare with an earlier run even if its settings were different.
+        on_interrupt: whether Ctrl-C raises KeyboardInterrupt, or ends the measuring with a `report` of the rounds that
+            were complete; it raises in any case where none was.
+        num_requests: so many callers at once.
+        threads, compute_precision, device, cache, checkpoint: see `vitdeploy.load`.
+
+    Returns:
+        The report: latency, throughput, load time and memory of every candidate, and ratios.
+
+    Raises:
+        UsageError: options do not fit, the batch is not the fixed one, or an earlier run had different settings.
+        BundleError, BackendError: as `vitdeploy.load`; of `all` runtimes those that cannot run a bundle are left out.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
@@ -79,16 +92,21 @@ def benchmark(
     for name in runtimes:
         if name not in ("auto", ALL):
             find_backend(name)
-    Options(**options)
+    options = Options(
+        threads=threads,
+        num_requests=num_requests,
+        compute_precision=compute_precision,
+        device=device,
+        cache=cache,
+        checkpoint=checkpoint,
+    )
     if seconds is None and rounds is None:
         seconds = SECONDS
     _check_duration(seconds, rounds, warmup)
     paths = [str(one.path) for one in bundles]
     base = find_baseline(None if baseline is None else str(baseline), paths, backend_names())
     plans = [_Plan(one, runtimes, _batches_of(one, batches)) for one in bundles]
-    chosen = {
-        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
-    }
+    chosen = {key: str(value) if isinstance(value, Path) else value for key, value in options.given().items()}
     machine, before = machine_settings(), machine_conditions()
     complete: list[list[Turn]] = []  # round by round, in the order of `running`
     interrupted = False

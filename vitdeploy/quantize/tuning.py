@@ -28,7 +28,8 @@ from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.placement import Layer, Plan, restrict, tensors
-from vitdeploy.runtime.backends import Backend, Options, find_backend
+from vitdeploy.runtime.backends import Backend, find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.targets import Int8Rules
 
 log = logging.getLogger("vitdeploy.calibration")

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BackendError, GateError, UsageError
-from vitdeploy.runtime.backends import Options, find_backend
+from vitdeploy.errors import BackendError, GateError
+from vitdeploy.proof.prove import VerifyReport, prove
+from vitdeploy.runtime.backends import Backend, auto_order
+from vitdeploy.runtime.options import Options
 
-if TYPE_CHECKING:
-    from vitdeploy.runtime.session import Session
-    from vitdeploy.runtime.verify import VerifyReport
+log = logging.getLogger(__name__)
 
-# Fastest first, each with what speaks for it. On the CPU as measured on an AVX-512 EPYC, CPU time of one thread,
-# LeMeViT-Tiny at 224: OpenVINO in FP32 takes 22.9 ms for the FP32 graph and 23.0 ms for the FP16 one, ONNX Runtime 25.4
-# and 29.7 ms.
-AUTO_ORDER = {
-    "tensorrt": "there is a GPU, and it is the one made for it",
-    "openvino": "it is the fastest measured",
-    "onnxruntime": "it is the fastest measured",
-}
+# The order is that of `Backend.auto_rank`: TensorRT where there is a GPU, since it is the one made for it, then the
+# CPU runtimes as measured on an AVX-512 EPYC, CPU time of one thread, LeMeViT-Tiny at 224: OpenVINO in FP32 takes
+# 22.9 ms for the FP32 graph and 23.0 ms for the FP16 one, ONNX Runtime 25.4 and 29.7 ms.
 
 
-def load_fastest(bundle: Bundle, options: Options) -> Session:
-    """The bundle in the first runtime of AUTO_ORDER that reproduces its reference.
+class Attempt(NamedTuple):
+    """A runtime that loaded the bundle, how it does on the reference, and why it is not one of the faster ones."""
+
+    backend: Backend
+    report: VerifyReport
+    reason: str
+
+
+def load_fastest(bundle: Bundle, options: Options) -> Attempt:
+    """The bundle in the first runtime that reproduces its reference.
 
     Raises GateError where none does, and what `attempts` raises.
     """
     failed = []
-    for session, report in attempts(bundle, options):
-        if report.passed:
-            return session
-        session.close()
-        failed.append(f"{session.backend.name}: {report.failures[0]}")
+    for attempt in attempts(bundle, options):
+        if attempt.report.passed:
+            return attempt
+        attempt.backend.close()
+        failed.append(f"{attempt.backend.name}: {attempt.report.failures[0]}")
     raise GateError(
         f"no runtime here reproduces PyTorch with {bundle.path}",
         why="; ".join(failed),
@@ -41,33 +45,38 @@ def load_fastest(bundle: Bundle, options: Options) -> Session:
     )
 
 
-def attempts(bundle: Bundle, options: Options) -> Iterator[tuple[Session, VerifyReport]]:
-    """Each runtime of AUTO_ORDER that loads the bundle, and how it does on the reference; fastest first.
+def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
+    """Each runtime that is installed and loads the bundle, fastest first.
 
-    `reason` of a session tells why it is not one of the earlier runtimes. Where none loads the bundle, raises what the
-    first that can be used here raised, or else what keeps the last, which any machine can have, from being used.
+    A runtime that is installed and does not support an option that was given is a UsageError: another one in its place
+    would be slower than what was asked for, and nobody would know why. One that cannot load the bundle is passed over
+    with a warning. Where none loads it, raises what the first one that is installed raised, or else what keeps the
+    last, which any machine can have, from being used.
     """
-    # Both rest on this module.
-    from vitdeploy.runtime.session import Session
-    from vitdeploy.runtime.verify import verify_session
-
-    absent: list[BackendError | GateError | UsageError] = []
-    refused: list[BackendError | GateError | UsageError] = []
+    absent: list[BackendError] = []
+    refused: list[BackendError | GateError] = []
     passed_over: list[str] = []
-    for name, reason in AUTO_ORDER.items():
-        if passed_over:
-            reason += f" after {', '.join(passed_over)}"
-        backend, errors = find_backend(name), absent
+    order = auto_order()
+    for backend in order:
         try:
             backend.require()
-            errors = refused
-            session = Session(bundle, backend.open(bundle, options), reason=reason)
-            report = verify_session(session)
-        except (BackendError, GateError, UsageError) as error:
-            errors.append(error)
-            passed_over.append(f"{name} ({error.what})")
+        except BackendError as error:
+            absent.append(error)
+            passed_over.append(f"{backend.name} ({error.what})")
             continue
-        yield session, report
-        passed_over.append(f"{name} ({'; '.join(report.failures)})")
-    if len(absent) + len(refused) == len(AUTO_ORDER):
+        loaded = None
+        try:
+            loaded = backend.open(bundle, options)
+            report = prove(bundle, loaded)
+        except (BackendError, GateError) as error:
+            if loaded is not None:
+                loaded.close()
+            refused.append(error.with_traceback(None))
+            passed_over.append(f"{backend.name} ({error.what})")
+            log.warning("%s is passed over: %s", backend.name, "; ".join(filter(None, (error.what, error.fix))))
+            continue
+        reason = backend.auto_reason + (f" after {', '.join(passed_over)}" if passed_over else "")
+        yield Attempt(loaded, report, reason)
+        passed_over.append(f"{backend.name} ({'; '.join(report.failures)})")
+    if len(absent) + len(refused) == len(order):
         raise refused[0] if refused else absent[-1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,14 @@ from PIL import Image
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, InputError, UsageError
 from vitdeploy.preprocess import ImageLike, preprocess, to_pixels
+from vitdeploy.proof.prove import describe_run
 from vitdeploy.runtime.auto import load_fastest
-from vitdeploy.runtime.backends import Backend, Options, find_backend
+from vitdeploy.runtime.backends import Backend, find_backend
+from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.stream import stream
-from vitdeploy.tensorrt.options import BuildOptions
+
+if TYPE_CHECKING:
+    from vitdeploy.tensorrt.options import BuildOptions
 
 Array = NDArray[Any]
 
@@ -41,7 +45,7 @@ def load(
     runtime: str = "auto",
     threads: int | None = None,
     num_requests: int | None = None,
-    precision: str | None = None,
+    compute_precision: str | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
@@ -49,25 +53,38 @@ def load(
 ) -> Session:
     """The bundle, loaded by a runtime and ready to run.
 
-    runtime     a name of `vitdeploy.runtime.backends`, or `auto`: the fastest that is installed and reproduces the
-                reference outputs of the bundle
-    threads     threads of computation; None leaves it to the runtime
-    num_requests  calls that are computed at once, see `Session.map`; None leaves it to the runtime
-    precision   `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None for the most exact one
-    device      `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for
-    cache       folder in which compiled models wait for the next load; it must be trusted like a program
-    checkpoint  file with the weights, for the runtime `torch`
-    build       how the engine is built, for the runtime `tensorrt`: `workspace`, `profile`, `dla`, `tf32`, `remedies`
-                and `timing_cache`, see `vitdeploy.build`; None for the engine that was built last for this bundle here
+    Loading never builds anything: where TensorRT has no proven engine for the bundle on this device, that is said,
+    with the `vitdeploy build` that makes one.
 
-    Raises BundleError for a bundle that is damaged or altered, UsageError for an unknown runtime or an option that it
-    cannot follow, MissingDependencyError for a runtime that is not installed, BackendError for one that refuses the
-    model, and GateError where `auto` finds none that reproduces the reference.
+    Args:
+        bundle: the bundle, or its folder.
+        runtime: a name of `vitdeploy doctor`, or `auto`: the fastest that is installed and reproduces the reference
+            outputs of the bundle.
+        threads: threads of computation; None leaves it to the runtime.
+        num_requests: calls that are computed at once, see `Session.map`; None leaves it to the runtime.
+        compute_precision: `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None for the most
+            exact one.
+        device: `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for.
+        cache: folder in which compiled models wait for the next load; it must be trusted like a program.
+        checkpoint: file with the weights, for the runtime `torch`.
+        build: which engine, for the runtime `tensorrt`: the options that `vitdeploy.build` made it with (`workspace`,
+            `profile`, `dla`, `tf32`, `workarounds`); None for the one that was built last for this bundle here.
+
+    Returns:
+        A session, which is a context manager.
+
+    Raises:
+        BundleError: the bundle is damaged or altered.
+        UsageError: there is no such runtime, or it does not support an option that was given. `auto` raises it for the
+            runtime that it would take, instead of taking a slower one.
+        MissingDependencyError: the runtime is not installed.
+        BackendError: the runtime refuses the model, or has no engine for it.
+        GateError: `auto` finds no runtime that reproduces the reference.
     """
     options = Options(
         threads=threads,
         num_requests=num_requests,
-        precision=precision,
+        compute_precision=compute_precision,
         device=device,
         cache=cache,
         checkpoint=checkpoint,
@@ -75,7 +92,8 @@ def load(
     )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if runtime == "auto":
-        return load_fastest(opened, options)
+        attempt = load_fastest(opened, options)
+        return Session(opened, attempt.backend, reason=attempt.reason)
     return Session(opened, find_backend(runtime).open(opened, options), reason="it was asked for")
 
 
@@ -163,15 +181,7 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """What runs where, as JSON values: model, weights, backend, version, device, precision really used, threads."""
-        manifest = self.bundle.manifest
-        return {
-            "bundle": str(self.bundle.path),
-            "model": manifest.model.name,
-            "weights": manifest.model.weights.kind,
-            "bundle_precision": manifest.precision,
-            **self.backend.describe(),
-            "reason": self.reason,
-        }
+        return {**describe_run(self.bundle, self.backend), "reason": self.reason}
 
     def close(self) -> None:
         """Frees the model once the calls under way are done; later calls raise BackendError."""

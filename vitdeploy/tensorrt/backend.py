@@ -1,41 +1,40 @@
-"""TensorRT on an NVIDIA GPU; the engine is built on first use, proven against the bundle's reference, and kept."""
+"""TensorRT on an NVIDIA GPU: runs a proven engine, and builds none."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import logging
-import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import MODEL, REFERENCE, Bundle
 from vitdeploy.errors import BackendError
-from vitdeploy.machine.hardware import Gpu, read_gpus, read_jetson
-from vitdeploy.runtime.backends.base import Array, Backend, Options
-from vitdeploy.tensorrt.build import BuildError, build, is_strongly_typed, version_of
+from vitdeploy.machine.hardware import Gpu, read_gpus
+from vitdeploy.runtime.backends.base import Array, Backend
+from vitdeploy.runtime.options import Options
+from vitdeploy.tensorrt.build import is_strongly_typed, version_of
 from vitdeploy.tensorrt.cache import EngineCache, EngineKey
 from vitdeploy.tensorrt.engine import Engine, EngineError
 from vitdeploy.tensorrt.options import BuildOptions
-
-log = logging.getLogger(__name__)
 
 OLD_POLYGRAPHY = "0.49.9"
 
 
 class TensorRtBackend(Backend):
-    """Computes in the types of the graph. The first load on a device takes minutes, later ones read the engine."""
+    """Computes in the types of the graph, by an engine that `vitdeploy build` made and proved on this device."""
 
     name = "tensorrt"
     package = "tensorrt"
     extra = "tensorrt"
     proves_exports = False
+    auto_rank = 10
+    auto_reason = "there is a GPU, and it is the one made for it"
     refuses: ClassVar[Mapping[str, str]] = {
         **{option: why for option, why in Backend.refuses.items() if option != "build"},
         "threads": "the GPU computes",
-        "precision": "it computes in the types of the graph; export the bundle in another precision",
+        "compute_precision": "it computes in the types of the graph; export the bundle in another precision",
         "device": "it uses the first GPU; CUDA_VISIBLE_DEVICES chooses",
     }
 
@@ -73,31 +72,41 @@ class TensorRtBackend(Backend):
             )
 
     @classmethod
-    def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
-        """The engine of the bundle, built and proven first where there is none yet; see `vitdeploy.build`.
+    def open(cls, bundle: Bundle, options: Options | None = None) -> TensorRtBackend:
+        """The proven engine of the bundle on this device.
 
         Without `options.build` the engine that was built last for this bundle here, whatever its options. Raises
-        GateError where no engine reproduces the reference.
+        BackendError where there is none, which `vitdeploy build` makes.
         """
-        from vitdeploy.tensorrt.prove import obtain
-
         options = cls._admit(options)
-        return obtain(bundle, options)
+        asked, cache, model = BuildOptions.of(options.build), EngineCache(options.cache), bundle.read(MODEL)
+        if options.build is None:
+            latest = cache.latest_options(engine_key(model, asked))
+            asked = BuildOptions.of(latest) if latest else asked
+        key = engine_key(model, asked)
+        engine = cache.find(key, reference=bundle.manifest.files[REFERENCE].sha256)
+        if engine is None:
+            raise BackendError(
+                f"there is no proven TensorRT engine for {bundle.path} on {key.gpu}",
+                why="loading builds none, since that takes minutes",
+                fix=f"vitdeploy build {bundle.path}",
+            )
+        try:
+            return cls(engine, options, asked, cache.workaround(key))
+        except EngineError as error:
+            raise BackendError(
+                f"the TensorRT engine of {bundle.path} does not load any more",
+                why=error.why,
+                fix=f"vitdeploy build {bundle.path} --rebuild",
+            ) from error
 
     @classmethod
     def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
-        """An engine for a model without a bundle: nothing proves its outputs."""
-        asked = BuildOptions.of(options.build)
-        cache, key = EngineCache(options.cache), engine_key(model, asked)
-        found = cache.find(key)
-        if found is not None:
-            try:
-                return cls(found, options, asked)
-            except EngineError:
-                # A driver or library that changed under the same version: the engine is of no use, the model still is.
-                log.warning("the engine kept in %s does not load any more", cache.folder)
-                cache.forget(key)
-        return cls(build_and_keep(model, key, cache, asked)[0], options, asked)
+        raise BackendError(
+            "tensorrt does not load an ONNX file",
+            why="it runs engines, and loading builds none",
+            fix="vitdeploy build BUNDLE",
+        )
 
     def __init__(self, engine: bytes, options: Options, asked: BuildOptions, note: str = "") -> None:
         contexts = options.num_requests or 1
@@ -117,14 +126,14 @@ class TensorRtBackend(Backend):
     def _run(self, native: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if native.batch is None:
             return native.infer(inputs)  # type: ignore[no-any-return]
-        least, most = native.batch
+        minimum, maximum = native.batch
         images = len(next(iter(inputs.values())))
         parts = []
-        for start in range(0, images, most):
-            part = {name: array[start : start + most] for name, array in inputs.items()}
-            count = min(most, images - start)
-            if count < least:
-                part = {name: _filled(array, least) for name, array in part.items()}
+        for start in range(0, images, maximum):
+            part = {name: array[start : start + maximum] for name, array in inputs.items()}
+            count = min(maximum, images - start)
+            if count < minimum:
+                part = {name: _filled(array, minimum) for name, array in part.items()}
             parts.append({name: array[:count] for name, array in native.infer(part).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -141,7 +150,7 @@ class TensorRtBackend(Backend):
             "threads": "not on the CPU",
             **(native.describe() if native is not None else {}),
             "build_options": self._asked.identity(),
-            **({"remedy": self._note} if self._note else {}),
+            **({"workaround": self._note} if self._note else {}),
         }
 
 
@@ -151,23 +160,6 @@ def engine_key(model: bytes, asked: BuildOptions) -> EngineKey:
 
     gpu: Gpu = read_gpus()[0]
     return EngineKey(hashlib.sha256(model).hexdigest(), trt.__version__, gpu.name, gpu.sm, asked.identity())
-
-
-def build_and_keep(
-    model: bytes, key: EngineKey, cache: EngineCache, asked: BuildOptions
-) -> tuple[bytes, Mapping[str, Mapping[str, int]]]:
-    """Builds and stores an engine, not verified yet, with the builder's log; and what the DLA computes of it."""
-    log.info("building the engine for %s with TensorRT %s, which takes minutes …", key.gpu, key.tensorrt)
-    start, jetson = time.perf_counter(), read_jetson()
-    timing = asked.timing_cache or cache.timing_file(key)
-    try:
-        built = build(model, asked, timing=timing, board=jetson.model if jetson else None)
-    except BuildError as error:
-        log.error("the builder's log is in %s", cache.write_log(key, error.log))
-        raise
-    cache.write_log(key, built.log)
-    cache.store(key, built.engine, seconds=time.perf_counter() - start)
-    return built.engine, {"on_dla": built.on_dla, "off_dla": built.off_dla}
 
 
 def _filled(array: Array, count: int) -> Array:

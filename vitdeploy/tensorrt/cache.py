@@ -1,9 +1,9 @@
 """Engines that were built on this device, each with a sidecar that says for what; an engine is native code.
 
 KEY.engine        what TensorRT wrote, nothing before it: trtexec and DeepStream read it as it is
-KEY.json          the key in full, the engine's hash, and whether it was verified
+KEY.json          the key in full, the hashes of the engine and of the reference that it reproduces
 KEY.log           what the builder said
-KEY.receipt.json  what was tried and what held, also of a build that failed
+KEY.report.json  what was tried and what held, also of a build that failed
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class EngineCache:
                 fix=f"chmod go-w {self.folder}, as its owner",
             )
 
-    def find(self, key: EngineKey, *, verified: bool = False) -> bytes | None:
+    def find(self, key: EngineKey, *, reference: str | None = None) -> bytes | None:
         """The engine of `key`; None where there is none, or where its sidecar or its hash is not right.
 
-        With `verified` only one that was seen to reproduce the reference of its bundle.
+        With `reference`, the hash of a bundle's reference file, only one that was seen to reproduce that reference.
         """
         sidecar = _json(self._path(key, "json"))
         if sidecar is None or sidecar.get("key") != json.loads(json.dumps(asdict(key))):
             return None
-        if verified and sidecar.get("verified") is not True:
+        if reference is not None and reference not in _references(sidecar):
             return None
         try:
             engine = self._path(key, "engine").read_bytes()
@@ -78,15 +78,21 @@ class EngineCache:
             return None
         return engine if sidecar.get("engine_sha256") == hashlib.sha256(engine).hexdigest() else None
 
-    def store(self, key: EngineKey, engine: bytes, *, seconds: float, verified: bool = False) -> Path:
-        """Keeps the engine and says where. The sidecar comes last: without it the engine does not count."""
+    def store(self, key: EngineKey, engine: bytes, *, reference: str, workaround: str, seconds: float) -> Path:
+        """Keep a proven engine and say where. The sidecar comes last: without it the engine does not count.
+
+        reference   hash of the reference file that it reproduces
+        workaround  what made it right; empty where nothing had to
+        seconds     that building it took
+        """
         sidecar = {
             "key": asdict(key),
             "engine_sha256": hashlib.sha256(engine).hexdigest(),
             "engine_bytes": len(engine),
+            "references_sha256": [reference],
+            "workaround": workaround,
             "build_seconds": round(seconds, 3),
             "built": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-            "verified": verified,
         }
         path = self._path(key, "engine")
         self._path(key, "json").unlink(missing_ok=True)
@@ -94,34 +100,45 @@ class EngineCache:
         keep(self._path(key, "json"), _dump(sidecar))
         return path
 
+    def add_reference(self, key: EngineKey, reference: str) -> None:
+        """Note that the engine of `key` was seen to reproduce another reference too."""
+        sidecar = _json(self._path(key, "json"))
+        if sidecar is not None and reference not in _references(sidecar):
+            sidecar["references_sha256"] = [*_references(sidecar), reference]
+            keep(self._path(key, "json"), _dump(sidecar))
+
+    def workaround(self, key: EngineKey) -> str:
+        """What made the engine of `key` right; empty where nothing had to, or where there is no engine."""
+        return str((_json(self._path(key, "json")) or {}).get("workaround") or "")
+
     def latest_options(self, key: EngineKey) -> dict[str, Any] | None:
-        """The options of the verified engine that was built last for the same model, TensorRT and GPU."""
+        """The options of the engine that was built last for the same model, TensorRT and GPU."""
         same = {name: value for name, value in asdict(key).items() if name != "options"}
-        sidecars = (_json(path) for path in self.folder.glob("*.json") if not path.name.endswith(".receipt.json"))
+        sidecars = (_json(path) for path in self.folder.glob("*.json") if not path.name.endswith(".report.json"))
         found = [
             (str(sidecar.get("built")), sidecar["key"]["options"])
             for sidecar in sidecars
             if sidecar is not None
-            and sidecar.get("verified") is True
             and isinstance(sidecar.get("key"), dict)
             and same.items() <= sidecar["key"].items()
             and isinstance(sidecar["key"].get("options"), dict)
+            and _references(sidecar)
         ]
         return max(found, key=lambda pair: pair[0])[1] if found else None
 
-    def write_receipt(self, key: EngineKey, receipt: Mapping[str, Any]) -> Path:
+    def write_report(self, key: EngineKey, report: Mapping[str, Any]) -> Path:
         """Keeps what was tried and what held."""
-        path = self.receipt_file(key)
-        keep(path, _dump(receipt))
+        path = self.report_file(key)
+        keep(path, _dump(report))
         return path
 
-    def read_receipt(self, key: EngineKey) -> dict[str, Any] | None:
-        """What `write_receipt` kept; None where there is nothing or nothing that can be read."""
-        return _json(self.receipt_file(key))
+    def read_report(self, key: EngineKey) -> dict[str, Any] | None:
+        """What `write_report` kept; None where there is nothing or nothing that can be read."""
+        return _json(self.report_file(key))
 
-    def receipt_file(self, key: EngineKey) -> Path:
-        """Where `write_receipt` keeps it."""
-        return self._path(key, "receipt.json")
+    def report_file(self, key: EngineKey) -> Path:
+        """Where `write_report` keeps it."""
+        return self._path(key, "report.json")
 
     def forget(self, key: EngineKey) -> None:
         """Removes an engine that turned out to be of no use."""
@@ -159,6 +176,11 @@ def keep(path: Path, data: bytes) -> None:
         raise BackendError(
             f"cannot write {path}", why=error.strerror, fix="free some space, or another place"
         ) from error
+
+
+def _references(sidecar: Mapping[str, Any]) -> list[str]:
+    found = sidecar.get("references_sha256")
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 def _json(path: Path) -> dict[str, Any] | None:

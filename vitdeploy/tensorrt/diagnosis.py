@@ -13,8 +13,8 @@ from vitdeploy.errors import BackendError, VitDeployError
 from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.bisect import Divergence, first_divergence, same_within
 from vitdeploy.proof.parity import compare_outputs
-from vitdeploy.runtime.backends import Options
-from vitdeploy.runtime.verify import bounds_of
+from vitdeploy.proof.prove import bounds_of
+from vitdeploy.runtime.options import Options
 from vitdeploy.tensorrt.backend import TensorRtBackend
 from vitdeploy.tensorrt.build import build
 from vitdeploy.tensorrt.options import BuildOptions

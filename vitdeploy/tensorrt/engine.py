@@ -28,14 +28,14 @@ class EngineError(BackendError):
 
 
 class Port(NamedTuple):
-    """One tensor of the engine; `profile` is least, tuned and most images where the batch is free."""
+    """One tensor of the engine; `profile` is the min, opt and max images a call where the batch is free."""
 
     spec: TensorSpec
     dtype: np.dtype[Any]
     profile: tuple[int, int, int] | None = None
 
-    def tuned(self) -> dict[str, tuple[int, ...]]:
-        """The shape that the engine is tuned for, by name; empty where it is fixed anyway."""
+    def opt_shape(self) -> dict[str, tuple[int, ...]]:
+        """The shape that kernels are tuned for, by name; empty where it is fixed anyway."""
         fixed = tuple(axis for axis in self.spec.shape[1:] if isinstance(axis, int))
         return {self.spec.name: (self.profile[1], *fixed)} if self.profile else {}
 
@@ -94,13 +94,13 @@ class Engine:
         }
 
     def inspect(self) -> str:
-        """What the engine consists of: the inspector's JSON, for the tuned shapes where the batch is free."""
+        """What the engine consists of: the inspector's JSON, for the opt shapes where the batch is free."""
         import tensorrt as trt
 
         inspector = self._engine.create_engine_inspector()
         context = self._idle.get()
         try:
-            shapes = {name: shape for port in self.inputs for name, shape in port.tuned().items()}
+            shapes = {name: shape for port in self.inputs for name, shape in port.opt_shape().items()}
             if shapes:
                 # Formats and types depend on the shape: without a context the inspector says that they are unknown.
                 context.set_shapes(shapes)
@@ -238,8 +238,8 @@ def _ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         shape = tuple("?" if axis < 0 else int(axis) for axis in engine.get_tensor_shape(name))
         mode, profile = engine.get_tensor_mode(name), None
         if mode == trt.TensorIOMode.INPUT and "?" in shape:
-            least, tuned, most = (int(next(iter(bound))) for bound in engine.get_tensor_profile_shape(name, 0))
-            profile = (least, tuned, most)
+            minimum, opt, maximum = (int(next(iter(bound))) for bound in engine.get_tensor_profile_shape(name, 0))
+            profile = (minimum, opt, maximum)
         sides[mode].append(Port(TensorSpec(name, dtype.name, shape), dtype, profile))
     return tuple(sides[trt.TensorIOMode.INPUT]), tuple(sides[trt.TensorIOMode.OUTPUT])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Complaint:
+class ErrorPattern:
     """One row: a pattern of what is said, the cause in words, and the next thing to do.
 
     In `fix`, `{version}` stands for TensorRT's version (10.3), and `{0}`, `{1}` for the groups of the pattern.
@@ -21,118 +21,118 @@ class Complaint:
 _CHECK = "vitdeploy check BUNDLE --target tensorrt{version}, which says what to change"
 
 # The first that matches counts: causes before consequences.
-COMPLAINTS: tuple[Complaint, ...] = (
-    Complaint(
+ERROR_PATTERNS: tuple[ErrorPattern, ...] = (
+    ErrorPattern(
         r"driver version is insufficient|CUDA initialization failure with error: 35|Cuda failure: 35\b",
         "the driver is older than the CUDA that this TensorRT was built with, or there is none",
         "a newer driver; on a Jetson the TensorRT of its own JetPack: sudo apt-get install tensorrt",
     ),
-    Complaint(
+    ErrorPattern(
         r"no CUDA-capable|CUDA initialization failure with error: 100|Cuda failure: 100\b",
         "the driver sees no GPU",
         "nvidia-smi; in a container --runtime nvidia or --gpus all; CUDA_VISIBLE_DEVICES",
     ),
-    Complaint(
+    ErrorPattern(
         r"libnvinfer_builder_resource",
         "this TensorRT lacks a library, as 10.2.0 does (ultralytics/ultralytics#24367)",
         "another version of TensorRT",
     ),
-    Complaint(
+    ErrorPattern(
         r"Unable to (?:load|open) library: ?(\S+)|error while loading shared libraries: (\S+?):",
         "a library that TensorRT loads while it builds is missing",
         "vitdeploy doctor; LD_LIBRARY_PATH has to hold CUDA's lib64",
     ),
-    Complaint(
+    ErrorPattern(
         r"(?:Target GPU )?SM ?\d+.*(?:not|un)\s?supported|[Uu]nsupported SM|compute capability.*not supported",
         "this TensorRT has no kernels for this GPU",
         "a newer TensorRT for a newer GPU, an older one for an older GPU: see its support matrix",
     ),
-    Complaint(
+    ErrorPattern(
         r"(?:UNSUPPORTED_NODE[\s\S]*?)?No importer registered for op: ?(\w+)|UNSUPPORTED_NODE"
         r"|getPluginCreator could not find plugin:? ?(\w*)",
         "this version of TensorRT does not know an operator of the graph",
         _CHECK,
     ),
-    Complaint(
+    ErrorPattern(
         r"[Uu]nsupported (?:ONNX )?(?:opset|IR version)|opset version.*not supported|ONNX IR version.*newer",
         "the graph's opset is newer than this parser",
         "vitdeploy export SOURCE --target tensorrt8 (opset 17), or a newer TensorRT",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Uu]nsupported (?:ONNX )?data ?type|UNSUPPORTED_DATATYPE",
         "this version of TensorRT does not know an element type of the graph",
         "vitdeploy export SOURCE --fp16; bfloat16 and int64 take TensorRT 10",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Zz]ero.?point.*(?:must|should|only).*(?:0|zero)|[Aa]symmetric quantization",
         "TensorRT takes symmetric quantization only: zero points of 0",
         "vitdeploy export SOURCE --int8 --target tensorrt10, which quantizes so",
     ),
-    Complaint(
+    ErrorPattern(
         r"TopK.*(?:3840|exceed)|K (?:value )?(?:not supported|exceeds)",
         "TopK takes fewer than 3840 elements, and their number as a constant",
         "a smaller --image-size, or the model's own number of kept tokens",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Ss]trongly[- ]typed.*(?:type|precision)|(?:must|should) have (?:the )?same (?:data )?types?|type mismatch",
         "operands of different types meet, which a strongly typed network does not convert by itself",
         "vitdeploy export, which writes the Cast; a graph from elsewhere needs it too",
     ),
-    Complaint(
+    ErrorPattern(
         r"no optimization profile (?:has been )?defined|profile.*(?:kMIN|kOPT|kMAX|min|max).*(?:not|invalid|exceed)"
         r"|optimization profile.*(?:invalid|not valid)",
         "the profile does not fit the graph's free axes",
-        "--profile least,tuned,most; or vitdeploy export --batch 1, which needs none",
+        "--profile MIN,OPT,MAX; or vitdeploy export --batch 1, which needs none",
     ),
-    Complaint(
+    ErrorPattern(
         r"DLA.*(?:not (?:supported|available)|fail|invalid|exceed)|(?:not (?:supported|available)|fail).*DLA",
         "the deep learning accelerator does not take what it was given",
         "leave out --dla: attention, layer norm and GELU run on the GPU anyway",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Nn]o space left on device",
         "the disk is full",
         "free some space, or --cache on another disk",
     ),
-    Complaint(
+    ErrorPattern(
         r"out of memory|OutOfMemory|insufficient memory|Cuda failure: 2\b|bad_alloc|Requested amount of GPU memory",
         "not enough memory; on a Jetson the CPU's and the GPU's are the same",
         "stop other programs, --workspace 512M, a smaller --profile, or export with --batch 1",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Cc]ould not find any implementation for node (.+?)(?: due to|\.?\s*$)",
         "no kernel computes this part in these types with the workspace it may take",
         "--workspace 4G where memory allows; else " + _CHECK,
     ),
-    Complaint(
+    ErrorPattern(
         r"magic ?[Tt]ag|[Vv]ersion tag|[Ss]erialization (?:assertion|[Ee]rror)|stdVersionRead|not compatible with",
         "the engine is of another version of TensorRT, or of another GPU",
         "vitdeploy build BUNDLE --rebuild",
     ),
-    Complaint(
+    ErrorPattern(
         r"illegal (?:memory access|instruction)|misaligned address|unspecified launch failure"
         r"|Cuda failure: (?:700|719)\b",
         "a kernel that TensorRT chose crashed",
         "vitdeploy build BUNDLE --rebuild with a new --timing-cache; vitdeploy doctor names versions known to be bad",
     ),
-    Complaint(
+    ErrorPattern(
         r"[Tt]iming cache.*(?:mismatch|incompatible|not.*valid)",
         "the timing cache is of another TensorRT or another GPU",
         "another --timing-cache, or none",
     ),
-    Complaint(
+    ErrorPattern(
         r"INVALID_(?:GRAPH|NODE|VALUE)|[Aa]ssertion failed|Could not parse ONNX|Failed to parse ONNX",
         "the parser does not accept a part of the graph",
         _CHECK,
     ),
-    Complaint(r"[Uu]nsupported|[Nn]ot supported", "this version of TensorRT does not do a part of this", _CHECK),
+    ErrorPattern(r"[Uu]nsupported|[Nn]ot supported", "this version of TensorRT does not do a part of this", _CHECK),
 )
 
 
 def explain(said: str, version: str) -> tuple[str | None, str]:
     """The cause and what to do for what TensorRT `version` (10.3.0) said; without a cause where no row matches."""
     short = ".".join(re.findall(r"\d+", version)[:2])
-    for row in COMPLAINTS:
+    for row in ERROR_PATTERNS:
         found = re.search(row.pattern, said, re.MULTILINE)
         if found:
             named = next((group for group in found.groups() if group), None)

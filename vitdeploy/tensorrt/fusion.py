@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy.inspection.executed import attention_blocks
+from vitdeploy.graph.attention import attention_blocks
 from vitdeploy.tensorrt.onnx_nodes import Model, Node, read_nodes
 
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -73,7 +73,7 @@ class BlockFusion:
 
 
 @dataclass(frozen=True)
-class FusionReceipt:
+class FusionReport:
     """What became of the graph.
 
     precision    layers by the lowest precision among their inputs: int8, fp16, bf16, fp32, or `other`
@@ -104,7 +104,7 @@ class FusionReceipt:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FusionReceipt:
+    def from_dict(cls, values: Mapping[str, Any]) -> FusionReport:
         """What `to_dict` gave."""
         attention, norms = (
             tuple(BlockFusion(one["block"], one["fused"], one["runs_as"], tuple(one["why"])) for one in values[side])
@@ -121,8 +121,8 @@ class FusionReceipt:
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
 
-def read_receipt(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str]] | None = None) -> FusionReceipt:
-    """The receipt of an engine from the inspector's JSON and the ONNX file that it was built from.
+def read_fusion(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str]] | None = None) -> FusionReport:
+    """The report of an engine from the inspector's JSON and the ONNX file that it was built from.
 
     `why` are the broken rules by block, see `broken_rules`. Raises ValueError for text that is not such JSON.
     """
@@ -137,7 +137,7 @@ def read_receipt(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str
     )
     norms = tuple(_layer_norm(names, working, order, reasons) for names in layer_norm_groups(nodes))
     named = any(layer.nodes for layer in working)
-    return FusionReceipt(
+    return FusionReport(
         layers=len(working),
         precision=dict(counted.most_common()),
         conversions=len(layers) - len(working),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import UsageError
 
-# Images a call takes where the batch is free: at least, tuned for, at most.
+# Images a call takes where the batch is free: min, opt (tuned for), max.
 BATCH_PROFILE = (1, 8, 32)
 
 # What may be tried, in this order, where an engine does not reproduce the reference: see workarounds.py.
-REMEDIES = ("defuse", "fp32", "bf16")
+WORKAROUNDS = ("defuse", "fp32", "bf16")
 
 _UNITS = {"": 2**20, "M": 2**20, "G": 2**30}
 
@@ -24,10 +24,10 @@ class BuildOptions:
     """What one may ask of a build.
 
     workspace     bytes of scratch memory that kernels may take; None leaves it to TensorRT
-    profile       images a call takes where the batch is free: at least, tuned for, at most
+    profile       images a call takes where the batch is free: min, opt (what kernels are tuned for), max
     dla           core of the deep learning accelerator; what it cannot compute goes to the GPU
     tf32          whether FP32 products may be computed with the 10 bits of TF32
-    remedies      what may be tried where the outputs are not the reference's, of REMEDIES
+    workarounds   what may be tried where the outputs are not the reference's, of WORKAROUNDS
     timing_cache  file of kernel timings, read and brought up to date; None means the one of this device
     """
 
@@ -35,22 +35,21 @@ class BuildOptions:
     profile: tuple[int, int, int] = BATCH_PROFILE
     dla: int | None = None
     tf32: bool = False
-    remedies: tuple[str, ...] = REMEDIES
+    workarounds: tuple[str, ...] = WORKAROUNDS
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        least, tuned, most = self.profile
-        if not 1 <= least <= tuned <= most:
-            raise UsageError(
-                f"{least},{tuned},{most} is no profile", why="at least, tuned for, at most", fix="--profile 1,8,32"
-            )
+        if not 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]:
+            raise _invalid_profile(",".join(map(str, self.profile)))
         if self.workspace is not None and self.workspace < 1:
-            raise UsageError("a workspace needs at least one byte", fix="--workspace 1G")
+            raise UsageError(f"invalid workspace {self.workspace}: at least one byte is needed", fix="--workspace 1G")
         if self.dla is not None and self.dla < 0:
             raise UsageError(f"there is no DLA core {self.dla}", fix="--dla 0")
-        for remedy in self.remedies:
-            if remedy not in REMEDIES:
-                raise UsageError(f"there is no remedy {remedy!r}", fix=f"--remedy {','.join(REMEDIES)}, or none")
+        for workaround in self.workarounds:
+            if workaround not in WORKAROUNDS:
+                raise UsageError(
+                    f"there is no workaround {workaround!r}", fix=f"--workaround {','.join(WORKAROUNDS)}, or none"
+                )
 
     @classmethod
     def of(cls, given: BuildOptions | Mapping[str, Any] | None) -> BuildOptions:
@@ -62,7 +61,7 @@ class BuildOptions:
             if name not in known:
                 raise UsageError(f"there is no build option {name!r}", fix=", ".join(sorted(known)))
         values = {name: value for name, value in given.items() if value is not None}
-        for name, read in (("workspace", read_size), ("profile", read_profile), ("remedies", read_remedies)):
+        for name, read in (("workspace", read_size), ("profile", read_profile), ("workarounds", read_workarounds)):
             if name in values:
                 values[name] = read(values[name])
         if "timing_cache" in values:
@@ -70,10 +69,13 @@ class BuildOptions:
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """What makes another engine, as JSON values."""
-        values = asdict(self)
-        del values["timing_cache"]
-        return {**values, "profile": list(self.profile), "remedies": list(self.remedies)}
+        """What makes another engine, as JSON values: not what is tried where one is wrong, nor how long that takes."""
+        return {
+            "workspace": self.workspace,
+            "profile": list(self.profile),
+            "dla": self.dla,
+            "tf32": self.tf32,
+        }
 
 
 def read_size(text: str | int) -> int:
@@ -82,7 +84,7 @@ def read_size(text: str | int) -> int:
         return text
     found = re.fullmatch(r"(\d+)([MG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{text!r} is no size", fix="--workspace 512M, 2G, or a number of MiB")
+        raise UsageError(f"invalid size {text!r}", fix="--workspace 512M, 2G, or a number of MiB")
     return int(found[1]) * _UNITS[found[2].upper()]
 
 
@@ -94,13 +96,17 @@ def read_profile(text: str | Sequence[int]) -> tuple[int, int, int]:
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, 3):
-        raise UsageError(f"{text!r} is no profile", why="at least, tuned for, at most", fix="--profile 1,8,32")
+        raise _invalid_profile(text)
     return (numbers[0], numbers[len(numbers) // 2], numbers[-1])
 
 
-def read_remedies(text: str | Sequence[str]) -> tuple[str, ...]:
-    """The remedies that `auto`, `none` or a list with commas names, in the order in which they are tried."""
+def read_workarounds(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The workarounds that `auto`, `none` or a list with commas names, in the order in which they are tried."""
     if isinstance(text, str):
-        text = {"auto": REMEDIES, "none": ()}.get(text, [part.strip() for part in text.split(",")])
-    unknown = [name for name in text if name not in REMEDIES]
-    return tuple(name for name in REMEDIES if name in text) + tuple(unknown)
+        text = {"auto": WORKAROUNDS, "none": ()}.get(text, [part.strip() for part in text.split(",")])
+    unknown = [name for name in text if name not in WORKAROUNDS]
+    return tuple(name for name in WORKAROUNDS if name in text) + tuple(unknown)
+
+
+def _invalid_profile(text: object) -> UsageError:
+    return UsageError(f"invalid profile {text!r}: expected MIN,OPT,MAX", fix="--profile 1,8,32")

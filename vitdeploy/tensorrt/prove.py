@@ -1,7 +1,7 @@
 """An engine that is proven: built, held against the bundle's reference on this device, repaired where that is allowed.
 
-Every outcome leaves a receipt beside the engine: what was tried, what held, what fused, and where it goes wrong if it
-does. A failing engine is not kept.
+Every outcome leaves a report beside the engine: what was tried, what held, what fused, and where it goes wrong if it
+does. An engine that fails is not kept, and takes the place of none that was proven before.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, GateError, UsageError
-from vitdeploy.runtime.backends import Options
-from vitdeploy.runtime.session import Session
-from vitdeploy.runtime.verify import VerifyReport, verify_session
-from vitdeploy.tensorrt.backend import TensorRtBackend, build_and_keep, engine_key
-from vitdeploy.tensorrt.build import version_of
+from vitdeploy.bundle import MODEL, REFERENCE, Bundle
+from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.machine.hardware import read_jetson
+from vitdeploy.proof.prove import VerifyReport, prove
+from vitdeploy.runtime.options import Options
+from vitdeploy.tensorrt.backend import TensorRtBackend, engine_key
+from vitdeploy.tensorrt.build import BuildError, version_of
+from vitdeploy.tensorrt.build import build as build_engine
 from vitdeploy.tensorrt.cache import EngineCache, EngineKey, keep
 from vitdeploy.tensorrt.engine import EngineError
 from vitdeploy.tensorrt.options import BuildOptions
@@ -38,30 +39,38 @@ def build(
     profile: tuple[int, int, int] | str | None = None,
     dla: int | None = None,
     tf32: bool = False,
-    remedies: tuple[str, ...] | str | None = None,
+    workarounds: tuple[str, ...] | str | None = None,
     timing_cache: str | Path | None = None,
     cache: str | Path | None = None,
     log_file: str | Path | None = None,
     rebuild: bool = False,
 ) -> BuildReport:
-    """Builds the bundle's TensorRT engine for this device and proves it against the reference outputs.
+    """Build the bundle's TensorRT engine for this device and prove it against the reference outputs.
 
-    workspace     bytes of scratch memory, or `2G`, `512M`
-    profile       images a call where the batch is free: least, tuned for, most
-    dla           core of the deep learning accelerator, the rest on the GPU
-    tf32          FP32 products with the mantissa of TF32; the bounds of the bundle's precision stay
-    remedies      what may be tried where the outputs are not right: `auto`, `none`, or some of `defuse`, `fp32`, `bf16`
-    timing_cache  file of kernel timings, read and brought up to date
-    cache         folder of the engines; it must be trusted like a program
-    log_file      another place for what the builder says
-    rebuild       builds even where there is a proven engine
+    Args:
+        bundle: the bundle, or its folder.
+        workspace: bytes of scratch memory, or `2G`, `512M`.
+        profile: images a call where the batch is free: min, opt (what kernels are tuned for), max.
+        dla: core of the deep learning accelerator, the rest on the GPU.
+        tf32: FP32 products with the mantissa of TF32; the bounds of the bundle's precision stay.
+        workarounds: what may be tried where the outputs are not right: `auto`, `none`, or some of `defuse`, `fp32`,
+            `bf16`.
+        timing_cache: file of kernel timings, read and brought up to date.
+        cache: folder of the engines; it must be trusted like a program.
+        log_file: another place for what the builder says.
+        rebuild: build even where there is a proven engine.
 
-    Raises BundleError, UsageError, and BackendError where TensorRT is missing or does not build the model. Outputs
-    that no engine reproduces are no exception but `passed` of the report.
+    Returns:
+        The report. Outputs that no engine reproduces are no exception, but `passed` is False.
+
+    Raises:
+        BundleError: the bundle is damaged or altered.
+        UsageError: an option does not fit the bundle, the version or the device.
+        BackendError: TensorRT is missing, or does not build the model.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
-    given = {"workspace": workspace, "profile": profile, "dla": dla, "tf32": tf32, "remedies": remedies}
+    given = {"workspace": workspace, "profile": profile, "dla": dla, "tf32": tf32, "workarounds": workarounds}
     asked = BuildOptions.of({**given, "timing_cache": timing_cache})
     batch = opened.manifest.inputs[0].shape[0]
     if profile is not None and isinstance(batch, int):
@@ -70,174 +79,191 @@ def build(
             why=f"it was exported for batches of exactly {batch}",
             fix="vitdeploy export --batch dynamic, or leave --profile out",
         )
-    options = Options(cache=cache, build=asked)
     TensorRtBackend.require()
-    place = _Place(opened, options, asked)
+    job = _Job(opened, Options(cache=cache, build=asked), asked)
     try:
-        report, backend = _prove(place, rebuild=rebuild)
+        kept = None if rebuild else _kept(job)
+        return _proven(job) if kept is None else kept
     finally:
-        said = place.cache.log_file(place.key)
+        said = job.cache.log_file(job.key)
         if log_file is not None and said.exists():
             keep(Path(log_file), said.read_bytes())
-    if backend is not None:
-        backend.close()
-    return report
 
 
-def obtain(bundle: Bundle, options: Options) -> TensorRtBackend:
-    """The proven engine of a bundle, loaded; built first where there is none. GateError where none can be proven."""
-    asked = BuildOptions.of(options.build)
-    if options.build is None:
-        cache = EngineCache(options.cache)
-        latest = cache.latest_options(engine_key(bundle.read(MODEL), asked))
-        asked = BuildOptions.of(latest) if latest else asked
-    report, backend = _prove(_Place(bundle, options, asked))
-    if backend is None:
-        raise GateError(
-            f"no engine reproduces the reference of {bundle.path}",
-            why="; ".join(report.failures) or None,
-            fix=f"vitdeploy build {bundle.path}, which shows what was tried; the receipt is {report.receipt}",
-        )
-    return backend
-
-
-class _Place:
-    """What stays the same for one bundle on this device: where the engine goes, and under which key."""
+class _Job:
+    """What stays the same while one bundle's engine is made on this device."""
 
     def __init__(self, bundle: Bundle, options: Options, asked: BuildOptions) -> None:
         self.bundle, self.options, self.asked = bundle, options, asked
         self.cache = EngineCache(options.cache)
         self.model = bundle.read(MODEL)
+        self.reference = bundle.manifest.files[REFERENCE].sha256
         self.key: EngineKey = engine_key(self.model, asked)
         self.timing = asked.timing_cache or self.cache.timing_file(self.key)
+        self.attempts: list[dict[str, Any]] = []
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says whatever the outcome is."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.path),
+            "model": manifest.model.name,
+            "precision": manifest.precision,
+            "tensorrt": self.key.tensorrt,
+            "device": self.key.gpu,
+            "sm": self.key.sm,
+            "options": self.asked.identity(),
+            "engine": None,
+            "log": str(self.cache.log_file(self.key)),
+            "report": str(self.cache.report_file(self.key)),
+        }
 
 
 class _Trial(NamedTuple):
-    """An engine that was built from `model` and held against the reference."""
+    """An engine that was built from `model` and held against the reference; `workaround` is empty as it is."""
 
+    workaround: str
     model: bytes
     engine: bytes
-    backend: TensorRtBackend
-    report: VerifyReport
+    proof: VerifyReport
+    inspected: str
     seconds: float
     dla: Mapping[str, Mapping[str, int]]
 
 
-def _prove(place: _Place, *, rebuild: bool = False) -> tuple[BuildReport, TensorRtBackend | None]:
-    """The report, and the loaded engine where one reproduces the reference."""
-    cache, key = place.cache, place.key
-    kept = None if rebuild else cache.find(key, verified=True)
-    receipt = cache.read_receipt(key)
-    if kept is not None and receipt is not None:
-        try:
-            backend = TensorRtBackend(kept, place.options, place.asked, str(receipt.get("remedy") or ""))
-            return BuildReport(receipt, cached=True), backend
-        except EngineError:
-            log.warning("the engine kept in %s does not load any more", cache.folder)
-    cache.forget(key)
-    attempts: list[dict[str, Any]] = []
+def _kept(job: _Job) -> BuildReport | None:
+    """The report of an engine that is there already and reproduces this bundle's reference; None without one."""
+    engine, report = job.cache.find(job.key), job.cache.read_report(job.key)
+    workaround = job.cache.workaround(job.key)
+    if engine is None or report is None or (workaround and workaround not in job.asked.workarounds):
+        return None
+    try:
+        backend = TensorRtBackend(engine, job.options, job.asked, workaround)
+    except EngineError:
+        log.warning("the engine kept in %s does not load any more", job.cache.folder)
+        return None
+    try:
+        if job.cache.find(job.key, reference=job.reference) is None:
+            proof = prove(job.bundle, backend)
+            if not proof.passed:
+                return None
+            report = {**report, **job.facts(), "engine": report.get("engine"), "parity": proof.parity.to_dict()}
+            job.cache.add_reference(job.key, job.reference)
+            job.cache.write_report(job.key, report)
+    finally:
+        backend.close()
+    return BuildReport(report, cached=True)
+
+
+def _proven(job: _Job) -> BuildReport:
+    """Build, prove and, where that is allowed and needed, repair; keep what holds, and the report in any case."""
     found: dict[str, Any] = {"diverges": None, "diagnosis": ""}
-    remedy, trial = AS_IT_IS, _try(place, place.model, AS_IT_IS, attempts)
-    if not trial.report.passed:
-        remedy, trial = _repair(place, trial, attempts, found)
-    passed = trial.report.passed
+    trial = _try(job, job.model, "")
+    if not trial.proof.passed:
+        trial = _repair(job, trial, found)
+    passed = trial.proof.passed
     contents: dict[str, Any] = {
-        **_facts(place),
+        **job.facts(),
         "passed": passed,
-        "remedy": None if remedy == AS_IT_IS or not passed else remedy,
-        "attempts": attempts,
+        "workaround": trial.workaround or None,
+        "attempts": job.attempts,
         **found,
-        "fusion": _fusion(place, trial) if passed else None,
+        "fusion": _fusion(job, trial) if passed else None,
         "dla": dict(trial.dla),
-        "parity": trial.report.parity.to_dict(),
-        "failures": list(trial.report.failures),
+        "parity": trial.proof.parity.to_dict(),
+        "failures": list(trial.proof.failures),
     }
     if passed:
-        contents["engine"] = str(cache.store(key, trial.engine, seconds=trial.seconds, verified=True))
-    else:
-        trial.backend.close()
-        cache.forget(key)
-    cache.write_receipt(key, contents)
-    return BuildReport(contents, cached=False), trial.backend if passed else None
+        stored = job.cache.store(
+            job.key, trial.engine, reference=job.reference, workaround=trial.workaround, seconds=trial.seconds
+        )
+        contents["engine"] = str(stored)
+    job.cache.write_report(job.key, contents)
+    return BuildReport(contents, cached=False)
 
 
-def _try(place: _Place, model: bytes, remedy: str, attempts: list[dict[str, Any]], what: str = "") -> _Trial:
-    """Builds, loads and verifies; the attempt is noted."""
-    start = time.perf_counter()
-    engine, dla = build_and_keep(model, place.key, place.cache, place.asked)
+def _try(job: _Job, model: bytes, workaround: str, what: str = "") -> _Trial:
+    """Build, load and prove an engine of `model`; the attempt is noted, the builder's log kept."""
+    log.info("building the engine for %s with TensorRT %s, which takes minutes …", job.key.gpu, job.key.tensorrt)
+    start, jetson = time.perf_counter(), read_jetson()
+    try:
+        built = build_engine(model, job.asked, timing=job.timing, board=jetson.model if jetson else None)
+    except BuildError as error:
+        log.error("the builder's log is in %s", job.cache.write_log(job.key, error.log))
+        raise
     seconds = time.perf_counter() - start
-    backend = TensorRtBackend(engine, place.options, place.asked, "" if remedy == AS_IT_IS else remedy)
-    report = verify_session(Session(place.bundle, backend, reason="it was asked for"))
-    attempts.append(
+    job.cache.write_log(job.key, built.log)
+    backend = TensorRtBackend(built.engine, job.options, job.asked, workaround)
+    try:
+        proof = prove(job.bundle, backend)
+        inspected = _inspect(backend) if proof.passed else ""
+    finally:
+        backend.close()
+    job.attempts.append(
         {
-            "remedy": remedy,
+            "workaround": workaround or AS_IT_IS,
             "what": what,
-            "passed": report.passed,
-            "failures": list(report.failures),
+            "passed": proof.passed,
+            "failures": list(proof.failures),
             "build_seconds": round(seconds, 1),
         }
     )
-    return _Trial(model, engine, backend, report, seconds, dla)
+    placed = {"on_dla": built.on_dla, "off_dla": built.off_dla}
+    return _Trial(workaround, model, built.engine, proof, inspected, seconds, placed)
 
 
-def _repair(place: _Place, failed: _Trial, attempts: list[dict[str, Any]], found: dict[str, Any]) -> tuple[str, _Trial]:
-    """Names the block that diverges first, and tries the remedies that are allowed until one holds."""
-    log.warning("the engine does not reproduce the reference: %s", "; ".join(failed.report.failures))
+def _inspect(backend: TensorRtBackend) -> str:
+    """The inspector's JSON; empty where it cannot be had, which spoils no engine."""
+    try:
+        return backend.inspect()
+    except BackendError as error:
+        log.warning("the engine cannot be inspected: %s", error.what)
+        return ""
+
+
+def _repair(job: _Job, failed: _Trial, found: dict[str, Any]) -> _Trial:
+    """Name the block that diverges first, and try the workarounds that are allowed until one holds."""
+    log.warning("the engine does not reproduce the reference: %s", "; ".join(failed.proof.failures))
     missing = [name for module, name in DIAGNOSIS_PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         found["diagnosis"] = f"to name the block and to repair it: pip install {' '.join(missing)}"
-        return AS_IT_IS, failed
+        return failed
     from vitdeploy.tensorrt.diagnosis import diagnose
-    from vitdeploy.tensorrt.workarounds import REMEDIES
+    from vitdeploy.tensorrt.workarounds import WORKAROUNDS
 
-    divergence, found["diagnosis"] = diagnose(place.bundle, place.model, place.options, place.asked, place.timing)
+    divergence, found["diagnosis"] = diagnose(job.bundle, job.model, job.options, job.asked, job.timing)
     found["diverges"] = divergence.to_dict() if divergence else None
-    for remedy in REMEDIES:
-        if remedy.name not in place.asked.remedies:
+    for workaround in WORKAROUNDS:
+        if workaround.name not in job.asked.workarounds:
             continue
-        model, why_not = None, remedy.obstacle(version_of(place.key.tensorrt), place.key.sm)
+        noted = {"workaround": workaround.name, "what": workaround.what}
+        model, why_not = None, workaround.obstacle(version_of(job.key.tensorrt), job.key.sm)
         if why_not is None:
-            model = remedy.apply(place.model, divergence.block if divergence else None)
+            model = workaround.apply(job.model, divergence.block if divergence else None)
             why_not = None if model is not None else "there is nothing for it to change"
         if model is None:
-            attempts.append({"remedy": remedy.name, "what": remedy.what, "skipped": why_not})
+            job.attempts.append({**noted, "skipped": why_not})
             continue
-        log.warning("trying: %s", remedy.what)
+        log.warning("trying: %s", workaround.what)
         try:
-            trial = _try(place, model, remedy.name, attempts, remedy.what)
+            trial = _try(job, model, workaround.name, workaround.what)
         except BackendError as error:
-            attempts.append({"remedy": remedy.name, "what": remedy.what, "passed": False, "failures": error.lines()})
+            job.attempts.append({**noted, "passed": False, "failures": error.lines()})
             continue
-        if trial.report.passed:
-            failed.backend.close()
-            return remedy.name, trial
-        trial.backend.close()
-    return AS_IT_IS, failed
+        if trial.proof.passed:
+            return trial
+    return failed
 
 
-def _facts(place: _Place) -> dict[str, Any]:
-    manifest = place.bundle.manifest
-    return {
-        "bundle": str(place.bundle.path),
-        "model": manifest.model.name,
-        "precision": manifest.precision,
-        "tensorrt": place.key.tensorrt,
-        "device": place.key.gpu,
-        "sm": place.key.sm,
-        "options": place.asked.identity(),
-        "engine": None,
-        "log": str(place.cache.log_file(place.key)),
-        "receipt": str(place.cache.receipt_file(place.key)),
-    }
+def _fusion(job: _Job, trial: _Trial) -> dict[str, Any] | None:
+    """What fused; None, with a warning, where the inspector's words are not understood."""
+    from vitdeploy.tensorrt.fusion import broken_rules, read_fusion
 
-
-def _fusion(place: _Place, trial: _Trial) -> dict[str, Any] | None:
-    """The fusion receipt; None, with a warning, where the inspector's words are not understood."""
-    from vitdeploy.tensorrt.fusion import broken_rules, read_receipt
-
+    if not trial.inspected:
+        return None
     try:
-        why = broken_rules(trial.model, version_of(place.key.tensorrt), place.key.sm)
-        return read_receipt(trial.backend.inspect(), trial.model, why=why).to_dict()
+        why = broken_rules(trial.model, version_of(job.key.tensorrt), job.key.sm)
+        return read_fusion(trial.inspected, trial.model, why=why).to_dict()
     except (ValueError, BackendError) as error:
         log.warning("the engine inspector's answer is not understood: %s", error)
         return None

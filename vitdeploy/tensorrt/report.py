@@ -1,4 +1,4 @@
-"""What building an engine gave, as its receipt records it."""
+"""What building an engine gave, as its report records it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy.tensorrt.fusion import FusionReceipt
+from vitdeploy.tensorrt.fusion import FusionReport
 
 
 @dataclass(frozen=True)
 class BuildReport:
     """The outcome of `vitdeploy.build`; `str()` is for people.
 
-    contents  what the receipt beside the engine holds
+    contents  what the report beside the engine holds
     cached    whether the engine was there already
     """
 
@@ -31,9 +31,9 @@ class BuildReport:
         return self.contents.get("engine")
 
     @property
-    def receipt(self) -> str:
-        """Path of the receipt."""
-        return str(self.contents.get("receipt"))
+    def report(self) -> str:
+        """Path of the report."""
+        return str(self.contents.get("report"))
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -50,13 +50,13 @@ class BuildReport:
             f"{of['bundle']}: {of['model']}, {of['precision']}, TensorRT {of['tensorrt']} on {of['device']}",
             f"engine: {of['engine'] or 'none'}{', built before' if self.cached else ''}",
             f"log: {of['log']}",
-            f"receipt: {of['receipt']}",
+            f"report: {of['report']}",
             *_attempts(of["attempts"]),
             *_diagnosis(of),
             *_dla(of["dla"]),
         ]
         if of.get("fusion"):
-            lines.append(str(FusionReceipt.from_dict(of["fusion"])))
+            lines.append(str(FusionReport.from_dict(of["fusion"])))
         measures = [
             f"{output['name']}: relative error {_number(output['max_relative'], '.2e')}, "
             f"{_number(output['snr_db'], '.1f')} dB"
@@ -68,7 +68,7 @@ class BuildReport:
 def _attempts(attempts: list[Mapping[str, Any]]) -> list[str]:
     lines = []
     for attempt in attempts:
-        title = f"tried {attempt['remedy']}" + (f" ({attempt['what']})" if attempt["what"] else "")
+        title = f"tried {attempt['workaround']}" + (f" ({attempt['what']})" if attempt["what"] else "")
         if "skipped" in attempt:
             lines.append(f"{title}: skipped, {attempt['skipped']}")
         elif attempt["passed"]:

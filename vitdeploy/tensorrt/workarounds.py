@@ -1,6 +1,6 @@
 """What helps where a runtime computes a graph wrongly, as edits of the graph that keep its meaning.
 
-Each takes and gives an ONNX file. The order is that of `BuildOptions.remedies`: from the edit that costs least.
+Each takes and gives an ONNX file. The order is that of `BuildOptions.workarounds`: from the edit that costs least.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REDUCTION_AXES_AS_INPUT = 18
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Workaround:
     """One edit. `apply(model, block)` gives the edited file, or None where there is nothing for it to do.
 
     `block` is the one that diverges first, None where that is not known. `needs_tensorrt` and `needs_sm` (ten times the
@@ -105,10 +105,10 @@ def bfloat16_attention(model: bytes, block: str | None = None) -> bytes | None:
     return write_graph(graph) if retype(graph.graph, nodes, ir.DataType.BFLOAT16) else None
 
 
-REMEDIES: tuple[Remedy, ...] = (
-    Remedy("defuse", "attention kept from being fused", defuse_attention),
-    Remedy("fp32", "FP32 for the block that diverges", single_precision),
-    Remedy("bf16", "attention in bfloat16", bfloat16_attention, needs_tensorrt=(10, 0), needs_sm=80),
+WORKAROUNDS: tuple[Workaround, ...] = (
+    Workaround("defuse", "attention kept from being fused", defuse_attention),
+    Workaround("fp32", "FP32 for the block that diverges", single_precision),
+    Workaround("bf16", "attention in bfloat16", bfloat16_attention, needs_tensorrt=(10, 0), needs_sm=80),
 )
 
 

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections.abc import Iterator
 
-from vitdeploy.errors import UsageError
-from vitdeploy.runtime.backends.base import Backend, Options
-from vitdeploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from vitdeploy.runtime.backends.openvino import OpenVinoBackend
-from vitdeploy.runtime.backends.torch import TorchBackend
-from vitdeploy.tensorrt.backend import TensorRtBackend
+from vitdeploy.registry import Registry
+from vitdeploy.runtime.backends.base import Backend
 
-__all__ = ["Backend", "Options", "backend_names", "find_backend"]
+__all__ = ["Backend", "auto_order", "backend_names", "backends", "find_backend"]
 
-_BACKENDS: dict[str, type[Backend]] = {
-    backend.name: backend
-    for backend in (
-        OnnxRuntimeBackend,
-        OpenVinoBackend,
-        TensorRtBackend,
-        TorchBackend,
-    )
-}
+_BACKENDS: Registry[type[Backend]] = Registry(
+    "vitdeploy.backends",
+    kind="runtime",
+    option="--runtime",
+    kept={
+        "onnxruntime": "vitdeploy.runtime.backends.onnxruntime:OnnxRuntimeBackend",
+        "openvino": "vitdeploy.runtime.backends.openvino:OpenVinoBackend",
+        "tensorrt": "vitdeploy.tensorrt.backend:TensorRtBackend",
+        "torch": "vitdeploy.runtime.backends.torch:TorchBackend",
+    },
+)
 
 
 def backend_names() -> tuple[str, ...]:
     """The names that `find_backend` knows, installed or not."""
-    return tuple(_BACKENDS)
+    return _BACKENDS.names()
 
 
 def find_backend(name: str) -> type[Backend]:
     """The backend class called `name`; a UsageError offers the names there are."""
-    if name not in _BACKENDS:
-        close = get_close_matches(name, _BACKENDS, n=1) or list(_BACKENDS)
-        raise UsageError(f"there is no runtime called {name!r}", fix=f"--runtime {' or '.join(close)}")
-    return _BACKENDS[name]
+    return _BACKENDS.find(name)
+
+
+def backends() -> Iterator[type[Backend]]:
+    """All backend classes, ours first."""
+    return map(find_backend, backend_names())
+
+
+def auto_order() -> list[type[Backend]]:
+    """The backends that `auto` tries, fastest first."""
+    ranked = [(backend.auto_rank, backend.name, backend) for backend in backends() if backend.auto_rank is not None]
+    return [backend for *_, backend in sorted(ranked, key=lambda row: row[:2])]

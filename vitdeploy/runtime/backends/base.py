@@ -6,54 +6,16 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError, VitDeployError
-from vitdeploy.tensorrt.options import BuildOptions
+from vitdeploy.runtime.executed import ExecutedGraph
+from vitdeploy.runtime.options import Options
 
 Array = NDArray[Any]
-PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may ask of any backend; one that cannot do it says so.
-
-    threads     threads of computation; None leaves it to the backend
-    num_requests  calls that are computed at once, see `Session.map`; None leaves it to the backend
-    precision   `fp32`, `bf16` or `fp16`: precision in which floating-point operations are computed, where a backend
-                lets one choose; None means the most exact one
-    device      `CPU`, `GPU` or `NPU`, or a name of the backend's own such as `GPU.1` or `CUDAExecutionProvider`; None
-                means the one the backend was made for
-    cache       folder in which compiled models wait for the next load; it must be trusted like a program
-    checkpoint  file with the weights of the bundle, for the backend `torch`
-    build       how engines are built, for the backend `tensorrt`: see `vitdeploy.tensorrt.options.BuildOptions`
-    """
-
-    threads: int | None = None
-    num_requests: int | None = None
-    precision: str | None = None
-    device: str | None = None
-    cache: str | Path | None = None
-    checkpoint: str | Path | None = None
-    build: BuildOptions | Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"{self.threads} threads cannot compute anything", fix="--threads 1 or more")
-        if self.num_requests is not None and self.num_requests < 1:
-            raise UsageError(
-                f"num_requests is {self.num_requests}",
-                why="at least one call is computed at a time",
-                fix="--num-requests 1",
-            )
-        if self.precision not in (None, *PRECISIONS):
-            raise UsageError(f"there is no precision {self.precision!r}", fix=" or ".join(PRECISIONS))
 
 
 class Backend(ABC):
@@ -61,19 +23,34 @@ class Backend(ABC):
 
     `inputs` and `outputs` are the signature as the runtime reports it. `run` may be called from several threads at
     once; `close` lets the calls under way end and refuses new ones; `num_requests` is how many calls at once keep the
-    device busy. Subclasses fill the hooks `_load`, `_run` and `_facts`, what they raise reaches the caller as a
-    BackendError, and name in `refuses` the options that they cannot follow, each with the reason.
+    device busy. A subclass fills the hooks `_load`, `_run` and `_facts`; what they raise reaches the caller as a
+    BackendError. All else that the product knows of a runtime stands in these data and class methods:
+
+    name, package, extra  what users call it, what is imported, and the extra that installs it
+    refuses         options that it cannot follow, each with the reason
+    auto_rank       its place in `auto`, fastest first; None keeps it out
+    auto_reason     what speaks for it there
+    reference       it computes the PyTorch network, not the files of the bundle
+    proves_exports  an export may be proven on it: it loads a bundle without building an engine first
+    tells_graph     `executed` says what it makes of a bundle
+    times_layers    single layers can be timed on it while exporting (`--tune-latency`)
+
+    A package adds a backend by an entry point of the group `vitdeploy.backends`.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
+    tells_graph: ClassVar[bool] = False
     proves_exports: ClassVar[bool] = True
     times_layers: ClassVar[bool] = False
     refuses: ClassVar[Mapping[str, str]] = {
         "checkpoint": "it runs the model file of the bundle",
-        "build": "it builds no engines",
+        "build": "it runs no engines",
     }
+    auto_rank: ClassVar[int | None] = None
+    auto_reason: ClassVar[str] = ""
+    reference: ClassVar[bool] = False
 
     num_requests: int = 2
 
@@ -104,6 +81,29 @@ class Backend(ABC):
         except BackendError as error:
             return f"{error.what}: {error.fix}"
         return None
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """Names of the devices that it can use here, for `doctor`; the package is there and can be imported."""
+        return ()
+
+    @classmethod
+    def convert(cls, model: bytes) -> dict[str, bytes]:
+        """The files that it would rather read than `model.onnx`, by name, for a target whose `native` runtime it is.
+
+        Raises ExportError where it cannot convert the model.
+        """
+        return {}
+
+    @classmethod
+    def executed(cls, bundle: Bundle) -> ExecutedGraph:
+        """What it executes for the bundle, read back from the runtime, where `tells_graph`."""
+        return ExecutedGraph(cls.name, skipped=f"{cls.name} does not tell what it executes")
+
+    @classmethod
+    def throughput_options(cls, cores: int) -> dict[str, Any]:
+        """Options of `load` that keep `cores` cores busy with small networks: calls at once, not threads in a call."""
+        return {}
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
@@ -160,7 +160,11 @@ class Backend(ABC):
         options = options or Options()
         for option, why in cls.refuses.items():
             if getattr(options, option) is not None:
-                raise UsageError(f"{cls.name} cannot be told its {option}", why=why, fix=f"leave {option} out")
+                raise UsageError(
+                    f"the {cls.name} runtime does not support the option {option}",
+                    why=why,
+                    fix=f"leave {option} out, or choose another runtime",
+                )
         cls.require()
         return options
 

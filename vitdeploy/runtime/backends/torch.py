@@ -13,7 +13,8 @@ import numpy as np
 from vitdeploy.bundle import Bundle, ModelRecord, TensorSpec
 from vitdeploy.errors import BackendError, CheckpointError, UsageError, VitDeployError
 from vitdeploy.preprocess import normalise
-from vitdeploy.runtime.backends.base import Array, Backend, Options, one_line
+from vitdeploy.runtime.backends.base import Array, Backend, one_line
+from vitdeploy.runtime.options import Options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,17 +25,18 @@ _DEVICES = {"CPU": "cpu", "GPU": "cuda"}
 class TorchBackend(Backend):
     """The network in FP32 as the zoo defines it, whatever precision the bundle has: it reads none of its model files.
 
-    The only backend that imports torch, the models and the exporter's choice of outputs.
+    The only backend that imports torch and the models.
     """
 
     name = "torch"
     package = "torch"
     extra = "export"
+    reference = True
     proves_exports = False
     refuses: ClassVar[Mapping[str, str]] = {
         "build": Backend.refuses["build"],
         "threads": "the threads of PyTorch belong to the whole process: set OMP_NUM_THREADS",
-        "precision": "it is the FP32 reference",
+        "compute_precision": "it is the FP32 reference",
         "cache": "it compiles nothing",
     }
 
