@@ -337,7 +337,7 @@ def test_a_bundle_that_cannot_be_written_to_is_still_judged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bundle = write_variant(tmp_path / "fp16", noisy())
-    monkeypatch.setattr("vitdeploy.bundle._write", _no_space)
+    monkeypatch.setattr("vitdeploy.bundle.bundle.write_atomically", _no_space)
     assert check(bundle).runs[0].paired.drop > 0
     assert "is not in the manifest" in caplog.text
     assert Bundle.open(bundle.path).manifest.accuracy == []

@@ -35,12 +35,12 @@ def test_verify_passes_them_on(bundle: str, tmp_path: Path, capsys: pytest.Captu
         cache = tmp_path / runtime
         assert main(["verify", bundle, "--runtime", runtime, *OPTIONS, "--cache", str(cache), "--json"]) == 0
         told = json.loads(capsys.readouterr().out)["runtime"]
-        assert {key: told[key] for key in ("backend", "threads", "num_requests", "device", "precision")} == {
+        assert {key: told[key] for key in ("backend", "threads", "num_requests", "device", "compute_precision")} == {
             "backend": "openvino",
             "threads": 1,
             "num_requests": 2,
             "device": "CPU",
-            "precision": "fp32",
+            "compute_precision": "fp32",
         }
         assert any(path.is_file() for path in cache.rglob("*"))
 

@@ -9,10 +9,9 @@ import pytest
 
 from tests.bundles import write_tiny_bundle
 from vitdeploy.cli import main
-from vitdeploy.cli.doctor import format_report
-from vitdeploy.cli.inspect import differences
 from vitdeploy.inspection import doctor
 from vitdeploy.inspection.doctor import DoctorReport, Finding, Machine, Package, TensorRt
+from vitdeploy.inspection.report import differences
 from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
 
 CPU = Cpu("aarch64", "Orin", 6, {"FP16": {"asimdhp": True}, "INT8": {"i8mm": False}})
@@ -42,7 +41,7 @@ def report(runtime: Package, *findings: Finding) -> DoctorReport:
 def test_doctor_tells_by_its_exit_code_whether_anything_can_run(
     runtime: Package, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: report(runtime))
+    monkeypatch.setattr(doctor, "doctor", lambda: report(runtime))
     assert main(["doctor", "--json"]) == code
     printed = capsys.readouterr()
     assert json.loads(printed.out)["usable_runtimes"] == (["onnxruntime"] if code == 0 else [])
@@ -52,7 +51,7 @@ def test_doctor_tells_by_its_exit_code_whether_anything_can_run(
 
 def test_doctor_names_everything_it_found() -> None:
     finding = Finding("known bad", "tensorrt 10.3.0: slow: INT8", "FP16", "not fused", "NVIDIA/TensorRT#4167")
-    text = format_report(report(PRESENT, finding))
+    text = str(report(PRESENT, finding))
     for part in (
         "asimdhp",
         "no i8mm",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.inspection import doctor
-from vitdeploy.inspection.doctor import Package, TensorRt, examine, probe_python
+from vitdeploy.inspection import doctor as doctor_module
+from vitdeploy.inspection.doctor import doctor, probe_python
+from vitdeploy.inspection.doctor_report import Machine, Package, TensorRt
 from vitdeploy.machine import hardware as machine
 from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
 from vitdeploy.platforms.known_bad import FAILS, KNOWN_BAD, SLOW, WRONG, Circumstances, matching_rows, version_matches
@@ -60,7 +61,7 @@ def orin(tmp_path: Path) -> Path:
 
 def no_children(name: str, code: str, *arguments: str, seconds: float = 0) -> dict[str, object]:
     """Every package missing but numpy, Pillow and onnxruntime."""
-    if code is doctor._BACKENDS:
+    if code is doctor_module._BACKENDS:
         return {"names": ["onnxruntime", "openvino"]}
     if name in ("numpy", "PIL", "onnxruntime"):
         return {"version": "1.26.4"}
@@ -177,9 +178,9 @@ def test_a_file_in_the_working_folder_is_not_taken_for_a_package(
 
 
 def test_a_jetson_in_a_closed_environment_is_told_what_to_type(orin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "probe_python", no_children)
-    monkeypatch.setattr(doctor, "describe_python", lambda: {"version": "3.10.12", "hides_system_packages": True})
-    report = examine(orin, architecture="aarch64")
+    monkeypatch.setattr(doctor_module, "probe_python", no_children)
+    monkeypatch.setattr(doctor_module, "describe_python", lambda: {"version": "3.10.12", "hides_system_packages": True})
+    report = doctor(orin, architecture="aarch64")
     assert report.usable == ("onnxruntime",)
     assert report.tensorrt.library == "10.3.0"
     assert report.tensorrt.system_pythons == ("3.10",)
@@ -192,10 +193,10 @@ def test_a_jetson_in_a_closed_environment_is_told_what_to_type(orin: Path, monke
     assert json.loads(json.dumps(report.to_dict()))["machine"]["jetson"]["jetpack"] == "6.2.1"
 
 
-def machine_with(python: str, *, hides: bool = False, jetson: bool = True) -> doctor.Machine:
+def machine_with(python: str, *, hides: bool = False, jetson: bool = True) -> Machine:
     board = Jetson("NVIDIA Jetson AGX Orin", "36.4.3", "6.2") if jetson else None
     gpus = () if jetson else (Gpu("NVIDIA L4", 89),)
-    return doctor.Machine(
+    return Machine(
         Cpu("aarch64", "", 8, {}), gpus, None, None, board, {"version": python, "hides_system_packages": hides}
     )
 
@@ -213,17 +214,19 @@ ABSENT = Package("tensorrt", problem="tensorrt is not installed", fix="pip insta
         (machine_with("3.12.1", jetson=False), TensorRt(ABSENT, None, ()), "pip install tensorrt"),
     ],
 )
-def test_what_brings_tensorrt_depends_on_what_is_there(here: doctor.Machine, tensorrt: TensorRt, fix: str) -> None:
-    assert doctor._missing_tensorrt(here, tensorrt).fix.startswith(fix)
+def test_what_brings_tensorrt_depends_on_what_is_there(
+    here: Machine, tensorrt: TensorRt, fix: str
+) -> None:
+    assert doctor_module._missing_tensorrt(here, tensorrt).fix.startswith(fix)
 
 
 def test_nothing_usable_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str, code: str, *arguments: str, seconds: float = 0) -> dict[str, object]:
-        names = {"names": ["onnxruntime"]} if code is doctor._BACKENDS else None
+        names = {"names": ["onnxruntime"]} if code is doctor_module._BACKENDS else None
         return names or {"problem": f"{name} is not installed", "fix": f"pip install {name}"}
 
-    monkeypatch.setattr(doctor, "probe_python", nothing)
-    report = examine(tmp_path, architecture="x86_64")
+    monkeypatch.setattr(doctor_module, "probe_python", nothing)
+    report = doctor(tmp_path, architecture="x86_64")
     assert report.usable == ()
     assert any(
         finding.what == "pillow is not installed" and finding.fix == "pip install pillow" for finding in report.findings
@@ -232,7 +235,7 @@ def test_nothing_usable_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_this_machine_is_examined_without_importing_anything_heavy() -> None:
     code = (
-        "import sys; from vitdeploy.inspection.doctor import examine; report = examine();"
+        "import sys; from vitdeploy.inspection.doctor import doctor; report = doctor();"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'numpy', 'PIL'} & set(sys.modules);"
         "print(*report.usable); print(*heavy)"
     )

@@ -34,8 +34,8 @@ class FakeWorker:
         FakeWorker.alive += 1
         self.seconds = MILLISECONDS[name] * batch / 1000
         self.turns = 0
-        facts = {"backend": name, "version": self.version, "device": "CPU", "precision": "fp32", "threads": 2}
-        identity = {"bundle": str(bundle), "model": "tiny", "weights": "random", "bundle_precision": "fp32"}
+        facts = {"backend": name, "version": self.version, "device": "CPU", "compute_precision": "fp32", "threads": 2}
+        identity = {"bundle": str(bundle), "model": "tiny", "weights": "random", "precision": "fp32"}
         self.loaded = Loaded({**identity, **facts, "reason": "it was asked for"}, 0.5, 0.25)
 
     def turn(self, calls: int) -> Turn:

@@ -338,7 +338,7 @@ def test_a_real_run_needs_no_framework_in_the_process_that_asks(tmp_path: Path) 
     code = (
         "import sys, vitdeploy; "
         f"report = vitdeploy.benchmark({str(bundle.path)!r}, runtime='onnxruntime', batch=3, rounds=2, warmup=0); "
-        "one = report.measurements[0]; print(len(one.rounds), one.batch, one.settings['precision'] != '', "
+        "one = report.measurements[0]; print(len(one.rounds), one.batch, one.settings['compute_precision'] != '', "
         "[name for name in ('torch', 'onnx', 'onnxruntime', 'openvino') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -41,7 +41,7 @@ def test_the_json_has_a_schema_and_only_json_values(bundles: list[Bundle]) -> No
     assert candidate.keys() == {
         "bundle",
         "model",
-        "bundle_precision",
+        "precision",
         "runtime",
         "batch",
         "settings",
@@ -54,7 +54,7 @@ def test_the_json_has_a_schema_and_only_json_values(bundles: list[Bundle]) -> No
         "image_seconds",
         "ratio",
     }
-    settings = {"version": "1.0", "device": "CPU", "precision": "fp32", "threads": 2, "callers": 1}
+    settings = {"version": "1.0", "device": "CPU", "compute_precision": "fp32", "threads": 2, "callers": 1}
     assert candidate["settings"] == settings
     assert candidate["latency_ms"].keys() == {"min", "mean", "max", "p50", "p90", "p95", "p99"}
     assert candidate["latency_ms"]["p50"] == pytest.approx(16.0)
@@ -81,7 +81,7 @@ def test_the_csv_has_a_line_for_each_candidate(bundles: list[Bundle]) -> None:
 def test_the_table_tells_settings_conditions_and_what_the_ratio_is(bundles: list[Bundle]) -> None:
     text = str(run(bundles[0], runtime=["onnxruntime", "openvino"]))
     assert "processor Fast CPU; cores 8; governor performance" in text
-    assert "openvino: version 1.0; device CPU; precision fp32; threads 2; callers 1" in text
+    assert "openvino: version 1.0; device CPU; compute precision fp32; threads 2; callers 1" in text
     assert "45.5 °C (CPU), load average 0.5" in text
     assert "below 1 is faster" in text
     assert "BUSY" not in text

@@ -49,14 +49,14 @@ def test_description_is_plain_json(name: str) -> None:
 
     told = find_backend(name).load(tiny_model()).describe()
     assert json.loads(json.dumps(told)) == told
-    assert told.keys() >= {"backend", "version", "device", "precision", "threads"}
+    assert told.keys() >= {"backend", "version", "device", "compute_precision", "threads"}
 
 
 def test_openvino_computes_in_single_precision_unless_asked() -> None:
     pytest.importorskip("openvino")
     openvino = find_backend("openvino")
-    assert openvino.load(tiny_model()).describe()["precision"] == "fp32"
-    asked = openvino.load(tiny_model(), options=Options(compute_precision="bf16")).describe()["precision"]
+    assert openvino.load(tiny_model()).describe()["compute_precision"] == "fp32"
+    asked = openvino.load(tiny_model(), options=Options(compute_precision="bf16")).describe()["compute_precision"]
     assert asked in ("bf16", "fp32"), "fp32 where the CPU has no bf16"
 
 

@@ -38,7 +38,7 @@ def test_it_reproduces_the_reference(bundle: Bundle) -> None:
     report = verify(bundle, runtime="torch")
     assert report.passed, report
     assert report.runtime["backend"] == "torch"
-    assert report.runtime["precision"] == "fp32"
+    assert report.runtime["compute_precision"] == "fp32"
 
 
 def test_it_rebuilds_the_network_with_the_recorded_hyperparameters(bundle: Bundle) -> None:

@@ -88,7 +88,7 @@ def test_eight_may_not_round_what_the_graph_keeps_in_single_precision(
     assert settings == {"fp16": True, "precision_constraints": "obey"}
     assert [found.precision for found in world.layers] == [None, "float32", None, None]
     assert [found.asked for found in world.layers] == [[], ["float32"], [], []]
-    assert "FP32 layers held to it" in described["precision"]
+    assert "FP32 layers held to it" in described["compute_precision"]
 
 
 def test_eight_needs_no_constraint_in_a_graph_of_one_type(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,6 @@ Array = NDArray[Any]
 
 log = logging.getLogger(__name__)
 
-# Of an entry in the manifest: a new one takes the place of an earlier one that has the same.
-_SAME = ("runtime", "device", "precision")
-
 
 def validate(
     bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
@@ -191,7 +188,7 @@ def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
         found = [
             {
                 "runtime": run.facts["backend"],
-                **{key: run.facts[key] for key in ("version", "device", "precision")},
+                **{key: run.facts[key] for key in ("version", "device", "compute_precision")},
                 "data": data,
                 "baseline": {"kind": report.kind, "top1": report.baseline.top1, "problems": list(report.problems)},
                 **comparison.measures(),
@@ -210,5 +207,7 @@ def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
 
 
 def _key(entry: dict[str, Any]) -> list[Any]:
+    """What an entry of the manifest is about: a new one takes the place of an earlier one with the same."""
     data = entry.get("data")
-    return [entry.get(name) for name in _SAME] + [data.get("sha256") if isinstance(data, dict) else None]
+    computed = entry.get("compute_precision", entry.get("precision"))  # the name that bundles of 0.1.0 have
+    return [entry.get("runtime"), entry.get("device"), computed, data.get("sha256") if isinstance(data, dict) else None]

@@ -10,17 +10,13 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.inspection.doctor_report import DoctorReport, Finding, Machine, Package, TensorRt
 from vitdeploy.machine.hardware import (
     ROOT,
-    Cpu,
-    Gpu,
-    Jetson,
     cudart_version,
     debian_version,
     describe_python,
@@ -55,89 +51,15 @@ print(json.dumps(found))
 """
 
 
-@dataclass(frozen=True)
-class Package:
-    """A package or runtime: its version, or the problem with it and the command that helps."""
+def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorReport:
+    """Look at this machine, change nothing, and never raise for what is found.
 
-    name: str
-    version: str | None = None
-    devices: tuple[str, ...] = ()
-    problem: str | None = None
-    why: str | None = None
-    fix: str | None = None
+    Args:
+        root: where the system's files are; another one than `/` describes a machine by a folder of its files.
+        architecture: of the processor; None for this machine's.
 
-
-@dataclass(frozen=True)
-class TensorRt:
-    """TensorRT as it lies on this machine.
-
-    binding         the Python package, as this interpreter sees it
-    library         version of libnvinfer, from its file name or the package database
-    system_pythons  versions of Python for which the system has the binding
-    """
-
-    binding: Package
-    library: str | None
-    system_pythons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to do something about, and what to type or do.
-
-    kind  `missing`, `optional` (missing, but bundles run without it) or `known bad`
-    """
-
-    kind: str
-    what: str
-    fix: str
-    why: str | None = None
-    issue: str | None = None
-    source: str | None = None
-
-    def __str__(self) -> str:
-        reference = f"  see: {self.issue or self.source}" if self.issue or self.source else ""
-        parts = [f"{self.kind}: {self.what}", self.why and f"  why: {self.why}", f"  try: {self.fix}", reference]
-        return "\n".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the hardware and the system are."""
-
-    cpu: Cpu
-    gpus: tuple[Gpu, ...]
-    driver: str | None
-    cudart: str | None
-    jetson: Jetson | None
-    python: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class DoctorReport:
-    """What `examine` found."""
-
-    machine: Machine
-    base: tuple[Package, ...]
-    runtimes: tuple[Package, ...]
-    tensorrt: TensorRt
-    export: tuple[Package, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def usable(self) -> tuple[str, ...]:
-        """The runtimes that can run a bundle here."""
-        return tuple(runtime.name for runtime in self.runtimes if runtime.problem is None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"usable_runtimes": list(self.usable), **asdict(self)}
-
-
-def examine(root: Path = ROOT, *, architecture: str | None = None) -> DoctorReport:
-    """Looks at this machine, changes nothing, and never raises for what it finds.
-
-    `root` is where the system's files are; another one than `/` describes a machine by a folder of its files.
+    Returns:
+        What the machine is, what it can run, what is missing, and which versions are known to be bad.
     """
     jetson = read_jetson(root)
     gpus = read_gpus(root)

@@ -4,95 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.attention import attention_blocks
+from vitdeploy.inspection.report import GraphStatistics, InspectionReport, KeptNode, block_of
 from vitdeploy.runtime.backends import Backend, backends
 from vitdeploy.runtime.executed import ExecutedGraph
-
-BLOCK_PARTS = 3  # `stages.3.0`: as the exporter groups nodes when it returns some to FP32
 
 _PRECISION_OF = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 _CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 
 
-@dataclass(frozen=True)
-class GraphStatistics:
-    """The shipped ONNX graph in numbers.
+def inspect(bundle: Bundle | str | Path) -> InspectionReport:
+    """Read a bundle, whose files must be the manifest's, and ask the installed runtimes what they execute.
 
-    nodes        operators, constants not counted
-    operators    type to number
-    weights      element type to bytes
-    precision    precision that the types ask for to number of nodes; `conversion` are Casts and Q/DQ, `integer` is
-                 what gives shapes, indices and truth values
-    blocks       the same for each block of the network
-    attention    number of attentions
-    """
+    Needs no torch; without onnx the statistics of the graph are left out.
 
-    nodes: int
-    operators: Mapping[str, int]
-    weights: Mapping[str, int]
-    precision: Mapping[str, int]
-    blocks: Mapping[str, Mapping[str, int]]
-    attention: int
+    Args:
+        bundle: the bundle, or its folder.
 
+    Returns:
+        The report.
 
-@dataclass(frozen=True)
-class KeptNode:
-    """A node that stayed in FP32, and why."""
-
-    node: str
-    reason: str
-
-    @property
-    def kind(self) -> str:
-        """The reason in a word or two, e.g. `overflow`."""
-        head, colon, _ = self.reason.partition(":")
-        return head if colon and len(head) <= 40 else self.reason
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that `inspect` found.
-
-    manifest   the manifest as it is
-    graph      statistics of the graph, None where the package onnx is not installed (see `notes`)
-    rewrites   name of each graph pass and the lines it left
-    kept_fp32  the nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did
-    runtimes   what each runtime executes
-    notes      what the reader should know first
-    """
-
-    bundle: str
-    manifest: Mapping[str, Any]
-    graph: GraphStatistics | None
-    rewrites: Mapping[str, tuple[str, ...]]
-    kept_fp32: tuple[KeptNode, ...]
-    runtimes: tuple[ExecutedGraph, ...]
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "bundle": self.bundle,
-            "notes": list(self.notes),
-            "manifest": dict(self.manifest),
-            "graph": asdict(self.graph) if self.graph else None,
-            "rewrites": {name: list(lines) for name, lines in self.rewrites.items()},
-            "kept_fp32": [asdict(node) for node in self.kept_fp32],
-            "runtimes": [runtime.to_dict() for runtime in self.runtimes],
-        }
-
-
-def inspect(bundle: Bundle | str | Path) -> Inspection:
-    """Reads a bundle, whose files must be the manifest's, and asks the installed runtimes what they execute.
-
-    Raises BundleError for a bundle that is damaged or altered. Needs no torch; without onnx the statistics of the graph
-    are left out.
+    Raises:
+        BundleError: the bundle is damaged or altered.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
@@ -108,7 +46,7 @@ def inspect(bundle: Bundle | str | Path) -> Inspection:
         for report in _objects(manifest.parity)
         if report.get("passed") is False
     ]
-    return Inspection(
+    return InspectionReport(
         bundle=str(opened.path),
         manifest=manifest.to_dict(),
         graph=graph_statistics(model) if model is not None else None,
@@ -179,12 +117,6 @@ def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], 
         return "int8"
     found = (_PRECISION_OF.get(name_of.get(types.get(name, 0), "")) for name in node.output)
     return next((precision for precision in found if precision), "integer")
-
-
-def block_of(name: str) -> str:
-    """The block of a node by its name: `stages.1.0.attn/MatMul` belongs to `stages.1.0`."""
-    path = name.rpartition("/")[0]
-    return ".".join(path.split(".")[:BLOCK_PARTS]) or "graph"
 
 
 def _rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

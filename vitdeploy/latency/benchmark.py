@@ -33,7 +33,7 @@ TURN_SECONDS, TURN_CALLS = 0.05, 1000
 PROGRESS_SECONDS = 5.0
 
 # Of `Session.describe`: what says which candidate it is, not how it runs.
-_IDENTITY = ("bundle", "model", "weights", "bundle_precision", "backend", "reason")
+_IDENTITY = ("bundle", "model", "weights", "precision", "backend", "reason")
 
 Result = TypeVar("Result")
 
@@ -178,7 +178,7 @@ class _Running(NamedTuple):
         return Measurement(
             **vars(self.candidate),
             model=loaded.describe["model"],
-            bundle_precision=loaded.describe["bundle_precision"],
+            precision=loaded.describe["precision"],
             load_seconds=loaded.load_seconds,
             first_call_seconds=loaded.first_call_seconds,
             rounds=rounds,

@@ -62,7 +62,7 @@ class Measurement(Candidate):
     """
 
     model: str
-    bundle_precision: str
+    precision: str
     load_seconds: float
     first_call_seconds: float
     rounds: Sequence[Turn]
@@ -100,7 +100,7 @@ class Measurement(Candidate):
         return {
             "bundle": self.bundle,
             "model": self.model,
-            "bundle_precision": self.bundle_precision,
+            "precision": self.precision,
             "runtime": self.runtime,
             "batch": self.batch,
             "settings": dict(self.settings),

@@ -151,10 +151,10 @@ def short_names(bundles: Sequence[str]) -> list[str]:
 def _csv_line(one: Measurement, ratio: Ratio | None) -> dict[str, Any]:
     value, low, high, paired = ratio or (None, None, None, None)
     return {
-        **{key: getattr(one, key) for key in ("bundle", "model", "bundle_precision", "runtime", "batch")},
+        **{key: getattr(one, key) for key in ("bundle", "model", "precision", "runtime", "batch")},
         **{
             key: one.settings.get(key)
-            for key in ("version", "device", "precision", "threads", "num_requests", "callers")
+            for key in ("version", "device", "compute_precision", "threads", "num_requests", "callers")
         },
         **{f"{name}_ms": value for name, value in one.latency_ms().items()},
         "images_per_second": one.images_per_second,

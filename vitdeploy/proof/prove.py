@@ -73,10 +73,11 @@ class VerifyReport:
 
     def __str__(self) -> str:
         ran = self.runtime
+        computed = f"{ran['backend']} {ran['version']} on {ran['device']}, {ran['compute_precision']}"
         return "\n".join(
             [
                 f"{ran['bundle']}: {ran['model']}, {self.files} files unchanged",
-                f"{ran['backend']} {ran['version']} on {ran['device']}, {ran['precision']}, threads: {ran['threads']}",
+                f"{computed}, threads: {ran['threads']}",
                 *([f"chosen because {ran['reason']}"] if "reason" in ran else []),
                 *self.signature_failures,
                 str(self.parity),
@@ -113,7 +114,7 @@ def describe_run(bundle: Bundle, runner: Runner) -> dict[str, Any]:
         "bundle": str(bundle.path),
         "model": manifest.model.name,
         "weights": manifest.model.weights.kind,
-        "bundle_precision": manifest.precision,
+        "precision": manifest.precision,
         **runner.describe(),
     }
 

@@ -146,7 +146,7 @@ class TensorRtBackend(Backend):
         return {
             "version": trt.__version__,
             "device": self._gpu.name,
-            "precision": f"types of the graph, {held}",
+            "compute_precision": f"types of the graph, {held}",
             "threads": "not on the CPU",
             **(native.describe() if native is not None else {}),
             "build_options": self._asked.identity(),

@@ -92,7 +92,7 @@ class OnnxRuntimeBackend(Backend):
         return {
             "version": onnxruntime.__version__,
             "device": self._device,
-            "precision": f"types of the graph (FP16 in FP32 where the {self._device} has no kernel)",
+            "compute_precision": f"types of the graph (FP16 in FP32 where the {self._device} has no kernel)",
             "threads": self._threads or "automatic",
         }
 

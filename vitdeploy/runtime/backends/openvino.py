@@ -104,7 +104,7 @@ class OpenVinoBackend(Backend):
         element = compiled.get_property(used).to_string() if used in known else "the device's own"
         self._settings = {
             "device": device,
-            "precision": next((name for name, kind in _ELEMENT_TYPES.items() if kind == element), element),
+            "compute_precision": next((name for name, kind in _ELEMENT_TYPES.items() if kind == element), element),
             "threads": int(compiled.get_property(threads)) if threads in known else "automatic",
         }
 

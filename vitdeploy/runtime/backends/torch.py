@@ -88,7 +88,7 @@ class TorchBackend(Backend):
         return {
             "version": torch.__version__,
             "device": self._device,
-            "precision": "fp32",
+            "compute_precision": "fp32",
             "threads": torch.get_num_threads(),
         }
 
