@@ -23,51 +23,108 @@ from vitdeploy.errors import (
 )
 
 if TYPE_CHECKING:
+    from vitdeploy.accuracy.report import AccuracyReport
     from vitdeploy.accuracy.validate import validate
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle import Bundle, Manifest
+    from vitdeploy.data import Dataset, open_data
     from vitdeploy.exporter.api import export
+    from vitdeploy.inspection.doctor import doctor
+    from vitdeploy.inspection.doctor_report import DoctorReport
+    from vitdeploy.inspection.inspect import inspect
+    from vitdeploy.inspection.report import InspectionReport
     from vitdeploy.latency.benchmark import benchmark
+    from vitdeploy.latency.report import BenchmarkReport
     from vitdeploy.models.create import create_model
     from vitdeploy.models.registry import list_models
-    from vitdeploy.runtime.session import Session, load
+    from vitdeploy.platforms.check import CheckReport, check
+    from vitdeploy.preprocess import Preprocessing
+    from vitdeploy.proof.prove import VerifyReport
+    from vitdeploy.quantize.options import Int8Options
+    from vitdeploy.runtime.backends import Backend
+    from vitdeploy.runtime.session import Prediction, Session, load
     from vitdeploy.runtime.verify import verify
+    from vitdeploy.targets import Int8Rules, Target, list_targets
+    from vitdeploy.tensorrt.options import BuildOptions
     from vitdeploy.tensorrt.prove import build
+    from vitdeploy.tensorrt.report import BuildReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyReport",
+    "Backend",
     "BackendError",
+    "BenchmarkReport",
+    "BuildOptions",
+    "BuildReport",
     "Bundle",
     "BundleError",
+    "CheckReport",
     "CheckpointError",
+    "Dataset",
+    "DoctorReport",
     "ExportError",
     "GateError",
     "InputError",
+    "InspectionReport",
+    "Int8Options",
+    "Int8Rules",
+    "Manifest",
     "MissingDependencyError",
     "ModelError",
     "PluginError",
+    "Prediction",
+    "Preprocessing",
     "Session",
+    "Target",
     "UsageError",
+    "VerifyReport",
     "VitDeployError",
     "benchmark",
     "build",
+    "check",
     "create_model",
+    "doctor",
     "export",
+    "inspect",
     "list_models",
+    "list_targets",
     "load",
+    "open_data",
     "validate",
     "verify",
 ]
 
 _HOME = {
+    "AccuracyReport": "vitdeploy.accuracy.report",
+    "Backend": "vitdeploy.runtime.backends",
+    "BenchmarkReport": "vitdeploy.latency.report",
+    "BuildOptions": "vitdeploy.tensorrt.options",
+    "BuildReport": "vitdeploy.tensorrt.report",
     "Bundle": "vitdeploy.bundle",
+    "CheckReport": "vitdeploy.platforms.check",
+    "Dataset": "vitdeploy.data",
+    "DoctorReport": "vitdeploy.inspection.doctor_report",
+    "InspectionReport": "vitdeploy.inspection.report",
+    "Int8Options": "vitdeploy.quantize.options",
+    "Int8Rules": "vitdeploy.targets",
+    "Manifest": "vitdeploy.bundle",
+    "Prediction": "vitdeploy.runtime.session",
+    "Preprocessing": "vitdeploy.preprocess",
     "Session": "vitdeploy.runtime.session",
+    "Target": "vitdeploy.targets",
+    "VerifyReport": "vitdeploy.proof.prove",
     "benchmark": "vitdeploy.latency.benchmark",
     "build": "vitdeploy.tensorrt.prove",
+    "check": "vitdeploy.platforms.check",
     "create_model": "vitdeploy.models.create",
+    "doctor": "vitdeploy.inspection.doctor",
     "export": "vitdeploy.exporter.api",
+    "inspect": "vitdeploy.inspection.inspect",
     "list_models": "vitdeploy.models.registry",
+    "list_targets": "vitdeploy.targets",
     "load": "vitdeploy.runtime.session",
+    "open_data": "vitdeploy.data",
     "validate": "vitdeploy.accuracy.validate",
     "verify": "vitdeploy.runtime.verify",
 }

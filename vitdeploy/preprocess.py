@@ -20,6 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MODES = ("resize_crop", "crop_resize", "stretch")
 INTERPOLATIONS = ("bicubic", "bilinear", "bicubic_no_antialias")
 
+# What timm's data configuration calls the same.
+_TIMM_NAMES = {"crop_pct": "crop_ratio", "crop_mode": "mode"}
+_TIMM_MODES = {"center": "resize_crop", "squash": "stretch"}
+
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
@@ -68,12 +72,14 @@ class Preprocessing:
     def changed(self, changes: Mapping[str, Any]) -> Preprocessing:
         """The same recipe with some fields replaced, e.g. `{"mode": "stretch", "mean": (0.5, 0.5, 0.5)}`.
 
-        Raises UsageError for a field that does not exist, for `size`, which is the network's, and for a value that
-        does not fit.
+        timm's words are taken too: `crop_pct`, and `crop_mode` with `center` or `squash`. Raises UsageError for a field
+        that does not exist, for `size`, which is the network's, and for a value that does not fit.
         """
         keys = [item.name for item in fields(self) if item.name != "size"]
         values = {}
-        for key, value in changes.items():
+        for given, value in changes.items():
+            key = _TIMM_NAMES.get(given, given)
+            value = _TIMM_MODES.get(value, value) if key == "mode" and isinstance(value, str) else value
             if key not in keys:
                 why = "the size is that of the network: --image-size" if key == "size" else None
                 raise UsageError(f"preprocessing {key!r} cannot be chosen", why=why, fix=", ".join(keys))

@@ -178,9 +178,9 @@ _TARGETS: Registry[Target] = Registry(
 )
 
 
-def target_names() -> tuple[str, ...]:
-    """The names that `find_target` knows, ours first."""
-    return _TARGETS.names()
+def list_targets() -> list[str]:
+    """The names of all targets, ours first; `find_target` gives a target's row."""
+    return list(_TARGETS.names())
 
 
 def targets() -> Iterator[Target]:

@@ -18,6 +18,7 @@ from tests.bundles import LABELS, SIZE, write_tiny_bundle
 from tests.rows import TARGETS
 from tests.tensorrt.conftest import world as world
 from tests.tensorrt.fake_tensorrt import World
+from vitdeploy import build
 from vitdeploy.cli import _parser, main
 from vitdeploy.machine.settings import machine_conditions, machine_settings
 from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, dotted
