@@ -69,6 +69,7 @@ class Registry(Generic[T]):
         return tuple(self.find(name) for name in self._announced)
 
     def _load(self, name: str) -> T:
+        point = self._announced.get(name)
         kept = self._kept.get(name)
         if isinstance(kept, str):
             module, _, attribute = kept.partition(":")
@@ -76,7 +77,6 @@ class Registry(Generic[T]):
             return thing
         if kept is not None:
             return kept
-        point = self._announced.get(name)
         if point is None:
             close = get_close_matches(name, self.names(), n=1)
             raise UsageError(
