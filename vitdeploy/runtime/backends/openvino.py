@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.bundle import Bundle, TensorSpec
+from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, ExportError
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
 from vitdeploy.runtime.executed import ExecutedGraph
@@ -64,14 +64,20 @@ class OpenVinoBackend(Backend):
         """The runtime model of the CPU plugin, computing in FP32 as sessions do."""
         from vitdeploy.runtime.backends.openvino_graph import read_graph
 
-        return read_graph(bundle)
+        model, weights = cls._files(bundle)
+        return read_graph(model, weights, bundle.read(MODEL))
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
         """The bundle's OpenVINO files where it has them, else its ONNX model."""
+        return cls.load(*cls._files(bundle), options)
+
+    @classmethod
+    def _files(cls, bundle: Bundle) -> tuple[bytes, bytes]:
+        """The model and, where it is apart, its weights."""
         if IR_MODEL in bundle.manifest.files:
-            return cls.load(bundle.read(IR_MODEL), bundle.read(IR_WEIGHTS), options)
-        return super().open(bundle, options)
+            return bundle.read(IR_MODEL), bundle.read(IR_WEIGHTS)
+        return bundle.read(MODEL), b""
 
     @classmethod
     def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:

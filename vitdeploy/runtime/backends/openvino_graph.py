@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.graph.attention import AttentionBlock, attention_blocks
-from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 from vitdeploy.runtime.executed import ExecutedGraph, count
 
 
-def read_graph(bundle: Bundle) -> ExecutedGraph:
-    """The layers of the compiled model, computing in FP32 as sessions do, held against the shipped graph."""
+def read_graph(model: bytes, weights: bytes, shipped: bytes) -> ExecutedGraph:
+    """The layers of the compiled model, computing in FP32 as sessions do, held against the shipped ONNX file."""
     import openvino
 
     core = openvino.Core()
-    if IR_MODEL in bundle.manifest.files:
-        model = core.read_model(bundle.read(IR_MODEL), bundle.read(IR_WEIGHTS))
-    else:
-        model = core.read_model(bundle.read(MODEL), b"")
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(model, weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     layers = []
     for operation in compiled.get_runtime_model().get_ordered_ops():
         facts = {key: _text(operation, key) for key in ("layerType", "runtimePrecision", "originalLayersNames")}
         if facts["layerType"] not in ("Const", "Input", "Output"):
             layers.append(facts)
-    shipped = _load_onnx(bundle.read(MODEL))
+    known = _load_onnx(shipped)
     of_node = {name: layer for layer in layers for name in layer["originalLayersNames"].split(",") if name}
     multiple = [layer for layer in layers if layer["originalLayersNames"].strip(",").count(",")]
     return ExecutedGraph(
@@ -35,7 +29,7 @@ def read_graph(bundle: Bundle) -> ExecutedGraph:
         operators=count(layer["layerType"] for layer in layers),
         precision=count(layer["runtimePrecision"] for layer in layers),
         fused=count(layer["layerType"] for layer in multiple),
-        attention=tuple(_in_openvino(block, of_node) for block in attention_blocks(shipped)) if shipped else (),
+        attention=tuple(_in_openvino(block, of_node) for block in attention_blocks(known)) if known else (),
     )
 
 
