@@ -157,7 +157,7 @@ def test_the_summary_tells_what_the_input_is(
     [
         ("stretch", "mode=stretch"),
         ("mode=", "mode=stretch"),
-        ("mode=squash", "resize_crop or crop_resize or stretch"),
+        ("mode=fold", "resize_crop or crop_resize or stretch"),
         ("interpolation=nearest", "bicubic"),
         ("channels=CMYK", "RGB or BGR"),
         ("crop=0.9", "crop_ratio"),

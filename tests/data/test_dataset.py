@@ -313,7 +313,7 @@ def test_an_npz_holds_images_and_perhaps_numbers_or_names(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"images": IMAGES}, "there are no `images` in it"),
+        ({"photos": IMAGES}, "there are no `images` in it"),
         ({"images": IMAGES.astype(np.float32)}, "`images` is float32"),
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, "`images` is uint8 [5, 3, 7, 9]"),
         ({"images": IMAGES[:0]}, "there are no images"),

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vitdeploy.errors import ExportError
+from vitdeploy.graph.names import names_in, unused_name
+
 Array = NDArray[Any]
+T = TypeVar("T")
 
 # Operators that map each element of their first input on its own; what other inputs they have are scalars.
 UNARY = frozenset(
-    {
-        *(
-            "Abs",
-            "Cast",
-            "Ceil",
-            "Clip",
-            "Cos",
-            "Elu",
-            "Erf",
-            "Exp",
-            "Floor",
-            "Gelu",
-            "HardSigmoid",
-            "HardSwish",
-            "Identity",
-        ),
-        *(
-            "LeakyRelu",
-            "Log",
-            "Mish",
-            "Neg",
-            "Reciprocal",
-            "Relu",
-            "Round",
-            "Selu",
-            "Sigmoid",
-            "Sign",
-            "Sin",
-            "Softplus",
-        ),
-        *("Softsign", "Sqrt", "Swish", "Tanh"),
-    }
+    """
+    Abs Cast Ceil Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu
+    Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Swish Tanh
+    """.split()
 )
+
+
+def need(thing: T | None, what: str) -> T:
+    """`thing`; ExportError where it is None, so that the graph lacks `what`: "the shape of x"."""
+    if thing is None:
+        raise ExportError(
+            f"the graph does not state {what}",
+            why="a rewrite needs it",
+            fix="state the shapes and types of all values, as onnx.shape_inference.infer_shapes does",
+        )
+    return thing
+
+
+def shape_of(value: ir.Value) -> ir.Shape:
+    """The shape of `value`; ExportError where not even the rank is known."""
+    return need(value.shape, f"the shape of {value.name}")
+
+
+def dtype_of(value: ir.Value) -> ir.DataType:
+    """The element type of `value`; ExportError where it is unknown."""
+    return need(value.dtype, f"the type of {value.name}")
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """Input `index` of `node`; ExportError where it is left out."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return need(value, f"input {index} of {node.op_type} {node.name}")
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that `node` is in; ExportError for a node that was removed or belongs to a function."""
+    graph = node.graph
+    return need(graph if isinstance(graph, ir.Graph) else None, f"a graph around {node.op_type} {node.name}")
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -70,16 +79,16 @@ def producer(value: ir.Value | None, op_type: str | None = None) -> ir.Node | No
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read `value`, each once."""
+    """The nodes that take `value` as an input, each once."""
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
 def only_consumer(value: ir.Value, op_type: str | None = None) -> ir.Node | None:
-    """The single reader of `value`, if there is just one, it is an `op_type`, and `value` is no graph output."""
-    readers = consumers(value)
-    if value.is_graph_output() or len(readers) != 1 or op_type not in (None, readers[0].op_type):
+    """The single consumer of `value`, if there is just one, it is an `op_type`, and `value` is no graph output."""
+    found = consumers(value)
+    if value.is_graph_output() or len(found) != 1 or op_type not in (None, found[0].op_type):
         return None
-    return readers[0]
+    return found[0]
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
@@ -118,11 +127,11 @@ class Builder:
         self.graph, self.anchor = graph, anchor
         self.scope = (anchor.name or "graph").rpartition("/")[0]
         self.made: list[ir.Node] = []
-        self._names = {node.name for node in graph}
+        self._taken = names_in(graph)
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """A new initializer holding `array`, called after `name`."""
-        value = ir.Value(name=unused_initializer_name(self.graph, f"{self.scope}/{name}" if self.scope else name))
+        value = ir.Value(name=self._unused(f"{self.scope}/{name}" if self.scope else name))
         value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.type = ir.TensorType(value.const_value.dtype)
         value.shape = ir.Shape(array.shape)
@@ -142,7 +151,7 @@ class Builder:
         name = self._unused(f"{self.scope}/{op_type}" if self.scope else op_type)
         node = ir.node(op_type, inputs, attributes=attributes, name=name)
         out = node.outputs[0]
-        out.name = f"{name}.out"
+        out.name = self._unused(f"{name}.out")
         out.shape = shape.copy() if isinstance(shape, ir.Shape) else None if shape is None else ir.Shape(shape)
         first = next(value for value in inputs if value is not None)
         out.type = ir.TensorType(dtype) if dtype is not None else first.type
@@ -156,7 +165,7 @@ class Builder:
         lengths = self.constant(np.asarray(sizes, dtype=np.int64), "split")
         node = ir.node("Split", [value, lengths], attributes={"axis": axis}, num_outputs=len(sizes), name=name)
         for index, (out, size) in enumerate(zip(node.outputs, sizes, strict=True)):
-            out.name = f"{name}.out{index}"
+            out.name = self._unused(f"{name}.out{index}")
             out.type = value.type
             if value.shape is not None:
                 shape = list(value.shape)
@@ -166,28 +175,14 @@ class Builder:
         return list(node.outputs)
 
     def _unused(self, name: str) -> str:
-        candidate, count = name, 0
-        while candidate in self._names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._names.add(candidate)
-        return candidate
-
-
-def unused_initializer_name(graph: ir.Graph, name: str) -> str:
-    """`name`, numbered where the graph already has an initializer called that."""
-    candidate, count = name, 0
-    while candidate in graph.initializers:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate
+        found = unused_name(name, self._taken, self.graph.initializers)
+        self._taken.add(found)
+        return found
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
     """Let `value` stand for the single output of `node` everywhere, and remove `node`."""
-    graph = node.graph
-    assert graph is not None
-    old = node.outputs[0]
+    graph, old = graph_of(node), node.outputs[0]
     if old.is_graph_output():
         name = old.name
         if value.shape is None:
@@ -210,61 +205,29 @@ def bypass(node: ir.Node, value: ir.Value | None) -> bool:
 
 
 def inherit_name(new: ir.Value, old: ir.Value) -> None:
-    """Call the initializer `new` after the initializer `old`, which is removed if nothing reads it."""
-    graph = new.graph
-    assert graph is not None
-    stem = str(old.name)
+    """Call the initializer `new` after the initializer `old`, which is removed if it has no consumer."""
+    graph, stem = need(new.graph, f"a graph around {new.name}"), str(old.name)
     if not old.uses() and not old.is_graph_output():
         del graph.initializers[stem]
     del graph.initializers[str(new.name)]
-    new.name = unused_initializer_name(graph, stem)
+    new.name = unused_name(stem, names_in(graph))
     graph.register_initializer(new)
 
 
 def set_constant(node: ir.Node, index: int, array: Array, name: str) -> None:
     """Make input `index` of `node` the constant `array`, which `name` calls where there was none.
 
-    An initializer that only this input reads keeps its name; one with other readers is left to them.
+    An initializer that is only this input keeps its name; one with other consumers is left to them.
     """
-    assert node.graph is not None
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     old = node.inputs[index]
-    new = Builder(node.graph, node).constant(array, name)
+    new = Builder(graph_of(node), node).constant(array, name)
     if old is not None and old.is_initializer():
         if len(old.uses()) == 1:
             node.replace_input_with(index, None)
         inherit_name(new, old)
     node.replace_input_with(index, new)
-
-
-def as_type(
-    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
-) -> ir.Value:
-    """`value` as a `dtype`: a converted initializer, or a Cast right behind what makes it.
-
-    `casts` holds what was made before, so that all readers share one; a new value is added to it.
-    """
-    if (value, dtype) in casts:
-        return casts[value, dtype]
-    name = f"{value.name}.as_{dtype.name.lower()}"
-    array = constant(value)
-    if array is not None:
-        name = unused_initializer_name(graph, name)
-        made = ir.Value(name=name, const_value=ir.tensor(array.astype(dtype.numpy()), name=name))
-        made.shape, made.type = ir.Shape(array.shape), ir.TensorType(dtype)
-        graph.register_initializer(made)
-    else:
-        cast = ir.node("Cast", [value], attributes={"to": dtype.value}, name=name)
-        made = cast.outputs[0]
-        made.name, made.shape, made.type = f"{name}.out", value.shape, ir.TensorType(dtype)
-        source = value.producer()
-        if source is None:
-            graph.insert_before(graph[0], cast)
-        else:
-            graph.insert_after(source, cast)
-    casts[value, dtype] = made
-    return made
 
 
 def remove_unused(model: ir.Model) -> None:
