@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph_cases import PORTABLE, assert_same, batch, ops, parsed, run
-from vitdeploy.exporter.precision import to_half
+from vitdeploy.exporter.half import to_half
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
 from vitdeploy.preprocess import Preprocessing
 

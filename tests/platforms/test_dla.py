@@ -6,9 +6,9 @@ import onnx
 import pytest
 
 from tests.transformer import transformer
+from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.platforms.capabilities import find_platform
 from vitdeploy.platforms.dla import DlaReport, judge_dla
-from vitdeploy.tensorrt.workarounds import read_graph
 
 ORIN = find_platform("jetson-agx-orin-jp6")
 

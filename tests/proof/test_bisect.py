@@ -11,9 +11,10 @@ import pytest
 
 from tests.bundles import tiny_images
 from tests.transformer import BLOCKS, compute, damaged_weight, transformer, wrong_fused_attention
+from vitdeploy.graph.names import block_of
+from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.proof.bisect import cuts, first_divergence, same_within, with_outputs
 from vitdeploy.proof.parity import BOUNDS
-from vitdeploy.tensorrt.workarounds import block_of, read_graph
 
 IMAGES = tiny_images(2)
 

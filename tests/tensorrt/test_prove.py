@@ -23,8 +23,8 @@ from tests.transformer import (
 from vitdeploy import build, load
 from vitdeploy.cli import main
 from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.tensorrt import prove as engine_module
-from vitdeploy.tensorrt.workarounds import read_graph
 
 
 def spoil_half_of(block: str) -> object:

@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.errors import ExportError, UsageError
-from vitdeploy.exporter.half import half_precision
-from vitdeploy.exporter.precision import pinned
+from vitdeploy.exporter.half import half_precision, pinned
 from vitdeploy.graph.edit import Array
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.preprocess import Preprocessing

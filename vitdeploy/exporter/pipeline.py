@@ -15,10 +15,9 @@ import onnx_ir as ir
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
-from vitdeploy.exporter.half import half_precision
+from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import CalibrationSet, choose_samples, eight_bits, open_calibration
 from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
-from vitdeploy.exporter.precision import pin_modules
 from vitdeploy.exporter.reference import choose_images
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.source import resolve

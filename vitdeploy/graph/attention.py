@@ -10,6 +10,7 @@ _BEFORE_SOFTMAX = frozenset({"Add", "Mul", "Div", "Sub", "Cast", "Where", "Quant
 _AFTER_SOFTMAX = frozenset({"Cast", "Dropout", "Identity", "QuantizeLinear", "DequantizeLinear"})
 _LAYOUT = frozenset({"Transpose", "Reshape", "Cast", "QuantizeLinear", "DequantizeLinear"})
 
+
 @dataclass(frozen=True)
 class AttentionBlock:
     """Names of the nodes of one attention: first product, softmax, second product (all the same for one operator).

@@ -17,12 +17,11 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 # Operators that map each element of their first input on its own; what other inputs they have are scalars.
-UNARY = frozenset(
-    """
+_UNARY = """
     Abs Cast Ceil Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu
     Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Swish Tanh
-    """.split()
-)
+"""
+UNARY = frozenset(_UNARY.split())
 
 
 def need(thing: T | None, what: str) -> T:

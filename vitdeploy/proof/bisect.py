@@ -16,8 +16,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.graph.edit import consumers
+from vitdeploy.graph.names import block_of
+from vitdeploy.graph.onnx_file import read_graph, write_graph
+from vitdeploy.graph.retype import FLOATS
 from vitdeploy.proof.parity import Bounds, compare
-from vitdeploy.tensorrt.workarounds import FLOATS, block_of, read_graph, write_graph
 
 Array = NDArray[Any]
 Runner = Callable[[bytes], Mapping[str, Array]]
@@ -69,7 +71,7 @@ def cuts(graph: ir.Graph) -> list[Cut]:
     for node in nodes:
         for out in node.outputs:
             if out.dtype in FLOATS and not out.is_graph_output():
-                last_use[out] = max((position[user] for user in consumers(out)), default=-1)
+                last_use[out] = max((position[node] for node in consumers(out)), default=-1)
     ends = {block_of(str(node.name)): index for index, node in enumerate(nodes)}
     found: list[Cut] = []
     for block, end in sorted(ends.items(), key=lambda pair: pair[1]):

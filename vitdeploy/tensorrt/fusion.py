@@ -175,9 +175,9 @@ def broken_rules(model: bytes, version: tuple[int, ...], sm: int | None) -> dict
     Empty where the packages onnx and onnx-ir, which this needs, are not installed.
     """
     try:
+        from vitdeploy.graph.onnx_file import read_graph
         from vitdeploy.platforms.capabilities import Platform
         from vitdeploy.platforms.fusion_rules import find_attentions, judge_attention, layer_norms
-        from vitdeploy.tensorrt.workarounds import read_graph
     except ImportError:
         return {}
     platform = Platform("here", version, version, None if sm is None else divmod(sm, 10))

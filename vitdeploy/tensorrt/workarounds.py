@@ -5,23 +5,19 @@ Each takes and gives an ONNX file. The order is that of `BuildOptions.workaround
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Builder, as_type, consumers, remove_unused
+from vitdeploy.graph.edit import Builder, input_of, shape_of
+from vitdeploy.graph.names import block_of
+from vitdeploy.graph.onnx_file import read_graph, write_graph
+from vitdeploy.graph.retype import FLOATS, retype
 from vitdeploy.platforms.fusion_rules import Attention, find_attentions
 
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _HALF = FLOATS - {ir.DataType.FLOAT}
-
-# Their types are stated by attributes or by rules of their own: they stay as they are.
-_TYPED_BY_RULE = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "Shape"})
-# Inputs that ONNX types as float32 whatever the data is.
-_ALWAYS_SINGLE = {"Resize": frozenset({1, 2})}
 _REDUCTION_AXES_AS_INPUT = 18
 
 
@@ -48,25 +44,6 @@ class Workaround:
         return None
 
 
-def read_graph(model: bytes) -> ir.Model:
-    """The graph with the shape and type of every tensor."""
-    proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), strict_mode=True)
-    return ir.serde.deserialize_model(proto)
-
-
-def write_graph(model: ir.Model) -> bytes:
-    """The file of a graph, without what nothing reads any more."""
-    remove_unused(model)
-    data: bytes = ir.serde.serialize_model(model).SerializeToString()
-    return data
-
-
-def block_of(name: str) -> str:
-    """The module that a node belongs to, at most three parts of its path: `stages.3.0` for `stages.3.0.attn/MatMul`."""
-    path = name.rpartition("/")[0] or "graph"
-    return ".".join(path.split(".")[:3])
-
-
 def defuse_attention(model: bytes, block: str | None = None) -> bytes | None:
     """Writes every softmax of attention so that no pattern of fused attention matches, with the same result.
 
@@ -77,9 +54,7 @@ def defuse_attention(model: bytes, block: str | None = None) -> bytes | None:
     graph = read_graph(model)
     found = list(find_attentions(graph.graph))
     for attention in found:
-        scores = attention.softmax.inputs[0]
-        assert scores is not None
-        if scores.dtype in _HALF:
+        if input_of(attention.softmax, 0).dtype in _HALF:
             retype(graph.graph, [attention.softmax], ir.DataType.FLOAT)
         else:
             _subtract_largest(graph, attention)
@@ -112,60 +87,9 @@ WORKAROUNDS: tuple[Workaround, ...] = (
 )
 
 
-def retype(graph: ir.Graph, nodes: Collection[ir.Node], dtype: ir.DataType) -> int:
-    """Has `nodes` compute in `dtype`, between Casts from and to what their neighbours take; how many changed."""
-    chosen = {node for node in nodes if node.op_type not in _TYPED_BY_RULE}
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    changed = 0
-    for node in [node for node in graph if node in chosen]:
-        wrong = [index for index, value in _float_inputs(node) if value.dtype != dtype]
-        for index in wrong:
-            value = node.inputs[index]
-            assert value is not None
-            node.replace_input_with(index, as_type(graph, value, dtype, casts))
-        for out in node.outputs:
-            if out.dtype in FLOATS and out.dtype != dtype:
-                _leave_as(graph, out, dtype, chosen)
-                changed += 1
-    return changed
-
-
-def _float_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    fixed = _ALWAYS_SINGLE.get(node.op_type, frozenset())
-    pairs = [(index, value) for index, value in enumerate(node.inputs) if value is not None and index not in fixed]
-    return [(index, value) for index, value in pairs if value.dtype in FLOATS]
-
-
-def _leave_as(graph: ir.Graph, out: ir.Value, dtype: ir.DataType, chosen: Collection[ir.Node]) -> None:
-    """Makes `out` a `dtype`; whoever reads it and is not chosen reads the type that it had, through a Cast."""
-    old = out.dtype
-    assert old is not None
-    others = [node for node in consumers(out) if node not in chosen or node.op_type in _TYPED_BY_RULE]
-    producer = out.producer()
-    assert producer is not None
-    is_output = out.is_graph_output()
-    out.type = ir.TensorType(dtype)
-    if not others and not is_output:
-        return
-    back = ir.node("Cast", [out], attributes={"to": old.value}, name=f"{out.name}.back")
-    value = back.outputs[0]
-    value.name, value.shape, value.type = f"{out.name}.back.out", out.shape, ir.TensorType(old)
-    graph.insert_after(producer, back)
-    for reader in others:
-        for index, operand in enumerate(reader.inputs):
-            if operand is out:
-                reader.replace_input_with(index, value)
-    if is_output:
-        graph.outputs[graph.outputs.index(out)] = value
-        out.name, value.name = f"{out.name}.computed", out.name
-
-
 def _subtract_largest(model: ir.Model, attention: Attention) -> None:
-    scores = attention.softmax.inputs[0]
-    assert scores is not None
-    assert scores.shape is not None
-    build = Builder(model.graph, attention.softmax)
-    rows = [*list(scores.shape)[:-1], 1]
+    scores, build = input_of(attention.softmax, 0), Builder(model.graph, attention.softmax)
+    rows = [*shape_of(scores)[:-1], 1]
     if model.opset_imports.get("", 0) >= _REDUCTION_AXES_AS_INPUT:
         axes = build.constant(np.array([-1], dtype=np.int64), "last_axis")
         largest = build.op("ReduceMax", [scores, axes], rows, keepdims=1)

@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.graph_cases import captured, ops, run
 from tests.rows import TARGETS
+from vitdeploy.exporter.half import HALF, to_half
 from vitdeploy.exporter.lowering.layer_norm import lower_layer_norm
-from vitdeploy.exporter.precision import HALF, to_half
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 6)])

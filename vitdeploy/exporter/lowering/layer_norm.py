@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.exporter.precision import keep_single
+from vitdeploy.exporter.half import keep_single
 from vitdeploy.graph.edit import Builder, attribute, of_type, replace
 from vitdeploy.targets import Target
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.graph_cases import ops, parsed, run
 from vitdeploy.exporter.emulation import activation_ranges, emulate_half, half_snr_db
-from vitdeploy.exporter.precision import HALF, HalfReport, Quality, keep_single, to_half
+from vitdeploy.exporter.half import HALF, HalfReport, Quality, keep_single, to_half
 
 HEADER = '<ir_version: 10, opset_import: ["": 17]> '
 
@@ -115,7 +115,7 @@ def test_an_infinite_attention_mask_becomes_finite_and_keeps_the_probabilities()
     np.testing.assert_allclose(run(typed, {"x": x})[0], expected, atol=1e-3)
 
 
-def test_the_block_that_costs_most_accuracy_is_given_back() -> None:
+def test_the_block_that_costs_most_accuracy_is_reverted_to_fp32() -> None:
     # Cancellation: (x + 1000) - 1000 loses ten bits in half precision, and nothing overflows.
     body = (
         "g (float[4, 64] x) => (float[4, 64] y) <float c = {1000.0}>"
