@@ -1,0 +1,31 @@
+"""`vitdeploy targets`: what there is, as the rows say it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.rows import TARGETS
+from vitdeploy.cli import main
+
+
+def test_every_target_is_listed_with_what_its_row_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets"]) == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["target", "opset", "runtimes"]
+    told = {line.split()[0]: line for line in lines}
+    assert list(told) == list(TARGETS)
+    for name, target in TARGETS.items():
+        assert f"{target.opset}  {', '.join(target.runtimes)}" in told[name]
+        assert target.description in told[name]
+    assert "uint8, asymmetric" in told["onnxruntime"]
+    assert "int8, symmetric" in told["portable"]
+
+
+def test_json_has_every_field_of_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["targets"]}
+    assert set(rows) == set(TARGETS)
+    assert rows["onnxruntime"]["int8"]["activation"] == {"signed": False, "symmetric": False}
+    assert all(row["source"] and row["opset"] >= 17 for row in rows.values())
