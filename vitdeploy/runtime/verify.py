@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vitdeploy.bundle import Bundle
@@ -60,12 +61,7 @@ def _verify_fastest(bundle: Bundle, options: Options) -> VerifyReport:
     reports = []
     for attempt in attempts(bundle, options):
         attempt.backend.close()
-        report = VerifyReport(
-            {**attempt.report.runtime, "reason": attempt.reason},
-            attempt.report.files,
-            attempt.report.signature_failures,
-            attempt.report.parity,
-        )
+        report = replace(attempt.report, runtime={**attempt.report.runtime, "reason": attempt.reason})
         if report.passed:
             return report
         reports.append(report)
