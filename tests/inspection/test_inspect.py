@@ -11,17 +11,23 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.bundles import fill, tiny_manifest, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.errors import BundleError
-from vitdeploy.graph.attention import AttentionBlock, attention_blocks
-from vitdeploy.inspection.inspect import block_of, executed, graph_statistics, inspect
+from vitdeploy.graph.attention import Attention
+from vitdeploy.inspection.inspect import executed, graph_statistics, inspect
 from vitdeploy.runtime.backends import find_backend, onnxruntime_graph, openvino_graph
 
-ATTENTION = AttentionBlock("b.attn/MatMul", "b.attn/Softmax", "b.attn/MatMul_1", "s", ("o", "o.t"))
+_NODES = [
+    ir.node(kind, [ir.Value(name="x")], name=f"b.attn/{name}", outputs=[ir.Value(name=output)])
+    for kind, name, output in (("MatMul", "MatMul", "p"), ("Softmax", "Softmax", "s"), ("MatMul", "MatMul_1", "o"))
+]
+_NODES.append(ir.node("Transpose", [_NODES[-1].outputs[0]], outputs=[ir.Value(name="o.t")]))
+ATTENTION = Attention(*_NODES[:3])
 
 
 def node(op: str, inputs: str, output: str, name: str, **attributes: Any) -> onnx.NodeProto:
@@ -135,39 +141,6 @@ def test_nodes_between_quantization_pairs_count_as_int8() -> None:
     assert found.weights == {"float": 20, "int8": 17}
 
 
-@pytest.mark.parametrize("mask", [False, True])
-def test_attention_is_found_through_a_mask(mask: bool) -> None:
-    (found,) = attention_blocks(attention_model(mask=mask))
-    assert (found.first, found.second) == ("stages.0.1.attn/MatMul", "stages.0.1.attn/MatMul_1")
-    assert found.name == "stages.0.1.attn/Softmax"
-    assert found.outputs[:1] == ("mixed",)
-
-
-def test_a_softmax_of_the_logits_is_no_attention() -> None:
-    nodes = [node("MatMul", "x w", "l", "head/MatMul"), node("Softmax", "l", "p", "head/Softmax", axis=-1)]
-    graph = helper.make_graph(
-        nodes,
-        "c",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, 4])],
-        [numpy_helper.from_array(np.ones((4, 4), np.float32), "w")],
-    )
-    assert attention_blocks(helper.make_model(graph)) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("stages.1.0.attn.qkv/MatMul", "stages.1.0"),
-        ("head/Gemm", "head"),
-        ("MatMul_3", "graph"),
-        ("", "graph"),
-    ],
-)
-def test_the_block_is_the_start_of_the_module_path(name: str, block: str) -> None:
-    assert block_of(name) == block
-
-
 def test_onnxruntimes_graph_shows_its_fusions(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     found = executed(find_backend("onnxruntime"), write_bundle(tmp_path / "b", attention_model()))
@@ -213,9 +186,9 @@ def test_openvinos_runtime_model_is_read_layer_by_layer(tmp_path: Path) -> None:
 
 def test_an_attention_is_fused_in_openvino_when_one_layer_stands_for_all_of_it() -> None:
     whole = {"layerType": "Subgraph"}
-    parts = dict.fromkeys((ATTENTION.first, ATTENTION.softmax, ATTENTION.second), whole)
+    parts = {str(node.name): whole for node in (ATTENTION.first, ATTENTION.softmax, ATTENTION.second)}
     assert openvino_graph._in_openvino(ATTENTION, parts)["fused"] is True
-    parts[ATTENTION.softmax] = {"layerType": "Softmax"}
+    parts[ATTENTION.name] = {"layerType": "Softmax"}
     assert openvino_graph._in_openvino(ATTENTION, parts) == {
         "block": "b.attn/Softmax",
         "fused": False,

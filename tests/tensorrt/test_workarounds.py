@@ -10,10 +10,11 @@ from onnx import TensorProto
 
 from tests.bundles import tiny_images, tiny_model
 from tests.transformer import BLOCKS, compute, transformer, wrong_fused_attention
+from vitdeploy.graph.attention import find_attentions
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.platforms.capabilities import find_platform
-from vitdeploy.platforms.fusion_rules import find_attentions, judge_attention
+from vitdeploy.platforms.fusion_rules import judge_attention
 from vitdeploy.tensorrt.options import WORKAROUNDS as NAMES
 from vitdeploy.tensorrt.workarounds import (
     WORKAROUNDS,

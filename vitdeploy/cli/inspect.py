@@ -3,7 +3,7 @@
   vitdeploy inspect BUNDLE
   vitdeploy inspect BUNDLE OTHER
 
-Needs no torch. Statistics of the graph need onnx (pip install onnx); without it the rest is shown.
+Needs no torch. Statistics of the graph need `pip install onnx onnx-ir`; without them the rest is shown.
 """
 
 from __future__ import annotations

@@ -1,68 +1,96 @@
-"""Where a graph holds attention: the names of its nodes."""
+"""Where a graph holds attention: softmax between two products of activations, or one Attention operator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-# Between the two products of attention: scale, mask, precision.
-_BEFORE_SOFTMAX = frozenset({"Add", "Mul", "Div", "Sub", "Cast", "Where", "QuantizeLinear", "DequantizeLinear"})
-_AFTER_SOFTMAX = frozenset({"Cast", "Dropout", "Identity", "QuantizeLinear", "DequantizeLinear"})
-_LAYOUT = frozenset({"Transpose", "Reshape", "Cast", "QuantizeLinear", "DequantizeLinear"})
+import onnx_ir as ir
+
+from vitdeploy.graph.edit import consumers, input_of, is_weight, of_type, producer
+
+# What may be met on the way from one product to the softmax or from there to the other: scale, mask, type, layout.
+_PASSABLE = """
+    Add Cast Clip Div Dropout Expand Identity Mul Reshape Squeeze Sub Transpose Unsqueeze Where QuantizeLinear
+    DequantizeLinear
+"""
+_BETWEEN = frozenset(_PASSABLE.split())
+_LAYOUT = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose"})
+_REACH = 8  # nodes between a product and the softmax
 
 
 @dataclass(frozen=True)
-class AttentionBlock:
-    """Names of the nodes of one attention: first product, softmax, second product (all the same for one operator).
+class Attention:
+    """One attention: two products, the softmax, and what stands between them; an operator is all three by itself."""
 
-    `outputs` are the names under which its result is known: of the second product and, through changes of layout, on.
-    """
-
-    first: str
-    softmax: str
-    second: str
-    softmax_output: str
-    outputs: tuple[str, ...]
+    first: ir.Node
+    softmax: ir.Node
+    second: ir.Node
+    before: tuple[ir.Node, ...] = ()
+    after: tuple[ir.Node, ...] = ()
 
     @property
     def name(self) -> str:
-        """The softmax, whose path tells the module."""
-        return self.softmax
+        """The softmax's, whose path tells the module."""
+        return str(self.softmax.name)
+
+    @property
+    def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Query [B, h, N, d], transposed key [B, h, d, M] and value [B, h, M, e] of two products."""
+        return input_of(self.first, 0), input_of(self.first, 1), input_of(self.second, 1)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names under which the result is known: of the second product and, through changes of layout, on."""
+        values = [self.second.outputs[0]]
+        while len(after := consumers(values[-1])) == 1 and after[0].op_type in _LAYOUT:
+            values.append(after[0].outputs[0])
+        return tuple(str(value.name) for value in values)
 
 
-def attention_blocks(model: Any) -> list[AttentionBlock]:
-    """The attentions of an onnx.ModelProto: Attention operators, and Softmax between two products of activations."""
-    producer = {output: node for node in model.graph.node for output in node.output}
-    consumers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+def find_attentions(graph: ir.Graph, *, operators: bool = False) -> list[Attention]:
+    """Every MatMul, Softmax, MatMul in which no weights are multiplied, in the order of the graph.
 
-    def up(name: str) -> Any | None:
-        node = producer.get(name)
-        if node is None or node.op_type == "MatMul":
-            return node
-        if node.op_type not in _BEFORE_SOFTMAX:
-            return None
-        return next((found for above in node.input if (found := up(above)) is not None), None)
-
-    def down(name: str, through: frozenset[str]) -> tuple[list[str], Any | None]:
-        names = [name]
-        while len(after := consumers.get(names[-1], [])) == 1 and after[0].op_type in through:
-            names.append(after[0].output[0])
-        return names, after[0] if len(after) == 1 else None
-
-    blocks = []
-    for node in model.graph.node:
+    Shapes need not be known. With `operators` also every Attention operator (opset 23, or of ONNX Runtime).
+    """
+    found = []
+    for node in of_type(graph, "Softmax", "Attention"):
         if node.op_type == "Attention":
-            names, _ = down(node.output[0], _LAYOUT)
-            blocks.append(AttentionBlock(node.name, node.name, node.name, node.output[0], tuple(names)))
-        if node.op_type != "Softmax":
+            found += [Attention(node, node, node)] if operators else []
             continue
-        first = up(node.input[0])
-        _, second = down(node.output[0], _AFTER_SOFTMAX)
-        if first is None or second is None or second.op_type != "MatMul":
-            continue
-        names, _ = down(second.output[0], _LAYOUT)
-        blocks.append(AttentionBlock(first.name, node.name, second.name, node.output[0], tuple(names)))
-    return blocks
+        up = _towards_first(input_of(node, 0), _REACH)
+        down = _towards_second(node.outputs[0], _REACH)
+        if up is not None and down is not None:
+            found.append(Attention(up[-1], node, down[-1], tuple(reversed(up[:-1])), tuple(down[:-1])))
+    return found
+
+
+def _towards_first(value: ir.Value | None, reach: int) -> list[ir.Node] | None:
+    """Nodes from the softmax's input up to the first product, which is the last of the list."""
+    node = producer(value)
+    if node is None or reach == 0:
+        return None
+    if node.op_type == "MatMul":
+        return [node] if all(_may_be_activation(operand) for operand in node.inputs) else None
+    for operand in node.inputs if node.op_type in _BETWEEN else ():
+        found = _towards_first(operand, reach - 1)
+        if found is not None:
+            return [node, *found]
+    return None
+
+
+def _towards_second(value: ir.Value, reach: int) -> list[ir.Node] | None:
+    """Nodes from the softmax's output down to the second product, which is the last of the list."""
+    for node in consumers(value) if reach else ():
+        if node.op_type == "MatMul" and node.inputs[0] is value and _may_be_activation(node.inputs[1]):
+            return [node]
+        found = _towards_second(node.outputs[0], reach - 1) if node.op_type in _BETWEEN else None
+        if found is not None:
+            return [node, *found]
+    return None
+
+
+def _may_be_activation(value: ir.Value | None) -> bool:
+    """Computed, or a constant stack of matrices, such as queries that are the same for every image."""
+    if value is None:
+        return False
+    return not is_weight(value) or (value.shape is not None and len(value.shape) > 2)

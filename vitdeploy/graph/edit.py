@@ -65,6 +65,13 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether `value` is a constant, or one behind Q/DQ."""
+    while (node := producer(value)) is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        value = node.inputs[0]
+    return constant(value) is not None
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """Value of attribute `name`, or `default` where the node does not state it."""
     found = node.attributes.get(name)

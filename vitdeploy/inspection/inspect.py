@@ -9,8 +9,8 @@ from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.errors import BackendError
-from vitdeploy.graph.attention import attention_blocks
-from vitdeploy.inspection.report import GraphStatistics, InspectionReport, KeptNode, block_of
+from vitdeploy.graph.names import block_of
+from vitdeploy.inspection.report import GraphStatistics, InspectionReport, KeptNode
 from vitdeploy.runtime.backends import Backend, backends
 from vitdeploy.runtime.executed import ExecutedGraph
 
@@ -21,7 +21,7 @@ _CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 def inspect(bundle: Bundle | str | Path) -> InspectionReport:
     """Read a bundle, whose files must be the manifest's, and ask the installed runtimes what they execute.
 
-    Needs no torch; without onnx the statistics of the graph are left out.
+    Needs no torch; without onnx and onnx-ir the statistics of the graph are left out.
 
     Args:
         bundle: the bundle, or its folder.
@@ -40,7 +40,7 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
     if manifest.model.weights.kind == "random":
         notes.append(f"SEEDED RANDOM WEIGHTS ({manifest.model.weights.detail}): the predictions mean nothing")
     if model is None:
-        notes.append("graph statistics and attention blocks need onnx, which is not installed: pip install onnx")
+        notes.append("graph statistics and attention blocks need onnx and onnx-ir: pip install onnx onnx-ir")
     notes += [
         f"{report.get('runtime', 'a runtime')} did not reproduce PyTorch when this bundle was checked"
         for report in _objects(manifest.parity)
@@ -60,6 +60,9 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
 def graph_statistics(model: Any) -> GraphStatistics:
     """The numbers of an onnx.ModelProto; types that the file does not state are inferred."""
     import onnx
+    import onnx_ir
+
+    from vitdeploy.graph.attention import find_attentions
 
     model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
@@ -81,7 +84,7 @@ def graph_statistics(model: Any) -> GraphStatistics:
         weights=dict(weights.most_common()),
         precision=dict(sum(blocks.values(), Counter()).most_common()),
         blocks={name: dict(counts.most_common()) for name, counts in blocks.items()},
-        attention=len(attention_blocks(model)),
+        attention=len(find_attentions(onnx_ir.from_proto(model).graph, operators=True)),
     )
 
 
@@ -100,9 +103,10 @@ def executed(backend: type[Backend], bundle: Bundle) -> ExecutedGraph:
 
 
 def _load_onnx(data: bytes) -> Any | None:
-    """The parsed model, or None where the package onnx is not installed."""
+    """The parsed model, or None where the packages onnx and onnx-ir are not installed."""
     try:
         import onnx
+        import onnx_ir  # noqa: F401
     except ImportError:
         return None
     return onnx.load_model_from_string(data)

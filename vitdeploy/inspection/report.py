@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vitdeploy.graph.names import block_of
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.table import render
 
 ABSENT = "-"
 EXAMPLE = 110  # characters
-BLOCK_PARTS = 3  # `stages.3.0`: as the exporter groups nodes when it returns some to FP32
 
 Sections = dict[str, dict[str, str]]
 
@@ -57,7 +57,7 @@ class InspectionReport:
     """Everything that `vitdeploy.inspect` found; `str()` is for people.
 
     manifest   the manifest as it is
-    graph      statistics of the graph, None where the package onnx is not installed (see `notes`)
+    graph      statistics of the graph, None where onnx and onnx-ir are not installed (see `notes`)
     rewrites   name of each graph pass and the lines it left
     kept_fp32  the nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did
     runtimes   what each runtime executes
@@ -253,9 +253,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_short, value))
     return ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-def block_of(name: str) -> str:
-    """The block of a node by its name: `stages.1.0.attn/MatMul` belongs to `stages.1.0`."""
-    path = name.rpartition("/")[0]
-    return ".".join(path.split(".")[:BLOCK_PARTS]) or "graph"

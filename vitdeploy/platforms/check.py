@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.errors import BundleError
+from vitdeploy.graph.attention import find_attentions
 from vitdeploy.graph.edit import attribute, constant, producer
 from vitdeploy.platforms import capabilities as can
 from vitdeploy.platforms.capabilities import Platform, dotted, find_platform
 from vitdeploy.platforms.dla import DlaReport, judge_dla
-from vitdeploy.platforms.fusion_rules import Block, find_attentions, judge_attention, layer_norms, type_name
+from vitdeploy.platforms.fusion_rules import Block, judge_attention, judge_layer_norms, type_name
 from vitdeploy.platforms.int8 import Int8Report, judge_int8
 from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
 
@@ -103,7 +104,7 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     graph = _load(opened)
     attentions = tuple(judge_attention(found, platform) for found in find_attentions(graph.graph))
-    norms = tuple(layer_norms(graph.graph, platform))
+    norms = tuple(judge_layer_norms(graph.graph, platform))
     return CheckReport(
         bundle=str(opened.path),
         model=opened.manifest.model.name,

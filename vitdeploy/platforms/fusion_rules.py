@@ -8,7 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, consumers, of_type, producer, sizes
+from vitdeploy.graph.attention import Attention
+from vitdeploy.graph.edit import attribute, constant, consumers, input_of, producer, sizes
+from vitdeploy.graph.layer_norm import layer_norms
 from vitdeploy.platforms.capabilities import (
     ATTENTION,
     ATTENTION_KERNELS,
@@ -29,15 +31,7 @@ TYPE_NAMES = {
 }
 _HALF = {"fp16", "bf16"}
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-# What may be met on the way from one product to the softmax or from there to the other; most of it breaks the pattern.
-_PASSABLE = frozenset(
-    {
-        *("Add", "Cast", "Clip", "Div", "Dropout", "Expand", "Identity", "Mul", "Reshape", "Squeeze", "Sub"),
-        *("Transpose", "Unsqueeze", "Where", _QUANTIZE, _DEQUANTIZE),
-    }
-)
 _MASKS = ("Add", "Where")
-_REACH = 8
 
 
 @dataclass(frozen=True)
@@ -91,41 +85,10 @@ class Block:
         }
 
 
-@dataclass(frozen=True)
-class Attention:
-    """An attention found in a graph: two products, the softmax, and what stands between them."""
-
-    first: ir.Node
-    softmax: ir.Node
-    second: ir.Node
-    before: tuple[ir.Node, ...]
-    after: tuple[ir.Node, ...]
-
-    @property
-    def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Query [B, N, S_q, H], transposed key [B, N, H, S_kv] and value [B, N, S_kv, H]."""
-        return _operand(self.first, 0), _operand(self.first, 1), _operand(self.second, 1)
-
-    @property
-    def precision(self) -> str:
-        """Type of the products: `int8` where both inputs of the first are dequantized."""
-        query, key, _ = self.operands
-        return "int8" if all(producer(v, _DEQUANTIZE) for v in (query, key)) else type_name(query)
-
-
-def find_attentions(graph: ir.Graph) -> Iterator[Attention]:
-    """Every MatMul, Softmax, MatMul whose operands are all of rank 3 or more."""
-    for softmax in of_type(graph, "Softmax"):
-        up = _towards_first(_operand(softmax, 0), _REACH)
-        down = _towards_second(softmax.outputs[0], _REACH)
-        if up is not None and down is not None:
-            yield Attention(up[-1], softmax, down[-1], tuple(reversed(up[:-1])), tuple(down[:-1]))
-
-
 def judge_attention(found: Attention, platform: Platform) -> Block:
     """The attention held against every rule of fused attention."""
     query, key, value = (sizes(operand) for operand in found.operands)
-    shape = "unknown shape"
+    precision, shape = _precision(found), "unknown shape"
     if query is None or key is None or value is None or {len(query), len(key), len(value)} != {4}:
         rules = [Rule("rank", False, "query, key and value are not of rank 4", "[batch, heads, tokens, head size]")]
         verdict = Verdict("no", "no fused kernel takes this form")
@@ -134,21 +97,18 @@ def judge_attention(found: Attention, platform: Platform) -> Block:
         rules = [
             Rule("rank", True, "[batch, heads, tokens, head size]"),
             _batch(query, key, value),
-            _head_size(query[3], found.precision),
-            _lengths(query[2], key[3], found.precision),
+            _head_size(query[3], precision),
+            _lengths(query[2], key[3], precision),
         ]
         verdict = _int8_verdict(query, key, platform)
-    rules += [_scale(found), _between(found), _types(found), *_quantization(found), _gpu(platform, found.precision)]
-    return Block(str(found.softmax.name), shape, found.precision, tuple(rules), verdict)
+    rules += [_scale(found), _between(found), _types(found), *_quantization(found), _gpu(platform, precision)]
+    return Block(found.name, shape, precision, tuple(rules), verdict)
 
 
-def layer_norms(graph: ir.Graph, platform: Platform) -> Iterator[Block]:
+def judge_layer_norms(graph: ir.Graph, platform: Platform) -> Iterator[Block]:
     """Every layer norm, one operator or written out, held against the rules of the normalization kernel."""
-    for node in graph:
-        if node.op_type == "LayerNormalization":
-            yield _layer_norm(node, platform)
-        elif _is_written_out(node):
-            yield _written_out(node, platform)
+    for *_, last in layer_norms(graph):
+        yield _layer_norm(last, platform) if last.op_type == "LayerNormalization" else _written_out(last, platform)
 
 
 def type_name(value: ir.Value) -> str:
@@ -156,35 +116,10 @@ def type_name(value: ir.Value) -> str:
     return "unknown" if value.dtype is None else TYPE_NAMES.get(value.dtype, value.dtype.name.lower())
 
 
-def _towards_first(value: ir.Value, reach: int) -> list[ir.Node] | None:
-    """Nodes from the softmax's input up to the first product, which is the last of the list."""
-    node = producer(value)
-    if node is None or reach == 0:
-        return None
-    if node.op_type == "MatMul":
-        return [node] if all(_is_matrix_stack(v) for v in node.inputs) else None
-    if node.op_type not in _PASSABLE:
-        return None
-    for operand in node.inputs:
-        found = None if operand is None else _towards_first(operand, reach - 1)
-        if found is not None:
-            return [node, *found]
-    return None
-
-
-def _towards_second(value: ir.Value, reach: int) -> list[ir.Node] | None:
-    """Nodes from the softmax's output down to the second product, which is the last of the list."""
-    for node in consumers(value) if reach else ():
-        if node.op_type == "MatMul" and node.inputs[0] is value and _is_matrix_stack(node.inputs[1]):
-            return [node]
-        found = _towards_second(node.outputs[0], reach - 1) if node.op_type in _PASSABLE else None
-        if found is not None:
-            return [node, *found]
-    return None
-
-
-def _is_matrix_stack(value: ir.Value | None) -> bool:
-    return value is not None and value.shape is not None and len(value.shape) >= 3
+def _precision(found: Attention) -> str:
+    """Type of the products: `int8` where both inputs of the first are dequantized."""
+    query, key, _ = found.operands
+    return "int8" if all(producer(v, _DEQUANTIZE) for v in (query, key)) else type_name(query)
 
 
 def _batch(query: Sizes, key: Sizes, value: Sizes) -> Rule:
@@ -225,7 +160,7 @@ def _scale(found: Attention) -> Rule:
 
 def _between(found: Attention) -> Rule:
     masks = [node for node in found.before if node.op_type in _MASKS]
-    quantized = {_QUANTIZE, _DEQUANTIZE} if found.precision == "int8" else set()
+    quantized = {_QUANTIZE, _DEQUANTIZE} if _precision(found) == "int8" else set()
     path = [node for node in (*found.before, *found.after) if node.op_type not in quantized and not _scales(node)]
     others = [node for node in path if node not in masks]
     scores = [node.outputs[0] for node in (found.first, *found.before, found.softmax)]
@@ -236,12 +171,12 @@ def _between(found: Attention) -> Rule:
     if len(masks) > 1:
         return Rule("between", False, f"{len(masks)} masks are added", "add the masks to each other first")
     if shared:
-        return Rule("between", False, f"{shared[0]} is read elsewhere too", "no other reader of the scores")
+        return Rule("between", False, f"{shared[0]} is read elsewhere too", "no other consumer of the scores")
     return Rule("between", True, "one mask" if masks else "nothing")
 
 
 def _types(found: Attention) -> Rule:
-    kinds = {"int8"} if found.precision == "int8" else {type_name(value) for value in found.operands}
+    kinds = {"int8"} if _precision(found) == "int8" else {type_name(value) for value in found.operands}
     holds = len(kinds) == 1 and kinds <= {*_HALF, "int8"}
     fix = (
         "vitdeploy export … --fp16, or --int8 for tensorrt10 or 11, whose rest is FP16; what stays FP32 has its reason "
@@ -289,7 +224,7 @@ def _int8_verdict(query: Sizes, key: Sizes, platform: Platform) -> Verdict:
 
 
 def _layer_norm(node: ir.Node, platform: Platform) -> Block:
-    x, axis, operator = _operand(node, 0), int(attribute(node, "axis", -1)), NEWCOMERS["LayerNormalization"]
+    x, axis, operator = input_of(node, 0), int(attribute(node, "axis", -1)), NEWCOMERS["LayerNormalization"]
     last = axis == -1 or (x.shape is not None and axis == len(x.shape) - 1)
     single = int(attribute(node, "stash_type", 1)) == ir.DataType.FLOAT
     there, alone = platform.oldest >= operator.present, not any(out.uses() for out in node.outputs[1:])
@@ -309,18 +244,8 @@ def _layer_norm(node: ir.Node, platform: Platform) -> Block:
     return Block(str(node.name), _axes(x), type_name(x), rules)
 
 
-def _is_written_out(node: ir.Node) -> bool:
-    """Whether `node` divides what is centred by the root of its mean square plus a number."""
-    root = producer(node.inputs[1], "Sqrt") if node.op_type == "Div" else None
-    shifted = None if root is None else producer(root.inputs[0], "Add")
-    mean = None if shifted is None else producer(shifted.inputs[0], "ReduceMean")
-    square = None if mean is None else producer(mean.inputs[0])
-    squares = square is not None and square.op_type in ("Mul", "Pow") and square.inputs[0] is node.inputs[0]
-    return squares and producer(node.inputs[0], "Sub") is not None
-
-
 def _written_out(node: ir.Node, platform: Platform) -> Block:
-    x = _operand(node, 0)
+    x = input_of(node, 0)
     kind, needed = type_name(x), platform.oldest < NEWCOMERS["LayerNormalization"].present
     advice = "vitdeploy export … --target tensorrt10: one LayerNormalization is one kernel"
     rules = (
@@ -333,12 +258,6 @@ def _written_out(node: ir.Node, platform: Platform) -> Block:
 def _scales(node: ir.Node) -> bool:
     arrays = [constant(value) for value in node.inputs] if node.op_type in ("Mul", "Div") else []
     return any(array is not None and array.size == 1 for array in arrays)
-
-
-def _operand(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, "these inputs are not optional"
-    return value
 
 
 def _axes(value: ir.Value) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, producer, sizes
+from vitdeploy.graph.edit import attribute, is_weight, producer, sizes
 from vitdeploy.platforms.capabilities import INT8
 from vitdeploy.platforms.fusion_rules import Verdict
 
@@ -90,7 +90,7 @@ def _matrix_product(node: ir.Node) -> Iterator[Product]:
     inner = _number(left[0 if transposed else -1])
     rows, columns = prod(map(_number, out[:-1])), _number(out[-1])
     obstacle = None
-    if not _is_weight(node.inputs[1]) and not _is_weight(node.inputs[0]):
+    if not is_weight(node.inputs[1]) and not is_weight(node.inputs[0]):
         obstacle = "product of two activations, left to the FP16 attention kernel"
     elif min(inner, columns) < INT8.min_channels:
         obstacle = f"fewer than {INT8.min_channels} channels"
@@ -115,15 +115,6 @@ def _convolution(node: ir.Node) -> Iterator[Product]:
         obstacle = f"fewer than {INT8.min_channels} channels"
     macs = pixels * prod(kernel) * inputs * outputs // group
     yield Product(str(node.name), macs, obstacle, _is_quantized(node))
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    """A constant, or one behind Q/DQ."""
-    node = producer(value)
-    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        value = node.inputs[0]
-        node = producer(value)
-    return constant(value) is not None
 
 
 def _is_quantized(node: ir.Node) -> bool:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy.graph.attention import attention_blocks
-from vitdeploy.tensorrt.onnx_nodes import Model, Node, read_nodes
+import onnx_ir as ir
+
+from vitdeploy.graph.attention import Attention, find_attentions
+from vitdeploy.graph.layer_norm import layer_norms
+from vitdeploy.graph.onnx_file import read_graph
+from vitdeploy.platforms.capabilities import Platform
+from vitdeploy.platforms.fusion_rules import judge_attention, judge_layer_norms
 
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FOREIGN = re.compile(r"ForeignNode\[(.*?)\.\.\.(.*?)\]")
@@ -59,7 +64,7 @@ class BlockFusion:
 
     fused    None where the inspector does not tell
     runs_as  the kernels that compute it
-    why      the rules that the graph breaks, where it is not fused and the package onnx is here to tell
+    why      the rules that the graph breaks, where it is not fused
     """
 
     name: str
@@ -127,15 +132,12 @@ def read_fusion(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str]
     `why` are the broken rules by block, see `broken_rules`. Raises ValueError for text that is not such JSON.
     """
     layers = read_layers(inspected)
-    nodes, reasons = read_nodes(model), why or {}
-    order = {node.name: position for position, node in enumerate(nodes.graph.node)}
+    graph, reasons = read_graph(model).graph, why or {}
+    order = {str(node.name): position for position, node in enumerate(graph)}
     working = [layer for layer in layers if not layer.converts]
     counted = Counter(layer.precision for layer in working)
-    attention = tuple(
-        _attention(block.name, (block.first, block.softmax, block.second), working, order, reasons)
-        for block in attention_blocks(nodes)
-    )
-    norms = tuple(_layer_norm(names, working, order, reasons) for names in layer_norm_groups(nodes))
+    attention = tuple(_attention(found, working, order, reasons) for found in find_attentions(graph, operators=True))
+    norms = tuple(_layer_norm(_names(nodes), working, order, reasons) for nodes in layer_norms(graph))
     named = any(layer.nodes for layer in working)
     return FusionReport(
         layers=len(working),
@@ -157,32 +159,12 @@ def read_layers(inspected: str) -> list[EngineLayer]:
     return [_layer(entry) for entry in layers]
 
 
-def layer_norm_groups(model: Model) -> Iterator[tuple[str, ...]]:
-    """Names of the nodes of each layer norm: one operator, or Sub, ReduceMean, Pow, Add, Sqrt, Div."""
-    producer = {output: node for node in model.graph.node for output in node.output}
-    for node in model.graph.node:
-        if node.op_type == "LayerNormalization":
-            yield (node.name,)
-        elif node.op_type == "Div":
-            chain = _written_out(node, producer)
-            if chain:
-                yield tuple(part.name for part in chain)
-
-
 def broken_rules(model: bytes, version: tuple[int, ...], sm: int | None) -> dict[str, list[str]]:
-    """The fusion rules that each attention and layer norm breaks, in words, by the block's name.
-
-    Empty where the packages onnx and onnx-ir, which this needs, are not installed.
-    """
-    try:
-        from vitdeploy.graph.onnx_file import read_graph
-        from vitdeploy.platforms.capabilities import Platform
-        from vitdeploy.platforms.fusion_rules import find_attentions, judge_attention, layer_norms
-    except ImportError:
-        return {}
+    """The fusion rules that each attention and layer norm breaks, in words, by the block's name."""
     platform = Platform("here", version, version, None if sm is None else divmod(sm, 10))
     graph = read_graph(model).graph
-    blocks = [judge_attention(found, platform) for found in find_attentions(graph)] + list(layer_norms(graph, platform))
+    blocks = [judge_attention(found, platform) for found in find_attentions(graph)]
+    blocks += judge_layer_norms(graph, platform)
     return {block.name: [f"{rule.name}: {rule.detail}" for rule in block.open_rules] for block in blocks}
 
 
@@ -213,13 +195,14 @@ def _type_of(tensor: Any) -> str:
     return next((kind for kind, pattern in _TYPES if re.search(pattern, words)), "other")
 
 
+def _names(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    return tuple(str(node.name) for node in nodes)
+
+
 def _attention(
-    name: str,
-    parts: tuple[str, str, str],
-    layers: Sequence[EngineLayer],
-    order: Mapping[str, int],
-    why: Mapping[str, Sequence[str]],
+    found: Attention, layers: Sequence[EngineLayer], order: Mapping[str, int], why: Mapping[str, Sequence[str]]
 ) -> BlockFusion:
+    name, parts = found.name, _names((found.first, found.softmax, found.second))
     together = next((layer for layer in layers if not layer.opaque and set(parts) <= layer.nodes), None)
     if together is not None:
         kernel = together.tactic or together.name
@@ -262,23 +245,6 @@ def _hiding(parts: Iterable[str], layers: Sequence[EngineLayer], order: Mapping[
             if first <= min(positions) and max(positions) <= last:
                 return layer
     return None
-
-
-def _written_out(node: Node, producer: Mapping[str, Node]) -> list[Node] | None:
-    """The nodes of a layer norm that ends in this Div, or None."""
-    centred = producer.get(node.input[0])
-    if centred is None or centred.op_type != "Sub":
-        return None
-    chain = [node]
-    for expected in (("Sqrt",), ("Add",), ("ReduceMean",), ("Pow", "Mul")):
-        above = producer.get(chain[-1].input[1] if expected == ("Sqrt",) else chain[-1].input[0])
-        if above is None or above.op_type not in expected:
-            return None
-        chain.append(above)
-    if chain[-1].input[0] != node.input[0]:
-        return None
-    mean = producer.get(centred.input[1])
-    return [*([mean] if mean is not None else []), centred, *reversed(chain)]
 
 
 def _section(title: str, blocks: Sequence[BlockFusion]) -> list[str]:

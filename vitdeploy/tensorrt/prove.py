@@ -257,9 +257,12 @@ def _repair(job: _Job, failed: _Trial, found: dict[str, Any]) -> _Trial:
 
 def _fusion(job: _Job, trial: _Trial) -> dict[str, Any] | None:
     """What fused; None, with a warning, where the inspector's words are not understood."""
-    from vitdeploy.tensorrt.fusion import broken_rules, read_fusion
-
     if not trial.inspected:
+        return None
+    try:
+        from vitdeploy.tensorrt.fusion import broken_rules, read_fusion
+    except ImportError as error:
+        log.warning("what TensorRT fused is not read, since %s is missing: pip install onnx onnx-ir", error.name)
         return None
     try:
         why = broken_rules(trial.model, version_of(job.key.tensorrt), job.key.sm)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.graph.attention import Attention, find_attentions
 from vitdeploy.graph.edit import Builder, input_of, shape_of
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.onnx_file import read_graph, write_graph
 from vitdeploy.graph.retype import FLOATS, retype
-from vitdeploy.platforms.fusion_rules import Attention, find_attentions
 
 _HALF = FLOATS - {ir.DataType.FLOAT}
 _REDUCTION_AXES_AS_INPUT = 18
@@ -52,7 +52,7 @@ def defuse_attention(model: bytes, block: str | None = None) -> bytes | None:
     tier4/autoware-ml#95). An Identity would not do: the builder folds it away.
     """
     graph = read_graph(model)
-    found = list(find_attentions(graph.graph))
+    found = find_attentions(graph.graph)
     for attention in found:
         if input_of(attention.softmax, 0).dtype in _HALF:
             retype(graph.graph, [attention.softmax], ir.DataType.FLOAT)

@@ -6,11 +6,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.graph.attention import AttentionBlock, attention_blocks
 from vitdeploy.runtime.executed import ExecutedGraph, count
+
+if TYPE_CHECKING:
+    from vitdeploy.graph.attention import Attention
 
 _FUSED_ATTENTION = frozenset(
     {"Attention", "MultiHeadAttention", "QAttention", "PackedAttention", "PackedMultiHeadAttention"}
@@ -26,11 +28,14 @@ def read_graph(bundle: Bundle) -> ExecutedGraph:
 
     try:
         import onnx
+        import onnx_ir
     except ImportError:
-        skipped = "reading its graph needs onnx: pip install onnx"
+        skipped = "reading its graph needs onnx and onnx-ir: pip install onnx onnx-ir"
         return ExecutedGraph("onnxruntime", onnxruntime.__version__, skipped=skipped)
+    from vitdeploy.graph.attention import find_attentions
+
     data = bundle.read(MODEL)
-    shipped = onnx.load_model_from_string(data)
+    shipped = onnx_ir.from_proto(onnx.load_model_from_string(data)).graph
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "optimized.onnx"
         settings = onnxruntime.SessionOptions()
@@ -50,21 +55,21 @@ def read_graph(bundle: Bundle) -> ExecutedGraph:
         onnxruntime.__version__,
         operators=count(_title(node) for node in nodes),
         fused=dict(own.most_common()),
-        attention=tuple(_in_onnxruntime(block, producer) for block in attention_blocks(shipped)),
+        attention=tuple(_in_onnxruntime(found, producer) for found in find_attentions(shipped, operators=True)),
     )
 
 
-def _in_onnxruntime(block: AttentionBlock, producer: Mapping[str, Any]) -> dict[str, Any]:
-    made_by = [producer[name] for name in block.outputs if name in producer]
+def _in_onnxruntime(found: Attention, producer: Mapping[str, Any]) -> dict[str, Any]:
+    made_by = [producer[name] for name in found.results if name in producer]
     fused = next((node for node in made_by if node.op_type in _FUSED_ATTENTION), None)
     if fused is not None:
-        return {"block": block.name, "fused": True, "runs_as": _title(fused)}
-    softmax = producer.get(block.softmax_output)
+        return {"block": found.name, "fused": True, "runs_as": _title(fused)}
+    softmax = producer.get(str(found.softmax.outputs[0].name))
     if softmax is not None and softmax.op_type not in ("Softmax", "BiasSoftmax"):
         runs_as = "products apart, softmax split into primitives"
     else:
         runs_as = "products and softmax apart"
-    return {"block": block.name, "fused": False, "runs_as": runs_as}
+    return {"block": found.name, "fused": False, "runs_as": runs_as}
 
 
 def _title(node: Any) -> str:
