@@ -145,8 +145,16 @@ def test_what_is_not_a_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is a file; a bundle is a folder"):
         Bundle.open(tmp_path / "file")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BundleError, match=r"is not a bundle\n.*no manifest.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle\n.*no manifest.json\n.*vitdeploy export wrote"):
         Bundle.open(tmp_path / "folder")
+
+
+def test_a_file_of_a_bundle_or_the_folder_around_it_leads_to_the_bundle(bundle: Bundle) -> None:
+    for place in (bundle.path / MODEL, bundle.path.parent):
+        with pytest.raises(BundleError) as error:
+            Bundle.open(place)
+        assert error.value.fix is not None
+        assert error.value.fix.endswith(f": {bundle.path}")
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Bundle) -> None:
@@ -185,7 +193,7 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Bundle) -> None:
     outside = bundle.path.parent / "outside.onnx"
     (bundle.path / MODEL).rename(outside)
     (bundle.path / MODEL).symlink_to(outside)
-    with pytest.raises(BundleError, match="leads out of the bundle"):
+    with pytest.raises(BundleError, match=r"leads out of the bundle\n.*outside\.onnx\n.*replace the link with a copy"):
         Bundle.open(bundle.path)
 
 
@@ -208,7 +216,7 @@ def test_a_link_to_a_whole_bundle_is_fine(bundle: Bundle, tmp_path: Path) -> Non
         ("inputs", [{"name": "x", "dtype": "float32", "shape": [0, 3]}], r"inputs\[0\]: shape"),
         ("inputs", [{"name": "x", "dtype": "object", "shape": [1]}], "dtype 'object'"),
         ("outputs", [{"name": "x", "dtype": "float32", "shape": [1.5]}], r"shape\[0\] should be of type int or str"),
-        ("outputs", [{"name": "x", "dtype": "float32", "shape": [1]}] * 2, "outputs has a name twice"),
+        ("outputs", [{"name": "x", "dtype": "float32", "shape": [1]}] * 2, "outputs has two tensors of one name"),
         ("preprocessing", {"mode": "squash"}, "preprocessing mode 'squash' does not exist"),
         ("preprocessing", {"size": [1, 2, 3]}, "manifest.preprocessing.size should have 2 entries"),
         ("preprocessing", {"std": [0, 1, 1]}, "impossible"),

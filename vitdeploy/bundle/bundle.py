@@ -1,4 +1,4 @@
-"""A bundle that was opened: a folder whose every file is the one that its manifest names."""
+"""Reading a bundle: a folder whose files are checked against its manifest before they are used."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ REFERENCE = "reference.npz"
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_COPY_AGAIN = "copy the bundle again, or export it again"
+
 Array = NDArray[Any]
 
 
 class Reference(NamedTuple):
-    """Inputs and what PyTorch made of them, both by tensor name."""
+    """The inputs and the outputs that PyTorch computed from them, both by tensor name."""
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
 
 
 class Bundle:
-    """A bundle that was opened: `path`, `manifest`, and files that are only handed out when they are the manifest's."""
+    """An opened bundle: `path`, `manifest`, and files, which are returned only when they match the manifest."""
 
     def __init__(self, path: Path, document: JsonObject) -> None:
         self.path = path
@@ -53,33 +55,35 @@ class Bundle:
             if not path.exists():
                 raise BundleError(f"there is no bundle at {path}", fix=f"vitdeploy export lemevit_tiny -o {path}")
             if not path.is_dir():
-                raise BundleError(f"{path} is a file; a bundle is a folder")
+                raise BundleError(f"{path} is a file; a bundle is a folder", fix=_folder_around(path))
             if not (path / MANIFEST).is_file():
-                raise BundleError(f"{path} is not a bundle", why=f"it has no {MANIFEST}")
+                raise BundleError(f"{path} is not a bundle", why=f"it has no {MANIFEST}", fix=_bundle_inside(path))
         except OSError as error:
-            raise BundleError(f"cannot read {path}", why=error.strerror) from error
+            raise cannot_read(path, error) from error
         bundle = cls(path, parse(_read(path / MANIFEST), where=str(path)))
         for name in bundle.manifest.files:
             bundle._locate(name)
         return bundle
 
     def read(self, name: str) -> bytes:
-        """The contents of one file, checked against the manifest: what a runtime loads is what was verified."""
+        """The contents of one file, checked against the manifest, so that a runtime loads what was verified."""
         record = self.manifest.files.get(name)
         if record is None:
-            raise BundleError(f"{self.path} has no {name}", why="its manifest does not list it", fix="export it again")
+            raise BundleError(
+                f"{self.path} has no {name}", why="its manifest does not list it", fix="export the bundle again"
+            )
         data = _read(self._locate(name))
         self._compare(name, FileRecord(hashlib.sha256(data).hexdigest(), len(data)))
         return data
 
     def check_files(self) -> None:
-        """Presence, length and hash of every file; a BundleError names the first that is not the manifest's."""
+        """Checks presence, length and hash of every file; a BundleError names the first that differs."""
         for name in self.manifest.files:
             path = self._locate(name)
             try:
                 found = FileRecord(*hash_file(path))
             except OSError as error:
-                raise BundleError(f"cannot read {path}", why=error.strerror) from error
+                raise cannot_read(path, error) from error
             self._compare(name, found)
 
     def reference(self) -> Reference:
@@ -115,9 +119,13 @@ class Bundle:
     def _locate(self, name: str) -> Path:
         path = self.path / name
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.path)):
-            raise BundleError(f"{path} leads out of the bundle", why="it is a link to another place")
+            raise BundleError(
+                f"{path} leads out of the bundle",
+                why=f"it is a symbolic link to {os.path.realpath(path)}",
+                fix="replace the link with a copy of the file, e.g. with cp --dereference --recursive",
+            )
         if not path.is_file():
-            raise BundleError(f"{path} is missing", fix="copy the bundle again, or export it again")
+            raise BundleError(f"{path} is missing", fix=_COPY_AGAIN)
         return path
 
     def _compare(self, name: str, found: FileRecord) -> None:
@@ -126,25 +134,43 @@ class Bundle:
             lengths = f"it has {found.bytes} bytes instead of {expected.bytes}"
             raise BundleError(
                 f"{self.path / name} is not the file that was exported",
-                why=lengths if found.bytes != expected.bytes else "its sha256 is not the manifest's",
-                fix="copy the bundle again, or export it again",
+                why=lengths if found.bytes != expected.bytes else "its SHA-256 differs from the one in the manifest",
+                fix=_COPY_AGAIN,
             )
+
+
+def cannot_read(path: Path, error: OSError) -> BundleError:
+    """The error for a file or folder of a bundle that the system does not let us read."""
+    why = error.strerror or str(error)
+    return BundleError(f"cannot read {path}", why=why, fix=f"check its permissions: ls -ld {path}")
 
 
 def cannot_write(path: Path, error: OSError) -> BundleError:
     """The error for a bundle that cannot be written to `path`."""
     if error.errno in DISK_FULL:
         return BundleError(
-            f"cannot write {path}", why="the disk is full", fix="free some space, or choose another place with -o"
+            f"cannot write {path}", why="the disk is full", fix="free some space, or choose another folder with -o"
         )
-    return BundleError(f"cannot write {path}", why=error.strerror or str(error), fix="choose another place with -o")
+    return BundleError(f"cannot write {path}", why=error.strerror or str(error), fix="choose another folder with -o")
+
+
+def _folder_around(path: Path) -> str:
+    """What to try for a file that was given as a bundle."""
+    bundle = (path.parent / MANIFEST).is_file()
+    return f"give its folder: {path.parent}" if bundle else "give the folder that vitdeploy export wrote"
+
+
+def _bundle_inside(path: Path) -> str:
+    """What to try for a folder without a manifest."""
+    inside = sorted(found.parent for found in path.glob(f"*/{MANIFEST}"))
+    return f"give the bundle inside it: {inside[0]}" if inside else "give the folder that vitdeploy export wrote"
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise cannot_read(path, error) from error
 
 
 def _load_arrays(data: bytes, *, where: str) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What `manifest.json` says, as typed records that refuse to hold nonsense."""
+"""The contents of `manifest.json` as typed records, whose values are checked when they are made."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _require(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """Where the numbers came from: `random` (a seeded start), `checkpoint` or `module` (a user's live module)."""
+    """The origin of the weights: `random` (a seeded start), `checkpoint` or `module` (a user's live module)."""
 
     kind: str
     detail: str
@@ -66,8 +66,8 @@ class ModelRecord:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(min(self.image_size) >= 1, f"image_size {self.image_size} has an empty side")
-        _require(self.num_classes >= 0, f"num_classes is {self.num_classes}")
+        _require(min(self.image_size) >= 1, f"image_size {self.image_size} has a side below 1")
+        _require(self.num_classes >= 0, f"num_classes is negative: {self.num_classes}")
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,12 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "a tensor without a name")
+        _require(bool(self.name), "a tensor has no name")
         _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        _require(all(isinstance(axis, str) or axis >= 1 for axis in self.shape), f"shape {list(self.shape)}")
+        _require(
+            all(isinstance(axis, str) or axis >= 1 for axis in self.shape),
+            f"shape {list(self.shape)} has a length below 1",
+        )
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits; a dynamic axis takes any length but zero."""
@@ -103,7 +106,7 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         _require(bool(_SHA256.fullmatch(self.sha256)), "sha256 is not 64 hexadecimal digits")
-        _require(self.bytes >= 0, f"bytes is {self.bytes}")
+        _require(self.bytes >= 0, f"bytes is negative: {self.bytes}")
 
 
 def _now() -> str:
@@ -114,9 +117,9 @@ def _now() -> str:
 class Manifest:
     """Everything a bundle says about itself.
 
-    precision         `fp32`, `fp16` or `int8`: what the graph's types say
+    precision         `fp32`, `fp16` or `int8`, from the types in the graph
     opset             ONNX opset of the graph
-    tools             name and version of everything that took part
+    tools             name and version of every package that took part in the export
     preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
                       recorded resize and crop leave
     parity, accuracy  one JSON object for each measurement
@@ -147,10 +150,13 @@ class Manifest:
     def __post_init__(self) -> None:
         for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             _require(bool(specs), f"{side} is empty")
-            _require(len({spec.name for spec in specs}) == len(specs), f"{side} has a name twice")
+            _require(len({spec.name for spec in specs}) == len(specs), f"{side} has two tensors of one name")
         _require(all(spec.shape for spec in self.inputs), "an input has no batch axis")
         takes_pixels = self.inputs[0].dtype == "uint8" and self.inputs[0].shape[-1] == 3
-        _require(takes_pixels or not self.preprocessing_in_graph, f"{self.inputs[0]} takes no pixels")
+        _require(
+            takes_pixels or not self.preprocessing_in_graph,
+            f"preprocessing_in_graph needs a uint8 input [N, H, W, 3], and the input is {self.inputs[0]}",
+        )
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:
@@ -173,7 +179,7 @@ class Manifest:
 
 
 def damaged(where: str, why: str) -> BundleError:
-    """The error for a manifest that cannot be believed."""
+    """The error for a manifest that is not as vitdeploy wrote it."""
     return BundleError(f"the manifest of {where} is damaged", why=why, fix="copy the bundle again, or export it again")
 
 
@@ -198,7 +204,7 @@ def parse(text: bytes, *, where: str) -> JsonObject:
     if version > SCHEMA_VERSION:
         raise BundleError(
             f"{where} was written by a newer vitdeploy",
-            why=f"its schema is {version}, this installation reads up to {SCHEMA_VERSION}",
+            why=f"its schema is {version}, and this installation reads up to {SCHEMA_VERSION}",
             fix="pip install --upgrade vitdeploy",
         )
     if document.get(SELF_HASH) != found_hash:

@@ -1,4 +1,4 @@
-"""Writing a bundle: beside its destination first, and renamed into place when it is complete."""
+"""Writing a bundle: into a folder beside its destination, which is renamed when the bundle is complete."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BundleWriter:
             raise cannot_write(self.destination, error) from error
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Writes one file of the bundle and returns where it is for now."""
+        """Writes one file of the bundle and returns its path in the temporary folder."""
         path = self.path / name
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,15 +109,15 @@ class BundleWriter:
         if not path.exists():
             return
         if not path.is_dir():
-            raise BundleError(f"{path} is a file", why="a bundle is a folder", fix="choose another place with -o")
+            raise BundleError(f"{path} is a file", why="a bundle is a folder", fix="choose another folder with -o")
         if any(path.iterdir()) and not _looks_like_bundle(path):
             raise BundleError(
                 f"{path} exists and is not a bundle",
                 why="replacing it would delete files that vitdeploy did not write",
-                fix="choose another place with -o",
+                fix="choose another folder with -o",
             )
         if not self._force:
-            raise BundleError(f"{path} exists", fix="--force to replace it, or another place with -o")
+            raise BundleError(f"{path} exists", fix="add --force to replace it, or choose another folder with -o")
 
     def _discard(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -147,13 +147,13 @@ def _looks_like_bundle(path: Path) -> bool:
 
 
 def _sync_folder(path: Path) -> None:
-    # Some network file systems cannot; the names are then as durable as they make them.
+    # Some network file systems cannot sync a folder; the data of the files is synced all the same.
     with contextlib.suppress(OSError):
         _sync(path)
 
 
 def _synced(path: Path) -> FileRecord:
-    """What the manifest says of a file that is on the disk for good."""
+    """Flushes a file to the disk, and returns its record for the manifest."""
     _sync(path)
     return FileRecord(*hash_file(path))
 
