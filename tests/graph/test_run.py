@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.graph_cases import batch, parsed
 from vitdeploy.errors import BackendError
+from vitdeploy.graph.edit import constant
 from vitdeploy.graph.run import Mode, Runner, open_session, run
 
 MODES: tuple[Mode, ...] = ("as_written", "qdq", "optimized")
@@ -66,7 +67,7 @@ def pair(op: str = "MatMul") -> ir.Model:
     rng = np.random.default_rng(0)
     return parsed(
         text,
-        s=np.float32(0.1) * np.ones((), np.float32),
+        s=np.asarray(0.1, np.float32),
         z=np.zeros((), np.int8),
         wi=rng.integers(-127, 128, (16, 16)).astype(np.int8),
         ws=np.full(16, 0.01, np.float32),
