@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MODES = ("resize_crop", "crop_resize", "stretch")
 INTERPOLATIONS = ("bicubic", "bilinear", "bicubic_no_antialias")
 
-# What timm's data configuration calls the same.
+# The names of the same things in timm's data configuration.
 _TIMM_NAMES = {"crop_pct": "crop_ratio", "crop_mode": "mode"}
 _TIMM_MODES = {"center": "resize_crop", "squash": "stretch"}
 
@@ -57,23 +57,27 @@ class Preprocessing:
             ("channels", self.channels, ("RGB", "BGR")),
         ):
             if value not in known:
-                raise UsageError(f"preprocessing {name} {value!r} does not exist", fix=" or ".join(known))
-        if min(self.size) < 1 or not 0 < self.crop_ratio <= 1 or min(self.std) <= 0:
+                raise UsageError(f"invalid preprocessing {name} {value!r}", fix=f"choose {' or '.join(known)}")
+        if min(self.size) < 1:
+            raise UsageError(f"invalid preprocessing size {self.size}", fix="give (height, width), both 1 or more")
+        if not 0 < self.crop_ratio <= 1:
             raise UsageError(
-                f"preprocessing with size {self.size}, crop_ratio {self.crop_ratio} and std {self.std} is impossible",
-                why="sizes and deviations are positive, crop_ratio is above 0 and at most 1",
+                f"invalid preprocessing crop_ratio {self.crop_ratio}", fix="give a number above 0 and at most 1"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise UsageError(
-                f"preprocessing with mean {self.mean} and std {self.std} is impossible",
-                fix="three finite numbers each, in the order of the channels",
-            )
+        for name, three in (("mean", self.mean), ("std", self.std)):
+            if len(three) != 3 or not all(map(math.isfinite, three)):
+                raise UsageError(
+                    f"invalid preprocessing {name} {three}",
+                    fix="give three finite numbers, in the order of the channels",
+                )
+        if min(self.std) <= 0:
+            raise UsageError(f"invalid preprocessing std {self.std}", fix="give three numbers above 0")
 
     def changed(self, changes: Mapping[str, Any]) -> Preprocessing:
         """The same recipe with some fields replaced, e.g. `{"mode": "stretch", "mean": (0.5, 0.5, 0.5)}`.
 
-        timm's words are taken too: `crop_pct`, and `crop_mode` with `center` or `squash`. Raises UsageError for a field
-        that does not exist, for `size`, which is the network's, and for a value that does not fit.
+        The names of timm are accepted too: `crop_pct`, and `crop_mode` with `center` or `squash`. Raises UsageError for
+        a field that does not exist, for `size`, which is that of the network, and for an invalid value.
         """
         keys = [item.name for item in fields(self) if item.name != "size"]
         values = {}
@@ -81,13 +85,18 @@ class Preprocessing:
             key = _TIMM_NAMES.get(given, given)
             value = _TIMM_MODES.get(value, value) if key == "mode" and isinstance(value, str) else value
             if key not in keys:
-                why = "the size is that of the network: --image-size" if key == "size" else None
-                raise UsageError(f"preprocessing {key!r} cannot be chosen", why=why, fix=", ".join(keys))
+                if key == "size":
+                    raise UsageError(
+                        "preprocessing size cannot be changed",
+                        why="the size is the input size of the network",
+                        fix="use --image-size, or image_size in Python",
+                    )
+                raise UsageError(f"there is no preprocessing field {key!r}", fix=f"use one of {', '.join(keys)}")
             try:
                 values[key] = _as_field(key, value)
             except (TypeError, ValueError) as error:
-                like = "three numbers, as 0.485,0.456,0.406" if key in ("mean", "std") else "a number, as 0.875"
-                raise UsageError(f"preprocessing {key} cannot be {value!r}", fix=like) from error
+                like = "three numbers, e.g. 0.485,0.456,0.406" if key in ("mean", "std") else "a number, e.g. 0.875"
+                raise UsageError(f"invalid preprocessing {key} {value!r}", fix=f"give {like}") from error
         return replace(self, **values)
 
 
@@ -101,7 +110,7 @@ def preprocess(source: ImageLike, recipe: Preprocessing) -> NDArray[np.float32]:
     """The network's input [3, H, W] for one image: a path, a Pillow image or a uint8 array [H, W, 3] (RGB).
 
     Images are turned as their EXIF orientation says; transparency is dropped, not blended, as training pipelines do
-    with `convert("RGB")`; 16-bit grey keeps its upper byte; of an animation the first frame counts.
+    with `convert("RGB")`; 16-bit grey keeps its upper byte; of an animation the first frame is taken.
     Raises InputError for anything that is not an image, or too large to be taken safely.
     """
     return normalise(to_pixels(source, recipe), recipe)
@@ -153,7 +162,7 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> ND
     if limit is not None and max(height, image.height) * width > limit:
         raise InputError(
             f"an image of {image.width}x{image.height} pixels is too long and thin",
-            why=f"on the way to the network it would have {width}x{max(height, image.height)} pixels",
+            why=f"between the two steps of the resize it would have {width}x{max(height, image.height)} pixels",
             fix="crop it first",
         )
     if interpolation == "bicubic_no_antialias":
@@ -200,19 +209,22 @@ def _keys_taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def _as_rgb(source: Any) -> Image.Image:
-    """The image upright as 8-bit RGB; InputError where there is none."""
+    """The image upright as 8-bit RGB; InputError for anything that is not an image."""
     if isinstance(source, np.ndarray):
         return _array_image(source)
     if isinstance(source, Image.Image):
         return _convert(source, "the image")
     if not isinstance(source, (str, Path)):
         raise InputError(
-            f"a {type(source).__name__} is not an image", fix="a path, a Pillow image or a uint8 array [H, W, 3]"
+            f"cannot take {type(source).__name__} as an image",
+            fix="give a path, a Pillow image or a uint8 array [H, W, 3]",
         )
     path = Path(source)
     try:
         if not path.is_file():
-            raise InputError(f"{path} is a folder" if path.is_dir() else f"there is no file {path}")
+            if path.is_dir():
+                raise InputError(f"{path} is a folder, not an image", fix="give the path of an image file")
+            raise InputError(f"there is no file {path}", fix="check the path")
         with Image.open(path) as image:
             return _convert(image, str(path))
     except InputError:
@@ -220,10 +232,14 @@ def _as_rgb(source: Any) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(str(path)) from None
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image", why="Pillow knows no such format") from None
+        raise InputError(
+            f"{path} is not an image", why="Pillow does not recognise its format", fix="convert it to PNG or JPEG"
+        ) from None
     # Pillow's decoders raise many kinds of errors on damaged files.
     except Exception as error:
-        raise InputError(f"{path} cannot be read", why=str(error) or type(error).__name__) from error
+        raise InputError(
+            f"{path} cannot be read", why=str(error) or type(error).__name__, fix="copy the file again, or leave it out"
+        ) from error
 
 
 def _array_image(array: NDArray[Any]) -> Image.Image:
@@ -231,7 +247,7 @@ def _array_image(array: NDArray[Any]) -> Image.Image:
         raise InputError(
             f"an array of {array.dtype} {list(array.shape)} is not an image",
             why="images are uint8 [H, W, 3] in RGB order",
-            fix="session(images) takes normalised float32 tensors [N, 3, H, W]",
+            fix="convert it to uint8 RGB; normalised float32 tensors [N, 3, H, W] go to session(images)",
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -244,7 +260,11 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode == "F":
-            raise InputError(f"{name} has floating-point pixels", why="which value is white is not recorded in it")
+            raise InputError(
+                f"{name} has floating-point pixels",
+                why="the file does not say which value is white",
+                fix="convert it to 8-bit RGB",
+            )
         if image.mode.startswith("I"):
             image = _upper_byte(image, name)
         if image.mode == "P":
@@ -254,7 +274,11 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} cannot be decoded", why=str(error) or type(error).__name__) from error
+        raise InputError(
+            f"{name} cannot be decoded",
+            why=str(error) or type(error).__name__,
+            fix="copy the file again, or leave it out",
+        ) from error
 
 
 def _upper_byte(image: Image.Image, name: str) -> Image.Image:
@@ -268,6 +292,6 @@ def _upper_byte(image: Image.Image, name: str) -> Image.Image:
 def _too_large(name: str) -> InputError:
     return InputError(
         f"{name} is too large",
-        why=f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels and could be made to fill the memory",
-        fix="scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+        why=f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, and decoding it could fill the memory",
+        fix="scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
     )

@@ -74,6 +74,11 @@ def test_values_that_do_not_exist_or_do_not_fit(refused: Refused, arguments: lis
     assert hint in refused("export", "lemevit_tiny", *arguments)
 
 
+def test_labels_are_utf8_whatever_the_locale(refused: Refused) -> None:
+    (refused.folder / "labels.txt").write_bytes("cr\u00eape\n".encode("latin-1"))
+    assert "save it as UTF-8" in refused("export", "lemevit_tiny", "--labels", "labels.txt")
+
+
 def test_sizes_that_a_family_refuses_name_sizes_that_work(refused: Refused) -> None:
     assert "224" in refused("export", "saevit_xs", "--image-size", "230")
 

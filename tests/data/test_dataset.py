@@ -134,7 +134,7 @@ def test_suffixes_may_be_written_large_and_links_are_followed(tmp_path: Path) ->
     (data / "bee").symlink_to(tmp_path / "original" / "bee")
     assert open_data(data).names == ("ant/A.PNG", "ant/b.JPeG", "bee/0.png", "bee/1.png", "bee/2.png")
     (data / "ant" / "circle").symlink_to(data)
-    assert "is in no folder of a class" in refusal(data)
+    assert "is not in the folder of a class" in refusal(data)
 
 
 def test_images_without_classes_have_no_labels(tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_threads_read_one_zip_at_the_same_time(tmp_path: Path) -> None:
 def test_places_without_images_say_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "there is no " in refusal(tmp_path / "gone")
-    assert "expected as class/file.jpg" in refusal(tmp_path / "empty")
-    assert "expected as class/file.jpg" in refusal(write(tmp_path / "texts", "ant/a.txt"))
+    assert "(class/file.jpg)" in refusal(tmp_path / "empty")
+    assert "(class/file.jpg)" in refusal(write(tmp_path / "texts", "ant/a.txt"))
     (tmp_path / "notes.txt").write_text("hello")
-    assert "neither a folder nor a zip" in refusal(tmp_path / "notes.txt")
+    assert "is not a folder, a zip of a folder" in refusal(tmp_path / "notes.txt")
     assert "there are no images" in refusal(zipped(tmp_path / "empty.zip", {}))
 
 
@@ -206,7 +206,7 @@ def test_an_empty_class_folder_is_an_error_only_where_it_would_shift_the_others(
     ],
 )
 def test_images_that_are_in_no_class_folder_are_named(tmp_path: Path, names: tuple[str, ...]) -> None:
-    assert "is in no folder of a class" in refusal(write(tmp_path, *names))
+    assert "is not in the folder of a class" in refusal(write(tmp_path, *names))
 
 
 def test_damaged_images_are_named_when_they_are_read(tmp_path: Path) -> None:
@@ -310,10 +310,22 @@ def test_an_npz_holds_images_and_perhaps_numbers_or_names(tmp_path: Path) -> Non
     assert numbers.names[3] == "images[3]"
 
 
+def test_a_label_file_is_utf8_and_may_name_two_classes_alike() -> None:
+    assert image_files.read_labels("\ufeffcr\u00eape\r\n\r\ncrane\ncrane \n".encode(), "labels.txt") == (
+        "cr\u00eape",
+        "crane",
+        "crane",
+    )
+    with pytest.raises(InputError, match=r"labels\.txt cannot be read\n.*\n.*UTF-8"):
+        image_files.read_labels("cr\u00eape".encode("latin-1"), "labels.txt")
+    with pytest.raises(InputError, match=r"labels\.txt is empty\n.*one class name"):
+        image_files.read_labels(b"\n \n", "labels.txt")
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"photos": IMAGES}, "there are no `images` in it"),
+        ({"photos": IMAGES}, "it has no array `images`"),
         ({"images": IMAGES.astype(np.float32)}, "`images` is float32"),
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, "`images` is uint8 [5, 3, 7, 9]"),
         ({"images": IMAGES[:0]}, "there are no images"),
@@ -360,7 +372,12 @@ def test_normalised_arrays_pass_as_they_are_and_others_are_refused_by_name() -> 
     ready = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
     data = open_data([ready, ready[:, :5], ready.astype(np.float64), "nowhere.png", 7])  # type: ignore[list-item]
     np.testing.assert_array_equal(data.tensor(0, RECIPE), ready)
-    told = [r"images\[1\] of the data is float32 \[3, 5, 4\]", r"images\[2\] of .*\n.*float64", "nowhere", r"a int"]
+    told = [
+        r"images\[1\] of the data is float32 \[3, 5, 4\]",
+        r"images\[2\] of .*\n.*float64",
+        "nowhere",
+        "cannot take int as an image",
+    ]
     for index, message in enumerate(told, 1):
         with pytest.raises(InputError, match=message):
             data.tensor(index, RECIPE)
@@ -410,7 +427,7 @@ def test_a_sample_is_that_of_its_seed_and_depends_on_no_order_and_no_other_image
     # Known values: what is sampled once is sampled for ever, on every machine.
     by_hash = sorted(names, key=lambda name: hashlib.sha256(f"0/{name}".encode()).digest())
     assert first == by_hash[:10]
-    with pytest.raises(InputError, match="0 images are none"):
+    with pytest.raises(InputError, match="invalid sample size 0"):
         dataset(None, names).sample(0)
 
 

@@ -177,16 +177,8 @@ def preprocessing(text: str) -> tuple[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Export and print where the bundle is and how well it matches."""
     from vitdeploy import export
-    from vitdeploy.errors import UsageError
 
     start = time.perf_counter()
-    labels = None
-    if args.labels:
-        try:
-            labels = args.labels.read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {args.labels}", why=str(error)) from error
-        labels = [line.strip() for line in labels if line.strip()]
     name = Path(args.source.partition(":")[0]).stem if ":" in args.source else args.source
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own module prints is not the result
         bundle = export(
@@ -198,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
             num_classes=args.num_classes,
             batch=args.batch,
             checkpoint=args.checkpoint,
-            labels=labels,
+            labels=_labels(args.labels) if args.labels else None,
             hyperparameters=dict(args.set),
             preprocessing=dict(args.preprocessing),
             bake_preprocessing=args.bake_preprocessing,
@@ -211,6 +203,19 @@ def run(args: argparse.Namespace) -> int:
     summary = summarize(bundle, seconds=time.perf_counter() - start)
     print(json.dumps(summary) if args.json else _table(summary))
     return 0
+
+
+def _labels(path: Path) -> list[str]:
+    from vitdeploy.data.image_files import read_labels
+    from vitdeploy.errors import UsageError
+
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}", why=error.strerror or str(error), fix="--labels with a file of one class name a line"
+        ) from error
+    return list(read_labels(text, str(path)))
 
 
 def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vitdeploy.preprocess import ImageLike, Preprocessing, preprocess, to_pixels
 
 __all__ = ["DataSource", "Dataset", "open_data"]
 
-# What the arrays of an .npz may fill.
+# The most bytes that the arrays of an .npz may have.
 LARGEST_ARRAYS = 1 << 33
 
 Array = NDArray[Any]
@@ -39,7 +39,7 @@ class Dataset:
     names    of the images: paths inside DATA with forward slashes, or `images[3]`
     targets  class number of each image, int64 [N], or None where there are no labels
     classes  names of the classes by number, or None where DATA has only numbers or no labels
-    where    DATA in words, for messages
+    where    the name of DATA in messages
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Dataset:
         targets: Integers | None = None,
         classes: tuple[str, ...] | None = None,
     ) -> None:
-        # Gives the bytes of a file, or the image itself where DATA holds no files.
+        # Returns the bytes of a file, or the image itself where DATA holds no files.
         self._contents = contents
-        # Names of files need not be text; what is shown has to be.
+        # The names of files may be bytes that are not UTF-8, and printing them would fail.
         self.names = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in names)
         self.where, self.targets, self.classes = where, targets, classes
 
@@ -76,7 +76,10 @@ class Dataset:
         try:
             image: Image.Image = Image.open(io.BytesIO(item))
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise InputError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+                raise InputError(
+                    f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels",
+                    fix="scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
+                )
             image.load()
             return image
         # Pillow's decoders raise many kinds of errors on damaged files.
@@ -84,9 +87,10 @@ class Dataset:
             raise self._unreadable(index, error) from error
 
     def tensor(self, index: int, recipe: Preprocessing, *, normalised: bool = True) -> Array:
-        """The network's input, float32 [3, H, W]; of an iterable, an item of that kind is taken as it is.
+        """The network's input, float32 [3, H, W]; an item of an iterable in this form is returned as it is.
 
-        With `normalised=False` the RGB pixels that resize and crop leave, uint8 [H, W, 3]: some graphs do the rest.
+        With `normalised=False`, for a graph that normalises itself: the RGB pixels after resize and crop, uint8
+        [H, W, 3].
         """
         image = self.read(index)
         if not isinstance(image, np.ndarray) or image.dtype != np.float32:
@@ -100,7 +104,7 @@ class Dataset:
         raise InputError(
             f"{self.names[index]} of {self.where} is float32 {list(image.shape)}",
             why="float32 is taken as normalised already",
-            fix=f"{wanted} for an image that is still to be preprocessed",
+            fix=f"give {wanted} for an image that is still to be preprocessed",
         )
 
     def sha256(self, index: int) -> str:
@@ -120,7 +124,7 @@ class Dataset:
         on the version of a library nor on the order in which images are found.
         """
         if count is not None and count < 1:
-            raise InputError(f"{count} images are none", fix="1 or more")
+            raise InputError(f"invalid sample size {count}", fix="take 1 or more images")
         chance = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in self.names]
         groups = [0] * len(self) if self.targets is None else self.targets.tolist()
         sizes, taken = Counter(groups), Counter[int]()
@@ -132,7 +136,7 @@ class Dataset:
         return tuple(index for *_, index in sorted(due))[:count]
 
     def relabelled(self, labels: Sequence[str]) -> Dataset:
-        """The same images with classes numbered as in `labels`, by name; InputError for one that is not there."""
+        """The same images with classes numbered as in `labels`, by name; InputError for one that `labels` lacks."""
         if self.targets is None or self.classes == tuple(labels):
             return self
         if self.classes is None:
@@ -149,12 +153,10 @@ class Dataset:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InputError:
-        why = str(error) or type(error).__name__
+        why, fix = str(error) or type(error).__name__, "repair the file, or remove it"
         if isinstance(error, InputError):
-            why = "; ".join(filter(None, (error.what, error.why)))
-        return InputError(
-            f"{self.names[index]} of {self.where} cannot be read", why=why, fix="repair it, or take it out"
-        )
+            why, fix = "; ".join(filter(None, (error.what, error.why))), error.fix or fix
+        return InputError(f"{self.names[index]} of {self.where} cannot be read", why=why, fix=fix)
 
 
 DataSource = str | Path | Dataset | Iterable[ImageLike | Array]
@@ -163,21 +165,30 @@ DataSource = str | Path | Dataset | Iterable[ImageLike | Array]
 def open_data(
     data: DataSource, *, labels: Sequence[str] | None = None, targets: Sequence[int] | Array | None = None
 ) -> Dataset:
-    """DATA, ready to be read; images are decoded when they are read.
+    """Open DATA; images are decoded when they are read.
 
-    data     a folder, a zip, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays [H, W, 3] in RGB order or
-             normalised float32 arrays [3, H, W]; an iterator is read into memory
-    labels   names of the classes in the network's order, as `manifest.labels`: DATA's classes are found in them by
-             name, and DATA need not have all of them. Without them the order is DATA's own
-    targets  class numbers of an iterable
+    Args:
+        data: A folder, a zip, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays [H, W, 3] in RGB order or
+            normalised float32 arrays [3, H, W]. An iterator is read into memory.
+        labels: Names of the classes in the network's order, as `manifest.labels`: the classes of DATA are found in them
+            by name, and DATA need not have all of them. Without `labels` the order is that of DATA.
+        targets: Class numbers of the items of an iterable, integers [N].
 
-    Raises InputError for a place that is not there or holds no images, for classes that are not in `labels`, and for
-    a zip or an `.npz` that is damaged or not safe to read.
+    Returns:
+        The images in a fixed order, with their class numbers where DATA has labels.
+
+    Raises:
+        InputError: `data` does not exist or holds no images, a class is not in `labels`, or a zip or an `.npz` is
+            damaged or not safe to read.
     """
     names = tuple(labels) if labels else None
     if isinstance(data, (str, Path)):
         if targets is not None:
-            raise InputError(f"class numbers were given for {data}", why="it has its own, or none")
+            raise InputError(
+                f"class numbers were given for {data}",
+                why="the labels of a folder, a zip or an .npz are read from it",
+                fix="leave targets out, or give the images as an iterable",
+            )
         return _open_path(Path(data), names)
     dataset = data if isinstance(data, Dataset) else _from_items(data, targets, "the data")
     return dataset.relabelled(names) if names else dataset
@@ -191,7 +202,7 @@ def number_classes(kinds: Sequence[str], classes: Sequence[str], where: str) -> 
         raise InputError(
             f"{where} has images of {_some(unknown)}",
             why=f"the classes are {_some(classes)}",
-            fix="folders named after the classes",
+            fix="name the folders after the classes",
         )
     return np.array([number[kind] for kind in kinds], np.int64)
 
@@ -201,16 +212,18 @@ def _open_path(path: Path, labels: tuple[str, ...] | None) -> Dataset:
         if path.is_dir():
             return _from_files(open_folder(path), labels)
         if not path.exists():
-            raise InputError(f"there is no {path}")
+            raise InputError(f"there is no file or folder {path}", fix="check the path of DATA")
         if path.suffix.lower() == ".npz":
             return _from_npz(path, labels)
         if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
             return _from_files(open_zip(path), labels)
     except OSError as error:
-        raise InputError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+        raise InputError(
+            f"{path} cannot be read", why=error.strerror or str(error), fix=f"check its permissions: ls -ld {path}"
+        ) from error
     raise InputError(
-        f"{path} is neither a folder nor a zip of one nor an .npz",
-        fix="a folder with one folder of images for each class",
+        f"{path} is not a folder, a zip of a folder, or an .npz",
+        fix="give a folder with one folder of images for each class",
     )
 
 
@@ -231,15 +244,27 @@ def _from_npz(path: Path, labels: tuple[str, ...] | None) -> Dataset:
         with zipfile.ZipFile(path) as archive:
             total = sum(info.file_size for info in archive.infolist())
         if total > LARGEST_ARRAYS:
-            raise InputError(f"unpacked it has {total:,} bytes, and all of them would be in memory")
+            raise InputError(
+                f"{path} is too large",
+                why=f"unpacked it has {total:,} bytes, and all of them would be in memory",
+                fix="give the images as files, in a folder or a zip",
+            )
         with np.load(path, allow_pickle=False) as arrays:
             images, numbers = (arrays[name] if name in arrays.files else None for name in ("images", "labels"))
+    except InputError:
+        raise
     # numpy raises many kinds of errors on damaged files.
     except Exception as error:
-        raise InputError(f"{path} cannot be read", why=str(error) or type(error).__name__) from error
+        raise InputError(
+            f"{path} cannot be read", why=str(error) or type(error).__name__, fix="copy it or write it again"
+        ) from error
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        found = "there are no `images` in it" if images is None else f"`images` is {images.dtype} {list(images.shape)}"
-        raise InputError(f"{path} is not DATA", why=found, fix="images: uint8 [N, H, W, 3]; labels: integers [N]")
+        found = "it has no array `images`" if images is None else f"`images` is {images.dtype} {list(images.shape)}"
+        raise InputError(
+            f"{path} has no usable images",
+            why=found,
+            fix="save `images` as uint8 [N, H, W, 3] and, if there are labels, `labels` as integers [N]",
+        )
     classes = None
     if numbers is not None and numbers.dtype.kind == "U":
         kinds = numbers.ravel().tolist()
@@ -254,7 +279,7 @@ def _from_items(
 ) -> Dataset:
     items = data if isinstance(data, (Sequence, np.ndarray)) else list(data)
     if len(items) == 0:
-        raise InputError(f"there are no images in {where}")
+        raise InputError(f"there are no images in {where}", fix="give at least one image")
 
     def contents(index: int) -> Any:
         item = items[index]
@@ -267,7 +292,8 @@ def _from_items(
     if numbers.shape != (len(items),) or numbers.dtype.kind not in "iu":
         raise InputError(
             f"the labels of {where} are {numbers.dtype} {list(numbers.shape)}",
-            why=f"there are {len(items)} images, and each has one class number",
+            why=f"there are {len(items)} images, and each needs one class number",
+            fix=f"give {len(items)} integers",
         )
     _check_range(numbers, None, where)
     return Dataset(contents, names, where=where, targets=numbers.astype(np.int64), classes=classes)
@@ -278,6 +304,7 @@ def _check_range(numbers: Array, count: int | None, where: str) -> None:
         raise InputError(
             f"the labels of {where} go from {numbers.min()} to {numbers.max()}",
             why=f"class numbers go from 0{'' if count is None else f' to {count - 1}'}",
+            fix="number the classes from 0" + ("" if count is None else f", in the order of the network's {count}"),
         )
 
 

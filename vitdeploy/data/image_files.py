@@ -1,4 +1,4 @@
-"""The images in a folder or a zip, and the classes that their folders say. Light: numpy and Pillow are not needed."""
+"""The images in a folder or a zip, and their classes by folder. Light: numpy and Pillow are not needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Files(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """Paths of the images and, where they lie in folders of classes, the class of each and all classes in order."""
+    """Paths of the images and, where they are in folders of classes, the class of each and all classes in order."""
 
     paths: list[str]
     kinds: list[str] | None
@@ -38,30 +38,34 @@ class ImageFiles(NamedTuple):
 
 
 def open_folder(path: Path) -> Files:
-    """What is in a folder; links are followed."""
+    """The files in a folder; links are followed."""
     return Files(str(path), _walk(path), lambda name: (path / name).read_bytes())
 
 
 def open_zip(path: Path) -> Files:
-    """What is in a zip, which stays open as long as `read` is there; any number of threads may read."""
+    """The files in a zip, which stays open as long as `read` is referenced; any number of threads may read."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read", why=str(error), fix="pack or copy it again") from error
+        raise InputError(f"{path} cannot be read", why=str(error), fix="copy or pack it again") from error
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         parts = name.split("/")
         if name in members or not parts[0] or ".." in parts or ":" in parts[0]:
-            why = "it is there twice" if name in members else "such a path leads out of the folder it is unpacked to"
+            why = "it is there twice" if name in members else "its path leads out of the folder that it is unpacked to"
             raise InputError(f"{path} has a member {info.filename!r}", why=why, fix="pack the folder again")
         members[name] = info
-    lock = threading.Lock()  # threads that open members at the same time lose count of the users of the file
+    lock = threading.Lock()  # ZipFile's count of its open members is not safe for threads
 
     def read(name: str) -> bytes:
         size = members[name].file_size
         if size > LARGEST_FILE:
-            raise InputError(f"{name} is too large", why=f"unpacked it has {size:,} bytes")
+            raise InputError(
+                f"{name} is too large",
+                why=f"unpacked it has {size:,} bytes, more than {LARGEST_FILE:,}",
+                fix="scale the image down, or remove it",
+            )
         with lock:
             return archive.read(members[name])
 
@@ -71,14 +75,18 @@ def open_zip(path: Path) -> Files:
 def find_images(files: Files, labels: tuple[str, ...] | None) -> ImageFiles:
     """The images and their classes; `labels` are the classes that are expected, where they are known.
 
-    A folder around everything is looked through. Hidden files, `__MACOSX` and what is no image by its suffix is
-    passed over. Raises InputError where there are no images, where some are not in a folder of their class, and for a
-    folder without images where only the sorted folders tell the classes.
+    A folder around everything is looked through. Hidden files, `__MACOSX` and files without the suffix of an image are
+    ignored. Raises InputError where there are no images, where some are not in a folder of their class, and for a
+    folder without images where the classes are known from the sorted folders only.
     """
     shown = sorted(entry for entry in files.entries if not _is_hidden(entry))
     images = [entry for entry in shown if entry.lower().endswith(SUFFIXES)]
     if not images:
-        raise InputError(f"there are no images in {files.where}", why="they are expected as class/file.jpg inside it")
+        raise InputError(
+            f"there are no images in {files.where}",
+            why="no file in it has the suffix of an image, such as .jpg or .png",
+            fix="give a folder with one folder of images for each class (class/file.jpg)",
+        )
     paths = [PurePosixPath(entry) for entry in images]
     root = PurePosixPath(os.path.commonpath([path.parent.parent for path in paths]))
     holders = {path.parent for path in paths}
@@ -89,17 +97,31 @@ def find_images(files: Files, labels: tuple[str, ...] | None) -> ImageFiles:
     for path in paths:
         if path.parent == root or path.parent.parent != root:
             raise InputError(
-                f"{path} in {files.where} is in no folder of a class",
-                why=f"others show that a class is a folder in {files.where if root.name == '' else root}",
-                fix="one folder for each class, with its images directly inside; or give the folder that holds them",
+                f"{path} in {files.where} is not in the folder of a class",
+                why=f"other images are in folders of {files.where if root.name == '' else root}, one for each class",
+                fix="make one folder for each class, with its images directly inside",
             )
     kinds = [path.parent.name for path in paths]
     listed = str(root / LABELS)
     if listed in shown:
-        return ImageFiles(images, kinds, _read_labels(files.read(listed), f"{listed} in {files.where}"))
+        return ImageFiles(images, kinds, _distinct_labels(files.read(listed), f"{listed} in {files.where}"))
     if labels is None:
         _refuse_empty(shown, root, set(kinds), files.where)
     return ImageFiles(images, kinds, tuple(sorted(set(kinds))))
+
+
+def read_labels(text: bytes, where: str) -> tuple[str, ...]:
+    """The class names in the lines of a file, in UTF-8 with or without a byte order mark; empty lines do not count.
+
+    `where` names the file in messages. Raises InputError for another encoding and where there is no name.
+    """
+    try:
+        lines = tuple(line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} cannot be read", why=str(error), fix="save it as UTF-8") from error
+    if not lines:
+        raise InputError(f"{where} is empty", fix="write one class name on each line")
+    return lines
 
 
 def _is_hidden(entry: str) -> bool:
@@ -120,15 +142,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _read_labels(text: bytes, where: str) -> tuple[str, ...]:
-    try:
-        lines = tuple(line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} cannot be read", why=str(error), fix="save it as UTF-8") from error
-    twice = [name for name, count in Counter(lines).items() if count > 1]
-    if twice or not lines:
-        raise InputError(f"{where} {'names ' + twice[0] + ' twice' if twice else 'is empty'}", fix="one class a line")
-    return lines
+def _distinct_labels(text: bytes, where: str) -> tuple[str, ...]:
+    labels = read_labels(text, where)
+    twice = [name for name, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{where} names {twice[0]} twice",
+            why="folders are found by the names of their classes",
+            fix="write each class name on one line only",
+        )
+    return labels
 
 
 def _refuse_empty(entries: Sequence[str], root: PurePosixPath, found: set[str], where: str) -> None:
@@ -137,6 +160,6 @@ def _refuse_empty(entries: Sequence[str], root: PurePosixPath, found: set[str], 
     if empty:
         raise InputError(
             f"there are no images in {', '.join(empty)} of {where}",
-            why="whether these are classes decides the numbers of the others",
-            fix=f"remove them, or list the classes in a {LABELS}",
+            why="the numbers of the other classes depend on whether these are classes",
+            fix=f"remove these folders, or list the classes in a {LABELS}",
         )
