@@ -21,7 +21,7 @@ def table(network: str, found: dict[str, Any]) -> Iterator[str]:
     shapes = list(found["latency"])
     for runtime, title in NAMES.items():
         yield f"**{network}, {title}**\n"
-        yield "| file | top-1 | agreement | SNR | " + " | ".join(f"{shape}: ms (ratio)" for shape in shapes) + " |"
+        yield "| file | top-1 | agreement | SNR | " + " | ".join(shapes) + " |"
         yield "| --- " * (4 + len(shapes)) + "|"
         for name, row in found["accuracy"][runtime].items():
             times = (found["latency"][shape][runtime].get(name) for shape in shapes)
