@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from vitdeploy.latency.report import BenchmarkReport
     from vitdeploy.models.create import create_model
     from vitdeploy.models.registry import list_models
-    from vitdeploy.platforms.check import CheckReport, check
+    from vitdeploy.platforms.check import check
+    from vitdeploy.platforms.report import CheckReport
     from vitdeploy.preprocess import Preprocessing
     from vitdeploy.proof.prove import VerifyReport
     from vitdeploy.quantize.options import Int8Options
@@ -102,7 +103,7 @@ _HOME = {
     "BuildOptions": "vitdeploy.tensorrt.options",
     "BuildReport": "vitdeploy.tensorrt.report",
     "Bundle": "vitdeploy.bundle",
-    "CheckReport": "vitdeploy.platforms.check",
+    "CheckReport": "vitdeploy.platforms.report",
     "Dataset": "vitdeploy.data",
     "DoctorReport": "vitdeploy.inspection.doctor_report",
     "InspectionReport": "vitdeploy.inspection.report",

@@ -15,7 +15,8 @@ from vitdeploy.inspection.doctor import doctor, probe_python
 from vitdeploy.inspection.doctor_report import Machine, Package, TensorRt
 from vitdeploy.machine import hardware as machine
 from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
-from vitdeploy.platforms.known_bad import FAILS, KNOWN_BAD, SLOW, WRONG, Circumstances, matching_rows, version_matches
+from vitdeploy.platforms.known_bad import FAILS, KNOWN_BAD, SLOW, WRONG, Circumstances, matching_rows
+from vitdeploy.platforms.versions import version_matches
 
 ORIN_FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 DPKG = """Package: libc6

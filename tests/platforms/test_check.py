@@ -16,7 +16,8 @@ from vitdeploy.bundle import MODEL, BundleWriter
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, find_platform
-from vitdeploy.platforms.check import BLOCKS, CheckReport, check
+from vitdeploy.platforms.check import check
+from vitdeploy.platforms.report import BLOCKS, CheckReport
 
 
 def write(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import onnx
 import pytest
 
@@ -115,3 +118,9 @@ def test_convolutions(attributes: str, kernel: str, reason: str | None) -> None:
 def test_deconvolutions(attributes: str, kernel: str, reason: str | None) -> None:
     report = judged(f"y = ConvTranspose {attributes} (x, w)", f"float16[1, 8, 16, 16] x, float16{kernel} w")
     assert dict(report.off) == ({} if reason is None else {reason: 1})
+
+
+def test_a_device_builds_for_an_accelerator_without_the_packages_onnx() -> None:
+    code = "import sys, vitdeploy.tensorrt.build; print({'onnx', 'onnx_ir'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

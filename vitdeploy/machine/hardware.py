@@ -189,10 +189,9 @@ def read_jetson(root: Path = ROOT) -> Jetson | None:
 
 def jetpack_of_l4t(l4t: str | None) -> str | None:
     """The JetPack that an L4T release belongs to: the last one that had started by then."""
-    if not l4t:
-        return None
-    release = tuple(int(part) for part in l4t.split("."))
-    same = [(start, jetpack) for start, jetpack in JETPACK_OF_L4T if start[0] == release[0] and start <= release]
+    numbers = [int(part) for part in re.findall(r"\d+", l4t or "")]
+    release = (*numbers, *[0] * (3 - len(numbers)))
+    same = [(start, jetpack) for start, jetpack in JETPACK_OF_L4T if start[:1] == release[:1] and start <= release]
     return max(same)[1] if same else None
 
 

@@ -131,6 +131,32 @@ def dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
+# Boards without a deep learning accelerator (DLA), by what their names contain once dashes are spaces; how many cores
+# another one has, the builder tells.
+WITHOUT_DLA: Mapping[str, str] = {
+    "orin nano": "Jetson Orin Nano has no DLA",
+    "thor": "TensorRT 11.4.1 serves the DLA of AGX Orin only (Jetson migration page)",
+}
+# The first version of TensorRT that builds for none, the first that does again.
+DLA_GAP: tuple[Version, Version] = (10, 8), (11, 4, 1)
+
+
+def missing_dla(version: Version, board: str | None) -> str | None:
+    """Why TensorRT `version` cannot build for an accelerator on `board`; None where it may.
+
+    `board` is the name in the device tree or that of a platform of `vitdeploy check`, None for any other machine.
+    """
+    if board is None:
+        return "only Jetson modules have a DLA"
+    name = board.lower().replace("-", " ")
+    lacking = next((reason for part, reason in WITHOUT_DLA.items() if part in name), None)
+    if lacking:
+        return lacking
+    if DLA_GAP[0] <= version < DLA_GAP[1]:
+        return f"TensorRT {dotted(version)} has none: 10.7 was the last, 11.4.1 is the next"
+    return None
+
+
 MIN_PYTHON: Version = (3, 10)
 
 # Newest opset by the first version whose table says so; the oldest is 9 throughout.
@@ -201,7 +227,7 @@ BFLOAT16_SINCE: Version = (10, 0)
 INT64_SINCE: Version = (10, 0)
 
 # Pixels may come as uint8 and go no further; quantization has a rule of its own.
-UINT8_READERS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+UINT8_CONSUMERS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 UINT8_SOURCE = "NVIDIA/TensorRT#3985: uint8 inputs feed a cast, no other layer takes them"
 
 TOPK_LIMIT = 3840

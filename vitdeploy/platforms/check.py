@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -17,81 +14,17 @@ from vitdeploy.graph.attention import find_attentions
 from vitdeploy.graph.edit import attribute, constant, producer
 from vitdeploy.platforms import capabilities as can
 from vitdeploy.platforms.capabilities import Platform, dotted, find_platform
-from vitdeploy.platforms.dla import DlaReport, judge_dla
+from vitdeploy.platforms.dla import judge_dla
 from vitdeploy.platforms.fusion_rules import Block, judge_attention, judge_layer_norms, type_name
-from vitdeploy.platforms.int8 import Int8Report, judge_int8
+from vitdeploy.platforms.int8 import judge_int8
 from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
-
-BLOCKS, WARNS = "blocks", "warns"
+from vitdeploy.platforms.report import BLOCKS, WARNS, CheckReport, Finding
 
 # Issues that a rule of `fusion_rules` decides on the graph at hand.
 _DECIDED_BY_RULES = (
     "tier4/autoware-ml#95",
     *(f"NVIDIA/TensorRT#{number}" for number in (3243, 3575, 4167)),
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something the platform does not take (`blocks`) or takes with a catch (`warns`)."""
-
-    level: str
-    where: str
-    what: str
-    fix: str
-    source: str
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What `check` found; `str()` is for people."""
-
-    bundle: str
-    model: str
-    precision: str
-    platform: Platform
-    findings: tuple[Finding, ...]
-    attentions: tuple[Block, ...]
-    layer_norms: tuple[Block, ...]
-    int8: Int8Report
-    dla: DlaReport | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing keeps the engine from being built."""
-        return not any(finding.level == BLOCKS for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "passed": self.passed,
-            "bundle": self.bundle,
-            "model": self.model,
-            "precision": self.precision,
-            "platform": {
-                **asdict(self.platform),
-                "oldest": dotted(self.platform.oldest),
-                "newest": dotted(self.platform.newest),
-                "sm": None if self.platform.sm is None else dotted(self.platform.sm),
-            },
-            "findings": [asdict(finding) for finding in self.findings],
-            "attentions": [block.to_dict() for block in self.attentions],
-            "layer_norms": [block.to_dict() for block in self.layer_norms],
-            "int8": self.int8.to_dict(),
-            "dla": None if self.dla is None else self.dla.to_dict(),
-        }
-
-    def __str__(self) -> str:
-        lines = [f"{self.bundle}: {self.model}, {self.precision}, for {_describe(self.platform)}"]
-        for finding in sorted(self.findings, key=lambda f: f.level):
-            lines += [f"{finding.level:7}{finding.where}: {finding.what} ({finding.source})", f"       {finding.fix}"]
-        lines += _section("attention", self.attentions) + _section("layer norm", self.layer_norms)
-        verdict = self.int8.verdict
-        lines.append(f"INT8 against FP16: {verdict.answer}; {verdict.reason}")
-        lines += [f"       {macs / 1e6:,.0f} M not for INT8: {why}" for why, macs in self.int8.obstacles.items()]
-        lines += [] if self.dla is None else [str(self.dla)]
-        lines.append("nothing blocks" if self.passed else "BLOCKED")
-        return "\n".join(lines)
 
 
 def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
@@ -199,7 +132,7 @@ def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         what = f"bfloat16 is there from TensorRT {dotted(can.BFLOAT16_SINCE)}"
         yield Finding(BLOCKS, _name(node), what, "--precision fp16 or fp32", "parser 8.5")
     read = {value.dtype for value in node.inputs if value is not None}
-    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_READERS:
+    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_CONSUMERS:
         yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", can.UINT8_SOURCE)
     float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
     first = node.inputs[0] if node.inputs else None
@@ -311,34 +244,6 @@ def _concerns(row: KnownBad, precisions: Mapping[str, set[str]]) -> bool:
     found = next(kinds for part, kinds in precisions.items() if part in row.affects)
     wanted = {kind for kind in ("fp16", "int8") if kind.upper() in row.affects}
     return bool(found) and (not wanted or "even in" in row.affects or bool(wanted & found))
-
-
-def _describe(platform: Platform) -> str:
-    parts = [platform.name, platform.versions]
-    if platform.jetpack:
-        parts += [f"JetPack {platform.jetpack}", f"CUDA {platform.cuda}", f"Python {platform.python}"]
-    return ", ".join(parts)
-
-
-def _section(title: str, blocks: Sequence[Block]) -> list[str]:
-    """One paragraph for each set of blocks that are alike but for their names, and layer norms for their shapes."""
-    words = {True: "fused by the rules", False: "not fused", None: "uncertain"}
-    states = Counter(block.fuses for block in blocks)
-    lines = [f"{title}: {', '.join(f'{states[state]} {words[state]}' for state in words if states[state])}"]
-    alike: dict[tuple[Any, ...], list[Block]] = {}
-    for block in blocks:
-        alike.setdefault((block.shape if block.int8 else "", block.precision, block.rules, block.int8), []).append(
-            block
-        )
-    for same in alike.values():
-        first = same[0]
-        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
-        shape = f"{first.shape}, " if first.int8 else ""
-        lines.append(f"  {first.precision}, {shape}{first.name}{more}: {words[first.fuses]}")
-        lines += [f"    {r.name}: {r.detail}; {r.fix or 'nothing is known to change that'}" for r in first.open_rules]
-        if first.int8 is not None:
-            lines.append(f"    INT8: {first.int8.answer}; {first.int8.reason}")
-    return lines if blocks else []
 
 
 def _name(node: ir.Node) -> str:

@@ -15,8 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import attribute, constant, sizes
-from vitdeploy.platforms.capabilities import Platform
-from vitdeploy.platforms.dla_versions import missing_dla
+from vitdeploy.platforms.capabilities import Platform, missing_dla
 from vitdeploy.platforms.fusion_rules import type_name
 
 MAX_LENGTH = 8192  # of every axis but the batch

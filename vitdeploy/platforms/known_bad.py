@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from vitdeploy.platforms.versions import version_matches
 
 WRONG, FAILS, SLOW = "wrong numbers", "does not work", "slow"
 
@@ -340,11 +341,6 @@ def matching_rows(circumstances: Circumstances, rows: tuple[KnownBad, ...] = KNO
     return sorted(found, key=lambda pair: order.index(pair[0].effect))
 
 
-def version_matches(version: str, conditions: str) -> bool:
-    """Whether `version` fulfils every condition, e.g. `>=10.4,<10.6`, `==10.3.*`; only leading numbers count."""
-    return all(_holds(_numbers(version), condition.strip()) for condition in conditions.split(",") if condition.strip())
-
-
 def _applies(row: KnownBad, here: Circumstances) -> bool:
     version = here.versions.get(row.package)
     properties = here.properties
@@ -358,29 +354,3 @@ def _applies(row: KnownBad, here: Circumstances) -> bool:
         and (not row.lacks or properties.get(row.lacks) is False)
         and (not row.has or properties.get(row.has) is True)
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
-
-
-def _holds(version: tuple[int, ...], condition: str) -> bool:
-    parsed = re.fullmatch(r"(==|!=|>=|<=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?", condition)
-    if parsed is None:
-        raise ValueError(f"{condition!r} is not a condition on a version")
-    operator, bound = parsed[1], _numbers(parsed[2])
-    if parsed[3]:
-        same = version[: len(bound)] == bound
-        return same if operator == "==" else not same
-    # A bound of 10.2.0 is met by 10.2.0.19: TensorRT's packages count builds in the fourth place.
-    length = max(len(bound), min(len(version), 3))
-    left, right = (numbers[:length] + (0,) * (length - len(numbers)) for numbers in (version, bound))
-    return {
-        "==": left == right,
-        "!=": left != right,
-        ">=": left >= right,
-        "<=": left <= right,
-        "<": left < right,
-        ">": left > right,
-    }[operator]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.platforms.dla_versions import missing_dla
+from vitdeploy.platforms.capabilities import missing_dla
 from vitdeploy.tensorrt.cache import keep
 from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.options import BuildOptions

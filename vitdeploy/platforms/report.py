@@ -1,0 +1,106 @@
+"""What `check` found out about a bundle on a platform, as values and as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitdeploy.platforms.capabilities import Platform, dotted
+from vitdeploy.platforms.dla import DlaReport
+from vitdeploy.platforms.fusion_rules import Block
+from vitdeploy.platforms.int8 import Int8Report
+
+BLOCKS, WARNS = "blocks", "warns"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the platform does not take (`blocks`) or takes with a catch (`warns`)."""
+
+    level: str
+    where: str
+    what: str
+    fix: str
+    source: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found; `str()` is for people."""
+
+    bundle: str
+    model: str
+    precision: str
+    platform: Platform
+    findings: tuple[Finding, ...]
+    attentions: tuple[Block, ...]
+    layer_norms: tuple[Block, ...]
+    int8: Int8Report
+    dla: DlaReport | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing keeps the engine from being built."""
+        return not any(finding.level == BLOCKS for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "passed": self.passed,
+            "bundle": self.bundle,
+            "model": self.model,
+            "precision": self.precision,
+            "platform": {
+                **asdict(self.platform),
+                "oldest": dotted(self.platform.oldest),
+                "newest": dotted(self.platform.newest),
+                "sm": None if self.platform.sm is None else dotted(self.platform.sm),
+            },
+            "findings": [asdict(finding) for finding in self.findings],
+            "attentions": [block.to_dict() for block in self.attentions],
+            "layer_norms": [block.to_dict() for block in self.layer_norms],
+            "int8": self.int8.to_dict(),
+            "dla": None if self.dla is None else self.dla.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.bundle}: {self.model}, {self.precision}, for {_describe(self.platform)}"]
+        for finding in sorted(self.findings, key=lambda f: f.level):
+            lines += [f"{finding.level:7}{finding.where}: {finding.what} ({finding.source})", f"       {finding.fix}"]
+        lines += _section("attention", self.attentions) + _section("layer norm", self.layer_norms)
+        verdict = self.int8.verdict
+        lines.append(f"INT8 against FP16: {verdict.answer}; {verdict.reason}")
+        lines += [f"       {macs / 1e6:,.0f} M not for INT8: {why}" for why, macs in self.int8.obstacles.items()]
+        lines += [] if self.dla is None else [str(self.dla)]
+        lines.append("nothing blocks" if self.passed else "BLOCKED")
+        return "\n".join(lines)
+
+
+def _describe(platform: Platform) -> str:
+    parts = [platform.name, platform.versions]
+    if platform.jetpack:
+        parts += [f"JetPack {platform.jetpack}", f"CUDA {platform.cuda}", f"Python {platform.python}"]
+    return ", ".join(parts)
+
+
+def _section(title: str, blocks: Sequence[Block]) -> list[str]:
+    """One paragraph for each set of blocks that are alike but for their names, and layer norms for their shapes."""
+    words = {True: "fused by the rules", False: "not fused", None: "uncertain"}
+    states = Counter(block.fuses for block in blocks)
+    lines = [f"{title}: {', '.join(f'{states[state]} {words[state]}' for state in words if states[state])}"]
+    alike: dict[tuple[Any, ...], list[Block]] = {}
+    for block in blocks:
+        alike.setdefault((block.shape if block.int8 else "", block.precision, block.rules, block.int8), []).append(
+            block
+        )
+    for same in alike.values():
+        first = same[0]
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        shape = f"{first.shape}, " if first.int8 else ""
+        lines.append(f"  {first.precision}, {shape}{first.name}{more}: {words[first.fuses]}")
+        lines += [f"    {r.name}: {r.detail}; {r.fix or 'nothing is known to change that'}" for r in first.open_rules]
+        if first.int8 is not None:
+            lines.append(f"    INT8: {first.int8.answer}; {first.int8.reason}")
+    return lines if blocks else []
