@@ -15,11 +15,16 @@ from vitdeploy.statistics import (
     Z95,
     best_class,
     confusion,
+    decibels,
+    json_number,
     mcnemar,
+    median_interval,
     pair,
+    paired_ratio,
     ranks,
     score_interval,
     snr_db,
+    unpaired_ratio,
 )
 
 counts = st.integers(0, 40)
@@ -139,9 +144,106 @@ def test_the_signal_to_noise_ratio_is_in_decibels() -> None:
     signal = np.full((10, 10), 2.0, np.float32)
     assert snr_db(signal, signal + 0.02) == pytest.approx(40, abs=1e-3)
     assert snr_db(signal, signal) == math.inf
-    assert math.isnan(snr_db(signal, np.where(np.eye(10), np.nan, signal)))
+    assert snr_db(0 * signal, 0 * signal) == math.inf
+    assert snr_db(0 * signal, signal) == -math.inf
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_has_no_signal_to_noise_ratio(value: float) -> None:
+    signal = np.full((10, 10), 2.0, np.float32)
+    broken = np.where(np.eye(10), value, signal)
+    for reference, actual in ((signal, broken), (broken, signal), (broken, broken)):
+        assert snr_db(reference, actual) == -math.inf
+
+
+powers = st.floats(0) | st.sampled_from([math.nan, math.inf])
+
+
+@given(signal=powers, noise=powers)
+def test_decibels_are_never_nan(signal: float, noise: float) -> None:
+    found = decibels(signal, noise)
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        assert found == -math.inf
+    elif noise == 0:
+        assert found == math.inf
+    elif signal == 0:
+        assert found == -math.inf
+    else:
+        assert math.isfinite(found)
+        assert decibels(noise, signal) == pytest.approx(-found)
+        assert found == pytest.approx(10 * math.log10(Fraction(signal) / Fraction(noise)), abs=1e-9) or not (
+            1e-300 < Fraction(signal) / Fraction(noise) < 1e300
+        )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_json_has_no_number_for_what_is_not_finite(value: float | None) -> None:
+    assert json_number(value) is None
+    assert json_number(value, 2) is None
+
+
+def test_json_numbers_are_rounded_where_that_is_asked_for() -> None:
+    assert json_number(np.float32(1.2345678)) == float(np.float32(1.2345678))
+    assert json_number(1.2345678, 2) == 1.23
 
 
 def test_the_confusion_matrix_counts_rows_by_right_class() -> None:
     found = confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, -1]), 3)
     assert found.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 25, 60, 301])
+@pytest.mark.parametrize("confidence", [0.95, math.sqrt(0.95), 0.5])
+def test_the_interval_of_a_median_is_the_narrowest_that_holds(n: int, confidence: float) -> None:
+    low, high = median_interval(list(range(n))[::-1], confidence)
+    if low is None:
+        assert 1 - Fraction(2, 2**n) < confidence
+        return
+    assert high == n - 1 - low
+
+    def coverage(k: int) -> Fraction:
+        """Of the k-th smallest and k-th largest: at least k values below the median, and at least k above."""
+        return Fraction(sum(math.comb(n, i) for i in range(k, n - k + 1)), 2**n)
+
+    assert coverage(int(low) + 1) >= confidence
+    assert low + 1 == n // 2 or coverage(int(low) + 2) < confidence
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_rounds_have_no_interval(n: int) -> None:
+    assert median_interval([1.0] * n, 0.95) == (None, None)
+    assert paired_ratio([2.0] * n, [1.0] * n) == (2.0, None, None, True)
+    assert unpaired_ratio([2.0] * n, [1.0] * n) == (2.0, None, None, False)
+
+
+def test_many_rounds_do_not_overflow() -> None:
+    low, high = median_interval(np.random.default_rng(0).normal(size=20_000).tolist(), 0.95)
+    assert low is not None
+    assert high is not None
+    assert -0.03 < low < 0 < high < 0.03
+
+
+def test_what_disturbs_the_whole_machine_cancels_out_of_paired_rounds() -> None:
+    chance = np.random.default_rng(3)
+    disturbance = chance.lognormal(sigma=1.0, size=40)
+    baseline, candidate = disturbance, 0.8 * disturbance
+    assert paired_ratio(candidate, baseline)[:3] == pytest.approx((0.8, 0.8, 0.8))
+    shuffled = unpaired_ratio(chance.permutation(candidate), baseline)
+    assert shuffled.low < 0.75
+    assert shuffled.high > 0.85
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    chance = np.random.default_rng(7)
+    paired = unpaired = 0
+    trials = 800
+    for _ in range(trials):
+        drift = chance.lognormal(sigma=0.5, size=30)
+        one, two = (chance.lognormal(sigma=0.2, size=30) for _ in range(2))
+        ratio = paired_ratio((1.1 * drift * one).tolist(), (drift * two).tolist())
+        paired += ratio.low <= 1.1 <= ratio.high
+        ratio = unpaired_ratio((1.1 * one).tolist(), two.tolist())
+        unpaired += ratio.low <= 1.1 <= ratio.high
+    slack = 3 * math.sqrt(0.95 * 0.05 / trials)
+    assert paired / trials > 0.95 - slack
+    assert unpaired / trials > 0.95 - slack

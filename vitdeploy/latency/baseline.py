@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitdeploy.errors import UsageError
-from vitdeploy.latency.measurement import Candidate, Measurement, Ratio, paired_ratio, unpaired_ratio
+from vitdeploy.latency.measurement import Candidate, Measurement
 from vitdeploy.machine.settings import differences
+from vitdeploy.statistics import Ratio, paired_ratio, unpaired_ratio
 
 SCHEMA_VERSION = 1
 

@@ -1,8 +1,7 @@
-"""What was measured of one candidate, and what two of them are to each other."""
+"""What was measured of one candidate."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
-CONFIDENCE = 0.95
 
 
 class Turn(NamedTuple):
@@ -23,19 +21,6 @@ class Turn(NamedTuple):
     seconds: Sequence[float]
     wall_seconds: float
     peak_bytes: int | None
-
-
-class Ratio(NamedTuple):
-    """Time per image over the baseline's: below 1 is faster.
-
-    low and high bound it with 95 % confidence; None where there are too few rounds to say so. `paired` ratios are
-    taken round by round, so that what disturbs the whole machine cancels out.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    paired: bool
 
 
 @dataclass(frozen=True)
@@ -112,40 +97,3 @@ class Measurement(Candidate):
             "images_per_second": self.images_per_second,
             "image_seconds": self.image_seconds,
         }
-
-
-def paired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """Median of the ratios of each round, for two candidates that took turns."""
-    ratios = [a / b for a, b in zip(candidate, baseline, strict=True)]
-    low, high = median_interval(ratios, CONFIDENCE)
-    return Ratio(median(ratios), low, high, paired=True)
-
-
-def unpaired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """Ratio of the medians, for two candidates of different runs.
-
-    Each median is in its interval with a probability of sqrt(0.95), so both are with 0.95: then the ratio lies between
-    the ratios of opposite ends. What changed from run to run is not in it.
-    """
-    low, high = median_interval(candidate, math.sqrt(CONFIDENCE))
-    base_low, base_high = median_interval(baseline, math.sqrt(CONFIDENCE))
-    value = median(candidate) / median(baseline)
-    if low is None or high is None or base_low is None or base_high is None:
-        return Ratio(value, None, None, paired=False)
-    return Ratio(value, low / base_high, high / base_low, paired=False)
-
-
-def median_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """Interval that holds the median of the distribution with at least `confidence`, whatever the distribution.
-
-    Of n values, the number below the median is binomial (n, 1/2), so the k-th smallest and the k-th largest enclose it
-    except with probability 2 P(fewer than k): David and Nagaraja, Order Statistics, section 7.1. The narrowest such
-    pair is returned; (None, None) where not even the extremes suffice (fewer than 6 values at 0.95).
-    """
-    ordered, n = sorted(values), len(values)
-    k, outside, term = 0, 0, 1  # 2**n P(fewer than k), and 2**n P(exactly k)
-    while k < n // 2 and 2 * (outside + term) / 2**n <= 1 - confidence:
-        outside += term
-        term = term * (n - k) // (k + 1)
-        k += 1
-    return (ordered[k - 1], ordered[-k]) if k else (None, None)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.latency.baseline import SCHEMA_VERSION
-from vitdeploy.latency.measurement import PERCENTILES, Measurement, Ratio
+from vitdeploy.latency.measurement import PERCENTILES, Measurement
+from vitdeploy.statistics import Ratio
 
 COLUMNS = ("p50 ms", "p90", "p95", "p99", "images/s", "load s", "first call ms", "peak MB", "calls")
 

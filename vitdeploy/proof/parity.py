@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import UsageError
+from vitdeploy.statistics import json_number, snr_db
 
 Array = NDArray[Any]
 
@@ -50,7 +51,7 @@ class OutputParity:
 
     max_abs       largest absolute error
     max_relative  max_abs over the largest magnitude of the reference
-    snr_db        10 log10(sum reference^2 / sum error^2); infinite when there is no error
+    snr_db        `statistics.snr_db`: infinite when there is no error
     finite        the output holds no NaN and no Inf
     top1_same     clear cases with the same best class; None unless the output is [N, classes]
     top1_clear    clear cases, see CLEAR_MARGIN
@@ -75,8 +76,7 @@ class OutputParity:
         """JSON values; a measure that is infinite or not a number becomes null."""
         values: dict[str, Any] = {"name": self.name}
         for key in ("max_abs", "max_relative", "snr_db"):
-            value = getattr(self, key)
-            values[key] = value if math.isfinite(value) else None
+            values[key] = json_number(getattr(self, key))
         return {
             **values,
             "finite": self.finite,
@@ -179,18 +179,17 @@ def compare(
     error = found - expected
     max_abs = float(np.abs(error).max())
     max_relative = _ratio(max_abs, float(np.abs(expected).max()))
-    noise = _ratio(float(np.square(error).sum()), float(np.square(expected).sum()))
-    snr_db = -10 * math.log10(noise) if noise else math.inf
+    ratio = snr_db(expected, found)
     same, clear = _top1(expected, found) if expected.ndim == 2 else (None, None)
 
     failures = []
     if bounds.max_relative is not None and max_relative > bounds.max_relative:
         failures.append(f"{name}: the relative error is {max_relative:.2e}, the bound {bounds.max_relative:.0e}")
-    if bounds.min_snr_db is not None and snr_db < bounds.min_snr_db:
-        failures.append(f"{name}: the signal-to-noise ratio is {snr_db:.1f} dB, the bound {bounds.min_snr_db:g} dB")
+    if bounds.min_snr_db is not None and ratio < bounds.min_snr_db:
+        failures.append(f"{name}: the signal-to-noise ratio is {ratio:.1f} dB, the bound {bounds.min_snr_db:g} dB")
     if bounds.same_top1 and same != clear:
         failures.append(f"{name}: only {same} of {clear} clear cases keep their best class")
-    return OutputParity(name, max_abs, max_relative, snr_db, True, same, clear, tuple(failures))
+    return OutputParity(name, max_abs, max_relative, ratio, True, same, clear, tuple(failures))
 
 
 def compare_outputs(

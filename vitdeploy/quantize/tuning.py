@@ -23,7 +23,7 @@ import onnx_ir as ir
 from vitdeploy.files import cache_folder, write_atomically
 from vitdeploy.graph.edit import sizes
 from vitdeploy.graph.qdq import Array
-from vitdeploy.latency.measurement import Ratio, paired_ratio
+from vitdeploy.statistics import Ratio, paired_ratio
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.insert import insert
