@@ -39,7 +39,7 @@ def built(graph: ir.Model, target: Target) -> tuple[ir.Model, dict[str, list[str
     """The graph for `target`, and what each pass changed."""
     graph = graph.clone()
     lower(graph, target)
-    graph, records = optimize(graph, target)
+    records = optimize(graph, target)
     return graph, {record["pass"]: record["changes"] for record in records}
 
 

@@ -135,7 +135,7 @@ def check_every_target(model: nn.Module, images: Array, *, dynamic: bool) -> Non
     for target in TARGETS.values():
         graph = captured.clone()
         lower(graph, target)
-        graph, _ = optimize(graph, target)
+        optimize(graph, target)
         pin_modules(graph, pinned)
         key = sha256(ir.to_proto(graph).SerializeToString(deterministic=True)).digest()
         distinct.setdefault(key, (graph, []))[1].append(target)

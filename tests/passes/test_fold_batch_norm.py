@@ -135,7 +135,7 @@ def test_a_linear_layer_that_cannot_take_it_finds_it_in_front(linear: str) -> No
 @pytest.mark.parametrize(
     "body",
     [
-        "c = Conv (x, w) r = Relu (c) y = Add (c, r) z = NORM (c, gamma, beta, mu, var)",  # c has two readers
+        "c = Conv (x, w) r = Relu (c) y = Add (c, r) z = NORM (c, gamma, beta, mu, var)",  # c has two consumers
         "n = NORM (x, gamma, beta, mu, var) z = Conv <pads = [1, 1, 1, 1]> (n, w)",  # the border would see the shift
         'n = NORM (x, gamma, beta, mu, var) z = Conv <auto_pad = "SAME_UPPER"> (n, w)',
         "n = NORM (x, gamma, beta, mu, var) y = Relu (n) z = Conv (n, w)",

@@ -71,7 +71,7 @@ def test_a_kernel_without_a_tap_on_the_pixel_itself_is_left_alone(attributes: st
 @pytest.mark.parametrize(
     "body",
     [
-        "c = Conv <pads = [1, 1, 1, 1]> (x, w) y0 = Add (x, c) y = Mul (y0, c)",  # the branch has two readers
+        "c = Conv <pads = [1, 1, 1, 1]> (x, w) y0 = Add (x, c) y = Mul (y0, c)",  # the branch has two consumers
         "r = Relu (x) c = Conv <pads = [1, 1, 1, 1]> (r, w) y = Add (x, c)",  # not the convolution's own input
         "c = Conv <pads = [1, 1, 1, 1]> (x, w) y = Sub (x, c)",
         "c0 = Conv (x, one_by_all) y = Add (x, c0)",  # one channel, broadcast

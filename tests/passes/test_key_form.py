@@ -35,7 +35,7 @@ LEFT_ALONE = {
     "heads only": QUERY + "y = MatMul (w, q)",
     "channels that do not come last": "k = Transpose <perm = [0, 3, 1, 2]> (x) t = Relu (x) y = MatMul (t, k)",
     "queries that are constant weights": KEY + "y = MatMul (w, k)",
-    "another reader": QUERY + KEY + "s = MatMul (q, k) e = ReduceMax (k) y = Add (s, e)",
+    "another consumer": QUERY + KEY + "s = MatMul (q, k) e = ReduceMax (k) y = Add (s, e)",
     "rank three": "r = Reshape (x, rows) k = Transpose <perm = [1, 2, 0]> (r) q = Relu (r) "
     "p = Transpose <perm = [1, 0, 2]> (q) y = MatMul (p, k)",
 }

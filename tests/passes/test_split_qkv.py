@@ -147,7 +147,7 @@ WEIGHTS = {
 LEFT_ALONE = {
     "an index that is computed": ("part_major", "i = ArgMax <keepdims = 0> (flat) y = Gather <axis = 2> (r, i)"),
     "tokens chosen, not columns": ("part_major", "y = Gather <axis = 1> (r, zero)"),
-    "another reader of the whole": ("part_major", "g = Gather <axis = 2> (r, zero) s = ReduceSum (r) y = Add (g, s)"),
+    "another consumer of the whole": ("part_major", "g = Gather <axis = 2> (r, zero) s = ReduceSum (r) y = Add (g, s)"),
     "two axes": ("part_major", "g = Gather <axis = 2> (r, zero) s = Gather <axis = 3> (r, one) e = ReduceSum (s) "
     "y = Add (g, e)"),
     "a part that is an output": ("part_major", "y = Gather <axis = 2> (r, zero) s = Gather <axis = 2> (r, one)"),

@@ -175,7 +175,7 @@ def test_a_reshape_and_an_expand_to_two_free_dimensions_are_left_alone() -> None
     assert prove(StaticShapes, model, batch(2, 3, 2)).changes == []
 
 
-def test_a_transposed_weight_keeps_its_name_and_is_one_constant_for_all_its_readers() -> None:
+def test_a_transposed_weight_keeps_its_name_and_is_one_constant_for_all_its_consumers() -> None:
     model = parsed(
         """agraph (float[batch, 2] x) => (y, z, v) {
             a = Transpose (shared) y = MatMul (x, a) b = Transpose (shared) z = MatMul (x, b)

@@ -59,7 +59,7 @@ def capture(
             why=_first_cause(error),
             fix="--batch 1" if dynamic_batch else "replace the data-dependent Python in forward by tensor operations",
         ) from error
-    assert onnx_program is not None
+    assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
     captured = onnx_program.model
     _name_interface(captured, output_names)
     _name_nodes(captured)

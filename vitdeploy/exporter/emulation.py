@@ -14,30 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import Array
-
-
-def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs of the graph exactly as written (ONNX Runtime, CPU, no rewriting), for any number of samples."""
-    parts = _run_batches(model, inputs)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _run_batches(model: ir.Model, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
-    """The outputs of each batch: a graph of fixed batch takes its samples a batch at a time."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as listed; by default leaves may wait for the end
-    options.log_severity_level = 4
-    payload = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    samples = len(next(iter(inputs.values())))
-    fixed = session.get_inputs()[0].shape[0]
-    step = fixed if isinstance(fixed, int) else samples
-    batches = ({name: array[i : i + step] for name, array in inputs.items()} for i in range(0, samples, step))
-    return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
+from vitdeploy.graph.run import Runner
 
 
 @dataclass(frozen=True)
@@ -60,7 +37,7 @@ def activation_ranges(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str,
     for index, value in enumerate(values):
         for statistic in _statistics(watched.graph, value, f"watch.{index}"):
             watched.graph.outputs.append(statistic)
-    parts = _run_batches(watched, inputs)
+    parts = list(Runner(watched, "as_written").batches(inputs))
 
     def seen(index: int, statistic: str) -> list[float]:
         return [float(part[f"watch.{index}.{statistic}"]) for part in parts]

@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import GateError
-from vitdeploy.exporter.emulation import Range, activation_ranges, emulate_half, half_snr_db, run
+from vitdeploy.exporter.emulation import Range, activation_ranges, emulate_half, half_snr_db
 from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remove_unused
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
+from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def to_half(
     bound = min_snr_db + SPARE_DB
 
     def measure(kept: Mapping[str, str]) -> float:
-        return quality(run(emulate_half(_typed(model, kept)), inputs))
+        return quality(run(emulate_half(_typed(model, kept)), inputs, "as_written"))
 
     report.snr_db = measure(report.kept)
     while not report.snr_db >= bound and len(report.repairs) < MAX_REPAIRS:

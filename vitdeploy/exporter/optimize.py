@@ -30,8 +30,10 @@ from vitdeploy.passes.key_form import KeyForm
 from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
 from vitdeploy.passes.merge_transposes import MergeTransposes
 from vitdeploy.passes.separate_projections import SeparateProjections
+from vitdeploy.passes.simplify import Simplify
 from vitdeploy.passes.split_qkv import SplitQKV
 from vitdeploy.passes.static_shapes import StaticShapes
+from vitdeploy.registry import Registry
 from vitdeploy.targets import Target
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,11 @@ Record = dict[str, Any]
 
 # Shapes first, since every later pass asks for them. The q/k/v idiom moves the batch off axis 0, where HoistBroadcast
 # looks for it, so it is undone before. GEMMs merge before transposes, which then see the final structure.
-_BEFORE_FOLDING = (StaticShapes, SplitQKV, HoistBroadcast)
-_AFTER_FOLDING = (
+PASSES: tuple[type[GraphPass], ...] = (
+    StaticShapes,
+    SplitQKV,
+    HoistBroadcast,
+    Simplify,
     FuseLayerNorm,
     FoldQueryScale,
     DropKeyBias,
@@ -56,6 +61,7 @@ _AFTER_FOLDING = (
     GemmForm,
     GeluForm,
 )
+_ANNOUNCED: Registry[type[GraphPass]] = Registry("vitdeploy.passes", kind="pass", option="", kept={})
 
 
 def lower(model: ir.Model, target: Target) -> list[Record]:
@@ -72,19 +78,16 @@ def lower(model: ir.Model, target: Target) -> list[Record]:
     return records
 
 
-def optimize(model: ir.Model, target: Target) -> tuple[ir.Model, list[Record]]:
-    """Simplify a lowered graph without changing its outputs beyond rounding, and state it in the target's opset.
+def optimize(model: ir.Model, target: Target) -> list[Record]:
+    """Simplify a lowered graph in place, its outputs the same but for rounding, and state it in the target's opset.
 
-    Returns the graph and one record for each rewrite: its name and what it changed.
+    Returns one record for each rewrite: its name and what it changed.
     """
-    records = [run_pass(kind(target), model) for kind in _BEFORE_FOLDING]
-    model, folded = _simplify(model)
-    records.append(folded)
-    records += [run_pass(kind(target), model) for kind in _AFTER_FOLDING]
+    records = [run_pass(kind(target), model) for kind in (*PASSES, *_ANNOUNCED.announced())]
     records.append(_record("lower_layer_norm", lower_layer_norm(model, target)))
     records.append(_record("lower_opset", lower_opset(model, target)))
     _tidy(model)
-    return model, records
+    return records
 
 
 def node_count(model: ir.Model) -> int:
@@ -93,22 +96,13 @@ def node_count(model: ir.Model) -> int:
 
 
 def run_pass(graph_pass: GraphPass, model: ir.Model) -> Record:
-    """Run one rewrite on `model` in place and return its record."""
+    """Run one rewrite on `model` in place and return its record; ExportError where it does not keep its contract."""
     log.debug("%s", graph_pass.name)
-    graph_pass(model)
+    try:
+        graph_pass(model)
+    except ir.passes.InvariantError as error:
+        raise ExportError(f"the graph pass {graph_pass.name} does not fit this network", why=str(error)) from error
     return _record(graph_pass.name, graph_pass.changes)
-
-
-def _simplify(model: ir.Model) -> tuple[ir.Model, Record]:
-    """Constant folding, shape inference and the stock fusions of onnxsim."""
-    import onnxsim
-
-    before = node_count(model)
-    # A batched MatMul + Add as Gemm costs two Reshapes around it, and hides attention from every fuser.
-    skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
-    proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=skipped, skip_fuse_bn=True)
-    simplified = ir.from_proto(proto)
-    return simplified, _record("onnxsim", [f"{before} nodes became {node_count(simplified)}"])
 
 
 def _tidy(model: ir.Model) -> None:

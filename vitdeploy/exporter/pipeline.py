@@ -158,9 +158,9 @@ def _graph(
     captured = node_count(graph)
     with clock.step(f"lowering and optimizing for {request.target}"):
         records = lower(graph, request.row)
-        graph, more = optimize(graph, request.row)
+        records += optimize(graph, request.row)
     pin_modules(graph, getattr(model, "float32_modules", ()))
-    return graph, {"nodes_captured": captured, "passes": records + more}
+    return graph, {"nodes_captured": captured, "passes": records}
 
 
 def _precision(

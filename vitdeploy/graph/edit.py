@@ -120,7 +120,7 @@ def sizes(value: ir.Value | None) -> tuple[int | str, ...] | None:
 
 
 def reshape_target(shape: Sequence[int | str]) -> Array | None:
-    """What Reshape reads to give `shape`, -1 for its free dimension; None where two are free or one is empty."""
+    """The second input of a Reshape to `shape`, -1 for its free dimension; None where two are free or one is empty."""
     if sum(isinstance(dim, str) for dim in shape) > 1 or 0 in shape:
         return None
     return np.array([-1 if isinstance(dim, str) else dim for dim in shape], dtype=np.int64)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Builder, sizes
+from vitdeploy.graph.edit import Builder, consumers, sizes
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.targets import Target
@@ -23,12 +23,22 @@ class BakePreprocessing(GraphPass):
     """
 
     name: ClassVar[str] = "bake_preprocessing"
-    expects: ClassVar[str] = "one float32 input of normalised images [N, 3, H, W]"
-    guarantees: ClassVar[str] = "the input are RGB pixels, uint8 [N, H, W, 3], which one Cast reads"
 
     def __init__(self, target: Target, recipe: Preprocessing) -> None:
         super().__init__(target)
         self.recipe = recipe
+
+    def requires(self, model: ir.Model) -> None:
+        """One input with four axes."""
+        shapes = [sizes(value) for value in model.graph.inputs]
+        if [len(shape or ()) for shape in shapes] != [4]:
+            raise ir.passes.PreconditionError(f"preprocessing makes one input [N, 3, H, W], this graph has {shapes}")
+
+    def ensures(self, model: ir.Model) -> None:
+        """The input are pixels, which nothing but one Cast takes."""
+        (pixels,) = model.graph.inputs
+        if pixels.dtype != ir.DataType.UINT8 or [node.op_type for node in consumers(pixels)] != ["Cast"]:
+            raise ir.passes.PostconditionError(f"the input {pixels.name} is {pixels.dtype} and no image for one Cast")
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Give the graph its new input."""

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import abc
+from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vitdeploy.graph.edit import remove_unused
 from vitdeploy.targets import Target
 
 
 class GraphPass(ir.passes.InPlacePass, abc.ABC):
     """A rewrite of the graph that changes no output beyond rounding.
 
-    A pass states in `expects` what it needs of the graph and in `guarantees` what holds afterwards, and leaves one line
-    for each change in `changes`. A pass that does not suit its target leaves the graph alone (`applies`).
+    A pass leaves one line for each change in `changes`, keeps the graph's outputs and their names, and gives no name to
+    two values. One that does not suit its target leaves the graph alone (`applies`), and so it does with a part of the
+    graph that it does not understand. What it cannot do without is checked in `requires(model)`, what holds afterwards
+    in `ensures(model)`, the hooks of onnx-ir, where that costs little: both run at every export, and raise
+    `PreconditionError` and `PostconditionError`.
+
+    Ours run in the order of `exporter.optimize.PASSES`. An installed package adds one by an entry point of the group
+    `vitdeploy.passes`:
+
+        [project.entry-points."vitdeploy.passes"]
+        mine = "my_package.passes:MyPass"
+
+    It is made with the target, runs after ours, by name, and gets what they leave: opset 20, standard operators, every
+    value annotated with its shape and type. After it the graph is restated in the target's opset.
     """
 
     name: ClassVar[str]
-    expects: ClassVar[str]
-    guarantees: ClassVar[str]
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -32,11 +44,27 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run on `model` in place."""
+        before = [(value.name, value.dtype) for value in model.graph.outputs]
         self.changes = self.rewrite(model) if self.applies() else []
         if self.changes:
-            RemoveUnusedNodesPass()(model)
+            remove_unused(model)
+            _check(model.graph, before)
         return ir.passes.PassResult(model, modified=bool(self.changes))
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model) -> list[str]:
         """Change `model` and return one line for each change, naming the node."""
+
+
+def _check(graph: ir.Graph, before: Sequence[tuple[str | None, ir.DataType | None]]) -> None:
+    """What holds after every pass: the outputs are those of `before`, and no two values have one name."""
+    after = [value.name for value in graph.outputs]
+    if after != [name for name, _ in before]:
+        raise ir.passes.PostconditionError(f"the outputs became {after}")
+    for value, (name, dtype) in zip(graph.outputs, before, strict=True):
+        if dtype is not None and value.dtype != dtype:
+            raise ir.passes.PostconditionError(f"the output {name} was {dtype} and became {value.dtype}")
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    name, count = Counter(value.name for value in values if value.name).most_common(1)[0]
+    if count > 1:
+        raise ir.passes.PostconditionError(f"{count} values are called {name}")

@@ -17,8 +17,6 @@ class ChannelsLastMaps(GraphPass):
     """
 
     name: ClassVar[str] = "channels_last_maps"
-    expects: ClassVar[str] = "every value annotated with its shape"
-    guarantees: ClassVar[str] = "no Transpose of rank 3 between tokens and a map"
 
     def applies(self) -> bool:
         """Where the target's integer convolutions are channels last."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, producer, set_constant, static_shape
+from vitdeploy.graph.edit import attribute, constant, need, producer, set_constant, shape_of, static_shape
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.hoist_broadcast import ELEMENTWISE
 
@@ -30,8 +30,6 @@ class DropBatchAxis(GraphPass):
     """
 
     name: ClassVar[str] = "drop_batch_axis"
-    expects: ClassVar[str] = "every value annotated with its shape"
-    guarantees: ClassVar[str] = "no leading axis of size 1 on what goes from one matrix product to the next"
 
     def applies(self) -> bool:
         """Where products of lower rank are faster."""
@@ -44,8 +42,7 @@ class DropBatchAxis(GraphPass):
             for node in model.graph:
                 _edit(node, dropped)
             for value in dropped:
-                assert value.shape is not None
-                value.shape = ir.Shape(value.shape[1:])
+                value.shape = ir.Shape(shape_of(value)[1:])
             products = sum(producer(value, "MatMul") is not None for value in dropped)
             changes.append(f"{len(dropped)} values lost a leading axis of 1, {products} of them matrix products")
         return changes
@@ -169,8 +166,7 @@ def _edit(node: ir.Node, dropped: set[ir.Value]) -> None:
 
 def _name_shape(node: ir.Node, out_dropped: bool) -> None:
     """Make `node` a Reshape to the shape it gives, without the leading axis where that goes."""
-    shape = static_shape(node.outputs[0])
-    assert shape is not None
+    shape = need(static_shape(node.outputs[0]), f"the shape of {node.outputs[0].name}")
     node.op_type = "Reshape"
     node.attributes.clear()
     node.resize_inputs(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,9 +21,7 @@ class DropKeyBias(GraphPass):
     part of the keys becomes zero; a bias of which nothing is left is removed.
     """
 
-    name = "drop_key_bias"
-    expects = "attention as MatMul and Softmax, every value annotated with its shape"
-    guarantees = "no bias in a projection that makes keys of one attention and nothing else"
+    name: ClassVar[str] = "drop_key_bias"
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Look at what each softmax is taken of."""
@@ -46,9 +46,9 @@ def _products(softmax: ir.Node) -> list[ir.Node]:
     return _summands(source, softmax)
 
 
-def _summands(value: ir.Value, reader: ir.Node) -> list[ir.Node]:
+def _summands(value: ir.Value, consumer: ir.Node) -> list[ir.Node]:
     node, shape = value.producer(), sizes(value)
-    if node is None or not shape or only_consumer(value) is not reader:
+    if node is None or not shape or only_consumer(value) is not consumer:
         return []
     if node.op_type == "MatMul":
         return [node]
@@ -67,15 +67,15 @@ def _summands(value: ir.Value, reader: ir.Node) -> list[ir.Node]:
 
 def _key_bias(product: ir.Node) -> tuple[Projection, slice] | None:
     """The projection that makes the right factor of `product`, and the columns whose bias no row of it can see."""
-    value, reader = product.inputs[1], product
+    value, consumer = product.inputs[1], product
     if value is None or producer(value) is None or not sizes(value) or product.inputs[0] is value:
         return None
     movement: Movement | None = Movement.still(sizes(value) or ())
-    while movement is not None and value is not None and only_consumer(value) is reader:
+    while movement is not None and value is not None and only_consumer(value) is consumer:
         node = value.producer()
         if node is None or node.op_type not in MOVERS:
             break
-        movement, value, reader = after(node, movement), node.inputs[0], node
+        movement, value, consumer = after(node, movement), node.inputs[0], node
     found = None if value is None or producer(value, "Expand") is not None else find_columns(value)
     if movement is None or found is None:
         return None

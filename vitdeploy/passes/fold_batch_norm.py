@@ -12,11 +12,13 @@ from vitdeploy.graph.edit import (
     Builder,
     attribute,
     constant,
+    graph_of,
     of_type,
     only_consumer,
     producer,
     replace,
     set_constant,
+    shape_of,
     sizes,
 )
 from vitdeploy.passes.base import GraphPass
@@ -31,10 +33,6 @@ class FoldBatchNorm(GraphPass):
     """
 
     name: ClassVar[str] = "fold_batch_norm"
-    expects: ClassVar[str] = "Weights are initializers."
-    guarantees: ClassVar[str] = (
-        "No BatchNormalization is the only reader of a convolution, or is read by nothing but a spatial mean."
-    )
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fold each BatchNormalization that has a neighbour to take it."""
@@ -121,9 +119,9 @@ def _set_weights(conv: ir.Node, weight: Array, scaled: Array, bias: Array) -> No
 
 def _behind_mean(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
     """The mean of a * x + b over all positions is a * mean(x) + b."""
-    reader = only_consumer(node.outputs[0])
-    mean = _spatial_mean(node, reader)
-    if reader is None or mean is None or mean.outputs[0].shape is None:
+    consumer = only_consumer(node.outputs[0])
+    mean = _spatial_mean(node, consumer)
+    if consumer is None or mean is None or mean.outputs[0].shape is None:
         return None
     replace(node, source)
     end = _last_view(mean, len(affine.scale))
@@ -134,73 +132,74 @@ def _behind_mean(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None
     return f"behind {mean.name}"
 
 
-def _spatial_mean(node: ir.Node, reader: ir.Node | None) -> ir.Node | None:
-    """The mean over all axes but batch and channel that `reader` is, or that follows if it flattens these axes."""
-    if reader is None:
+def _spatial_mean(node: ir.Node, consumer: ir.Node | None) -> ir.Node | None:
+    """The mean over all axes but batch and channel that `consumer` is, or that follows if it flattens these axes."""
+    if consumer is None:
         return None
     before = sizes(node.outputs[0])
-    if reader.op_type == "Reshape" and before is not None and reader.inputs[0] is node.outputs[0]:
-        flat = sizes(reader.outputs[0])
+    if consumer.op_type == "Reshape" and before is not None and consumer.inputs[0] is node.outputs[0]:
+        flat = sizes(consumer.outputs[0])
         if flat is None or len(flat) != 3 or flat[:2] != before[:2]:
             return None
-        return _spatial_mean(reader, only_consumer(reader.outputs[0]))
-    if reader.op_type == "GlobalAveragePool":
-        return reader
-    if reader.op_type != "ReduceMean" or before is None or len(before) < 3:
+        return _spatial_mean(consumer, only_consumer(consumer.outputs[0]))
+    if consumer.op_type == "GlobalAveragePool":
+        return consumer
+    if consumer.op_type != "ReduceMean" or before is None or len(before) < 3:
         return None
-    axes = constant(reader.inputs[1]) if len(reader.inputs) > 1 else attribute(reader, "axes")
+    axes = constant(consumer.inputs[1]) if len(consumer.inputs) > 1 else attribute(consumer, "axes")
     reduced = set() if axes is None else {int(axis) % len(before) for axis in axes}
-    return reader if reduced == set(range(2, len(before))) else None
+    return consumer if reduced == set(range(2, len(before))) else None
 
 
 def _last_view(mean: ir.Node, channels: int) -> ir.Node:
     """The node after which the means are [B, C], if only such views follow; else `mean`."""
-    reader = only_consumer(mean.outputs[0])
-    if reader is not None and reader.op_type in ("Reshape", "Flatten", "Squeeze"):
-        before, after = sizes(mean.outputs[0]), sizes(reader.outputs[0])
+    consumer = only_consumer(mean.outputs[0])
+    if consumer is not None and consumer.op_type in ("Reshape", "Flatten", "Squeeze"):
+        before, after = sizes(mean.outputs[0]), sizes(consumer.outputs[0])
         if before is not None and after is not None and len(after) == 2 and after == (before[0], channels):
-            return reader
+            return consumer
     return mean
 
 
 def _into_linear(value: ir.Value, affine: _Affine) -> ir.Node | None:
-    """Fold into the Gemm, or the MatMul and Add, that alone reads `value` [B, C]; the node whose weights changed."""
-    reader, shape = only_consumer(value), sizes(value)
-    if reader is None or shape is None or len(shape) != 2 or reader.inputs[0] is not value:
+    """Fold into the Gemm, or the MatMul and Add, that alone takes `value` [B, C]; the node whose weights changed."""
+    consumer, shape = only_consumer(value), sizes(value)
+    if consumer is None or shape is None or len(shape) != 2 or consumer.inputs[0] is not value:
         return None
-    weight = constant(reader.inputs[1]) if reader.op_type in ("Gemm", "MatMul") else None
+    weight = constant(consumer.inputs[1]) if consumer.op_type in ("Gemm", "MatMul") else None
     if weight is None or weight.ndim != 2:
         return None
-    if reader.op_type == "Gemm":
-        bias_holder, bias_index = reader, 2
-        if attribute(reader, "transA", 0) or {attribute(reader, factor, 1.0) for factor in ("alpha", "beta")} != {1.0}:
+    if consumer.op_type == "Gemm":
+        bias_holder, bias_index = consumer, 2
+        if attribute(consumer, "transA", 0) or {attribute(consumer, factor, 1.0) for factor in ("alpha", "beta")} != {
+            1.0
+        }:
             return None
     else:
-        add = only_consumer(reader.outputs[0], "Add")
+        add = only_consumer(consumer.outputs[0], "Add")
         if add is None:
             return None
-        bias_holder, bias_index = add, 1 if add.inputs[0] is reader.outputs[0] else 0
+        bias_holder, bias_index = add, 1 if add.inputs[0] is consumer.outputs[0] else 0
     has_bias = len(bias_holder.inputs) > bias_index and bias_holder.inputs[bias_index] is not None
     bias = constant(bias_holder.inputs[bias_index]) if has_bias else np.zeros(1)
     if bias is None or bias.ndim > 1:
         return None
-    transposed = bool(attribute(reader, "transB", 0))
+    transposed = bool(attribute(consumer, "transB", 0))
     matrix = (weight.T if transposed else weight).astype(np.float64)
     scaled = affine.scale[:, None] * matrix
-    set_constant(reader, 1, (scaled.T if transposed else scaled).astype(weight.dtype), "weight")
+    set_constant(consumer, 1, (scaled.T if transposed else scaled).astype(weight.dtype), "weight")
     set_constant(bias_holder, bias_index, (bias + affine.shift @ matrix).astype(weight.dtype), "bias")
-    return reader
+    return consumer
 
 
 def _apply(end: ir.Node, affine: _Affine) -> None:
     """Put a Mul and an Add per channel behind `end`."""
-    value, graph = end.outputs[0], end.graph
-    assert graph is not None
-    assert value.shape is not None
+    value = end.outputs[0]
+    shape = shape_of(value)
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-    scale, shift = (part.astype(dtype).reshape(-1, *[1] * (len(value.shape) - 2)) for part in affine)
-    add = Builder(graph, end)
+    scale, shift = (part.astype(dtype).reshape(-1, *[1] * (len(shape) - 2)) for part in affine)
+    add = Builder(graph_of(end), end)
     attributes = {name: found.value for name, found in end.attributes.items()}
-    means = add.op(end.op_type, end.inputs, value.shape, **attributes)
-    scaled = add.op("Mul", [means, add.constant(scale, "scale")], value.shape)
-    replace(end, add.op("Add", [scaled, add.constant(shift, "shift")], value.shape))
+    means = add.op(end.op_type, end.inputs, shape, **attributes)
+    scaled = add.op("Mul", [means, add.constant(scale, "scale")], shape)
+    replace(end, add.op("Add", [scaled, add.constant(shift, "shift")], shape))

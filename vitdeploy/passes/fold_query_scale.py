@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,27 +17,24 @@ class FoldQueryScale(GraphPass):
     """scale * (x W + b) = x (scale W) + scale b, on the columns of the queries only.
 
     Takes a scalar on either operand of a product of two computed matrices, or on the product itself. A Mul stays where
-    the projection, or its part of a fused one, has another reader, such as queries that are keys elsewhere.
+    the projection, or its part of a fused one, has another consumer, such as queries that are keys elsewhere.
     """
 
-    name = "fold_query_scale"
-    expects = (
-        "attention as MatMul, Softmax, MatMul with the scale a scalar constant, q, k, v parts of one Split at most"
-    )
-    guarantees = "no scale in front of an attention product whose operand is a projection that serves nothing else"
+    name: ClassVar[str] = "fold_query_scale"
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fold scale after scale."""
         changes = []
         for node in of_type(model.graph, "Mul", "Div"):
             scaled, factor = _scalar_factor(node)
-            for operand in () if scaled is None else _operands(node, scaled):
+            if scaled is None:
+                continue
+            for operand in _operands(node, scaled):
                 found = find_columns(operand)
                 if found is not None:
                     projection, columns = found
                     weight = projection.map_columns(partial(_scaled, columns=columns, factor=factor))
                     changes.append(f"{node.name}: folded the scale {factor:.6g} into {weight}")
-                    assert scaled is not None
                     replace(node, scaled)
                     break
         return changes
@@ -61,10 +59,10 @@ def _operands(node: ir.Node, scaled: ir.Value) -> list[ir.Value]:
     if product is not None and _both_computed(product):
         left, right = product.inputs
         return [] if only_consumer(scaled) is not node or left is right else [v for v in (left, right) if v is not None]
-    user = only_consumer(node.outputs[0])
-    while user is not None and user.op_type in ("Reshape", "Transpose"):
-        user = only_consumer(user.outputs[0])
-    return [scaled] if user is not None and user.op_type == "MatMul" and _both_computed(user) else []
+    consumer = only_consumer(node.outputs[0])
+    while consumer is not None and consumer.op_type in ("Reshape", "Transpose"):
+        consumer = only_consumer(consumer.outputs[0])
+    return [scaled] if consumer is not None and consumer.op_type == "MatMul" and _both_computed(consumer) else []
 
 
 def _both_computed(product: ir.Node) -> bool:

@@ -19,10 +19,6 @@ class FoldResidualConv(GraphPass):
     """
 
     name: ClassVar[str] = "fold_residual_conv"
-    expects: ClassVar[str] = "Weights are initializers."
-    guarantees: ClassVar[str] = (
-        "No Add joins a shape-keeping convolution, read by it alone, to that convolution's input."
-    )
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fold each Add of a convolution and its input."""

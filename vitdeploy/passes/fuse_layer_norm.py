@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -33,9 +34,13 @@ class FuseLayerNorm(GraphPass):
     recognises the last axis only, so statistics over the channels of a map [B, C, H, W] get a Transpose on either side.
     """
 
-    name = "fuse_layer_norm"
-    expects = "static length of the normalized axis, scale, bias and epsilon constants"
-    guarantees = "every layer normalization over one axis is a LayerNormalization over the last axis"
+    name: ClassVar[str] = "fuse_layer_norm"
+
+    def ensures(self, model: ir.Model) -> None:
+        """None is left."""
+        left = next((node for node in model.graph if _find(node) is not None), None)
+        if left is not None:
+            raise ir.passes.PostconditionError(f"{left.name} still ends a layer norm written out")
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fuse one normalization after the other."""

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Array, Builder, attribute, constant, of_type, only_consumer, replace
+from vitdeploy.graph.edit import (
+    Array,
+    Builder,
+    attribute,
+    constant,
+    dtype_of,
+    input_of,
+    of_type,
+    only_consumer,
+    producer,
+    replace,
+)
 from vitdeploy.passes.base import GraphPass
 
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -34,6 +46,7 @@ _TOLERANCE = 1e-6  # constants are stored in FP32; the two curves differ by 5e-4
 
 # Nodes between the input of a hand-written GELU and its curve (Erf or Tanh), and from there to its output.
 _NODES_BEFORE, _NODES_BEHIND = 8, 5
+_GELU_SINCE = 20
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,19 @@ class GeluForm(GraphPass):
     with the erf and the tanh curve, so the order and grouping of the operators do not matter.
     """
 
-    name = "gelu_form"
-    expects = "constants of hand-written GELUs scalar; opset 20 or newer for the form `gelu`"
-    guarantees = "every GELU has the form of the target"
+    name: ClassVar[str] = "gelu_form"
+
+    def requires(self, model: ir.Model) -> None:
+        """Gelu as one operator is of opset 20."""
+        opset = model.graph.opset_imports.get("", 0)
+        if self.target.gelu == "gelu" and opset < _GELU_SINCE:
+            raise ir.passes.PreconditionError(f"Gelu is an operator from opset {_GELU_SINCE} on, this is {opset}")
+
+    def ensures(self, model: ir.Model) -> None:
+        """No operator where the target wants none."""
+        left = [node for node in model.graph if node.op_type == "Gelu"]
+        if self.target.gelu != "gelu" and left:
+            raise ir.passes.PostconditionError(f"{left[0].name} is not in the form {self.target.gelu}")
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Restate what is not in the target's form yet."""
@@ -85,9 +108,8 @@ def decompose(graph: ir.Graph, anchor: ir.Node, x: ir.Value, approximate: str) -
     add, shape = Builder(graph, anchor), x.shape
 
     def op(op_type: str, first: ir.Value, second: ir.Value | float, name: str = "") -> ir.Value:
-        assert x.dtype is not None
         if not isinstance(second, ir.Value):
-            second = add.constant(np.asarray(second, dtype=x.dtype.numpy()), f"gelu.{name}")
+            second = add.constant(np.asarray(second, dtype=dtype_of(x).numpy()), f"gelu.{name}")
         return add.op(op_type, [first, second], shape)
 
     if approximate == "tanh":
@@ -110,16 +132,16 @@ def _text(value: ir.Value | None, x: ir.Value) -> str:
     number = constant(value)
     if value is x or number is not None:
         return "x" if number is None else f"{number.item():.6g}"
-    node = None if value is None else value.producer()
-    assert node is not None
+    node = producer(value)
+    if node is None:
+        return "?"
     return f"{node.op_type}({', '.join(_text(part, x) for part in node.inputs)})"
 
 
 def _recognise(curve: ir.Node) -> _Gelu | None:
     """The GELU that `curve` is, or that stands around an Erf or Tanh."""
     if curve.op_type == "Gelu":
-        assert curve.inputs[0] is not None
-        return _Gelu(curve.inputs[0], curve, attribute(curve, "approximate", "none"))
+        return _Gelu(input_of(curve, 0), curve, attribute(curve, "approximate", "none"))
     inputs = _ancestors(curve)
     last: ir.Node | None = curve
     for _ in range(_NODES_BEHIND):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import UNARY, Builder, attribute, constant, producer, sizes, static_shape
+from vitdeploy.graph.edit import UNARY, Builder, attribute, constant, input_of, need, producer, sizes, static_shape
 from vitdeploy.passes.base import GraphPass
 
 # Operators that broadcast all their inputs against each other, the unary ones included.
@@ -38,10 +38,6 @@ class HoistBroadcast(GraphPass):
     """
 
     name: ClassVar[str] = "hoist_broadcast"
-    expects: ClassVar[str] = "Every value is annotated with its shape; free dimensions have names."
-    guarantees: ClassVar[str] = (
-        "No operator but a mixing one that cannot broadcast reads a value that an Expand made equal for every image."
-    )
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Find the values that are equal for every image, then redirect whoever mixes them with the images."""
@@ -98,8 +94,7 @@ class _Hoist:
         if value not in self.equal:
             return value
         if value not in self._single:
-            node = value.producer()
-            assert node is not None
+            node = need(value.producer(), f"what makes {value.name}")
             if self._is_origin(value):
                 self._single[value] = self._single_origin(node)
             else:
@@ -107,8 +102,7 @@ class _Hoist:
         return self._single[value]
 
     def _single_origin(self, node: ir.Node) -> ir.Value:
-        source, wanted = node.inputs[0], _for_one(node.outputs[0])
-        assert source is not None
+        source, wanted = input_of(node, 0), _for_one(node.outputs[0])
         if sizes(source) == wanted:
             return source
         add = Builder(self.graph, node)
@@ -130,11 +124,10 @@ class _Hoist:
         return copy.outputs
 
     def expanded(self, value: ir.Value, anchor: ir.Node) -> ir.Value:
-        """`value` over the whole batch again, by an Expand in front of `anchor`, its first reader."""
+        """`value` over the whole batch again, by an Expand in front of `anchor`, its first consumer."""
         if value not in self._expanded:
             single, add = self.single(value), Builder(self.graph, anchor)
-            shape = sizes(value)
-            assert shape is not None
+            shape = need(sizes(value), f"the shape of {value.name}")
             if isinstance(shape[0], int):
                 target = add.constant(np.array(shape, dtype=np.int64), "shape")
             else:
@@ -170,8 +163,7 @@ def _expands_batch(node: ir.Node) -> bool:
 
 
 def _for_one(value: ir.Value) -> tuple[int, ...]:
-    shape = sizes(value)
-    assert shape is not None
+    shape = need(sizes(value), f"the shape of {value.name}")
     return 1, *(int(dim) for dim in shape[1:])
 
 

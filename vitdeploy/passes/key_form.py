@@ -17,8 +17,6 @@ class KeyForm(GraphPass):
     """
 
     name: ClassVar[str] = "key_form"
-    expects: ClassVar[str] = "Transposes merged, every value annotated with its shape"
-    guarantees: ClassVar[str] = "what changes the order of axes in front of a product of activations keeps the last one"
 
     def applies(self) -> bool:
         """Where the target asks for it."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Builder, attribute, constant, consumers, of_type, sizes
+from vitdeploy.graph.edit import Builder, attribute, constant, consumers, need, of_type, sizes
 from vitdeploy.passes.base import GraphPass
 
 # All streams but the longest together. Measured on LeMeViT-tiny at 224x224, batch 1, one CPU thread: time with every
@@ -32,9 +33,7 @@ class MergeSharedLinear(GraphPass):
     GEMMs are as fast as one, and the copies would be lost.
     """
 
-    name = "merge_shared_linear"
-    expects = "linear layers as MatMul and Add on [B, N, C], N and C static, B named or static"
-    guarantees = "one MatMul for each weight that several short streams of tokens share independently"
+    name: ClassVar[str] = "merge_shared_linear"
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Merge one weight after the other."""
@@ -80,9 +79,7 @@ def _rows(nodes: Sequence[ir.Node]) -> list[int]:
 
 
 def _tokens(value: ir.Value) -> int:
-    shape = sizes(value)
-    assert shape is not None
-    return int(shape[_TOKEN_AXIS])
+    return int(need(sizes(value), f"the shape of {value.name}")[_TOKEN_AXIS])
 
 
 class _Merger:
@@ -93,7 +90,7 @@ class _Merger:
         self.splits: deque[list[ir.Value]] = deque()
 
     def merge(self, nodes: Sequence[ir.Node]) -> ir.Value:
-        """Run the sibling `nodes` as one and return its output, which a Split hands to their readers."""
+        """Run the sibling `nodes` as one and return its output, which a Split hands to their consumers."""
         first = nodes[0]
         inputs = [
             value if _is_constant(value) else self.join([node.inputs[i] for node in nodes])  # type: ignore[misc]
@@ -125,7 +122,7 @@ class _Merger:
         return Builder(self.graph, anchor).op("Concat", values, shape, axis=_TOKEN_AXIS)
 
     def grow(self) -> None:
-        """Merge the readers of what was merged, as long as all their operands are."""
+        """Merge the consumers of what was merged, as long as all their operands are."""
         while self.splits:
             parts = self.splits.popleft()
             for node in consumers(parts[0]):
@@ -135,7 +132,7 @@ class _Merger:
 
 
 def _sibling(node: ir.Node, part: ir.Value, other: ir.Value) -> ir.Node | None:
-    """The reader of `other` that is to it what `node` is to `part`."""
+    """The consumer of `other` that is to it what `node` is to `part`."""
     position = node.inputs.index(part)
     for use in other.uses():
         if use.idx == position and _same_operator(node, use.node):
@@ -199,7 +196,7 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def _varying(nodes: Sequence[ir.Node | None]) -> list[list[ir.Value]]:
-    """For each computed input, what the nodes read there."""
+    """For each computed input, what the nodes take there."""
     present = [node for node in nodes if node is not None]
     columns = zip(*(node.inputs for node in present), strict=True)
     return [[v for v in column if v is not None] for column in columns if not _is_constant(column[0])]

@@ -15,6 +15,7 @@ from vitdeploy.graph.edit import (
     attribute,
     bypass,
     constant,
+    need,
     of_type,
     only_consumer,
     remove_unused,
@@ -37,8 +38,6 @@ class MergeTransposes(GraphPass):
     """
 
     name: ClassVar[str] = "merge_transposes"
-    expects: ClassVar[str] = "Every value is annotated with its shape; free dimensions have names."
-    guarantees: ClassVar[str] = "No Transpose follows another one, or meets its inverse through elementwise operators."
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Try every movement and reduction, from the outputs up, until nothing is left to win."""
@@ -85,9 +84,9 @@ def _pull(graph: ir.Graph, node: ir.Node) -> str | None:
 
 
 def _plan(value: ir.Value, movement: Movement, owner: ir.Node | None) -> _Plan | None:
-    """The cheapest way to `value` moved by `movement`; `owner` is its reader if nothing else needs that reader.
+    """The cheapest way to `value` moved by `movement`; `owner` is its consumer if nothing else needs that one.
 
-    Either the movement is done here, or further up: then what only this path reads goes away.
+    Either the movement is done here, or further up: then what only this path needs goes away.
     """
     node = value.producer()
     owned = owner is not None and only_consumer(value) is owner
@@ -127,8 +126,7 @@ def _here(value: ir.Value, movement: Movement) -> _Plan | None:
 
 
 def _reshape(add: Builder, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
-    target = reshape_target(shape)
-    assert target is not None
+    target = need(reshape_target(shape), f"the shape {list(shape)} for one Reshape")
     return add.op("Reshape", [value, add.constant(target, "shape")], shape)
 
 
@@ -163,15 +161,14 @@ def _through(node: ir.Node, movement: Movement) -> _Plan | None:
 
 def _take_name(value: ir.Value, old: ir.Node) -> None:
     """Call `value` and its node after `old`, whose place they take."""
-    new = value.producer()
-    assert new is not None
+    new = need(value.producer(), f"what makes {value.name}")
     new.name, value.name = old.name, old.outputs[0].name
     old.name, old.outputs[0].name = f"{old.name}.moved", f"{old.outputs[0].name}.moved"
 
 
 def _reduce_before(graph: ir.Graph, node: ir.Node) -> str | None:
     """Reduce over the axes as they lay before the Transposes in front of `node`."""
-    value, reader = node.inputs[0], node
+    value, consumer = node.inputs[0], node
     shape, out = sizes(value), sizes(node.outputs[0])
     by_input = len(node.inputs) > 1
     axes = constant(node.inputs[1]) if by_input else attribute(node, "axes")
@@ -179,11 +176,11 @@ def _reduce_before(graph: ir.Graph, node: ir.Node) -> str | None:
         return None
     movement: Movement | None = Movement.still(shape)
     transposes, best = 0, None
-    while value is not None and only_consumer(value) is reader:
+    while value is not None and only_consumer(value) is consumer:
         mover = value.producer()
         if mover is None or mover.op_type not in MOVERS or movement is None:
             break
-        movement, value, reader = after(mover, movement), mover.inputs[0], mover
+        movement, value, consumer = after(mover, movement), mover.inputs[0], mover
         transposes += mover.op_type == "Transpose"
         earlier = None if movement is None else movement.axes_before({int(axis) % len(shape) for axis in axes})
         if transposes and earlier is not None:

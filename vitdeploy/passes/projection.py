@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Array, attribute, bypass, constant, only_consumer, producer, set_constant
+from vitdeploy.graph.edit import (
+    Array,
+    attribute,
+    bypass,
+    constant,
+    input_of,
+    need,
+    only_consumer,
+    producer,
+    set_constant,
+)
 
 _KEEPS_ELEMENTS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand")
 
@@ -26,57 +36,56 @@ class Projection:
     bias: tuple[ir.Node, int] | None
     width: int
 
+    @property
+    def weight(self) -> Array:
+        """The weights as they are stored: [K, N], or [N, K] where a Gemm transposes them."""
+        return need(constant(self.linear.inputs[1]), f"constant weights of {self.linear.name}")
+
     def map_columns(self, edit: Callable[[Array], Array]) -> str:
         """Put edit(W [K, N]) and edit(b [N]) in place of W and b, in this layer only; returns the new weight's name.
 
-        `edit` acts on the last axis. The old initializers stay as they are for whoever else reads them.
+        `edit` acts on the last axis. The old initializers stay as they are for other consumers.
         """
-        weight = constant(self.linear.inputs[1])
-        assert weight is not None
-        transposed = bool(attribute(self.linear, "transB", 0))
-        edited = edit(weight.T).T if transposed else edit(weight)
+        weight = self.weight
+        edited = edit(weight.T).T if attribute(self.linear, "transB", 0) else edit(weight)
         set_constant(self.linear, 1, edited.astype(weight.dtype), "weight")
-        if self.bias is not None:
-            self._set_bias(edit(self._bias()))
-        new = self.linear.inputs[1]
-        assert new is not None
-        return str(new.name)
+        bias = self.bias_of(slice(None))
+        if bias is not None:
+            self._set_bias(edit(bias))
+        return str(input_of(self.linear, 1).name)
 
     def bias_of(self, columns: slice) -> Array | None:
         """The bias [n] of these columns; None where the layer has none."""
-        return None if self.bias is None else self._bias()[columns]
+        stored = self._stored_bias()
+        return None if stored is None else np.broadcast_to(stored.reshape(-1), (self.width,))[columns]
 
     def clear_bias(self, columns: slice) -> bool:
-        """Set the bias of these columns to zero; whether that was the last of it and it is gone."""
-        assert self.bias is not None
-        bias = self._bias().copy()
+        """Set the bias of these columns to zero; whether that was the last of it and the layer has none any more."""
+        found = self.bias_of(slice(None))
+        if self.bias is None or found is None:
+            return True
+        bias = found.copy()
         bias[columns] = 0
-        node, position = self.bias
         if bias.any():
             self._set_bias(bias)
-        elif node is not self.linear:
-            return bypass(node, self.linear.outputs[0])
-        else:
-            node.resize_inputs(position)
-        return not bias.any()
-
-    def _bias(self) -> Array:
-        assert self.bias is not None
+            return False
         node, position = self.bias
-        bias = constant(node.inputs[position])
-        assert bias is not None
-        return np.broadcast_to(bias.reshape(-1), (self.width,))
+        if node is not self.linear:
+            return bypass(node, self.linear.outputs[0])
+        node.resize_inputs(position)
+        return True
+
+    def _stored_bias(self) -> Array | None:
+        return None if self.bias is None else constant(self.bias[0].inputs[self.bias[1]])
 
     def _set_bias(self, bias: Array) -> None:
-        assert self.bias is not None
-        node, position = self.bias
-        old = constant(node.inputs[position])
-        assert old is not None
-        set_constant(node, position, bias.astype(old.dtype), "bias")
+        old = self._stored_bias()
+        if self.bias is not None and old is not None:
+            set_constant(*self.bias, bias.astype(old.dtype), "bias")
 
 
 def find_projection(value: ir.Value) -> Projection | None:
-    """The linear layer that makes `value`, if it is one and nobody else reads the product before its bias."""
+    """The linear layer that makes `value`, if it is one and the product has no consumer but its bias."""
     node = producer(value)
     if node is None:
         return None
@@ -94,7 +103,7 @@ def find_projection(value: ir.Value) -> Projection | None:
 
 
 def find_columns(value: ir.Value) -> tuple[Projection, slice] | None:
-    """The projection, and the columns of it, that `value` holds and that nothing else reads."""
+    """The projection, and the columns of it, that `value` holds and that have no other consumer."""
     columns = slice(None)
     while only_consumer(value) is not None:
         node = value.producer()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Builder, attribute, constant, of_type, only_consumer
+from vitdeploy.graph.edit import Builder, attribute, input_of, of_type, only_consumer, shape_of
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.projection import Projection, find_projection
 
@@ -20,8 +20,6 @@ class SeparateProjections(GraphPass):
     """
 
     name: ClassVar[str] = "separate_projections"
-    expects: ClassVar[str] = "the parts of a fused projection taken by Splits of its last axis"
-    guarantees: ClassVar[str] = "no Split of the last axis of a linear layer that nothing else reads"
 
     def applies(self) -> bool:
         """Where a Split costs more than the rows read again."""
@@ -42,10 +40,7 @@ class SeparateProjections(GraphPass):
 
 
 def _axis(split: ir.Node) -> int:
-    whole = split.inputs[0]
-    assert whole is not None
-    assert whole.shape is not None
-    return int(attribute(split, "axis", 0)) % len(whole.shape)
+    return int(attribute(split, "axis", 0)) % len(shape_of(input_of(split, 0)))
 
 
 def _cuts_last_axis(split: ir.Node) -> bool:
@@ -62,7 +57,7 @@ def _lengths(split: ir.Node) -> list[int] | None:
 
 
 def _leaves(split: ir.Node) -> list[ir.Node]:
-    """The Splits that cut every part of `split` alike along the last axis; none where something else reads a part."""
+    """The Splits that cut every part of `split` alike along the last axis; none where a part has another consumer."""
     leaves = [only_consumer(part, "Split") for part in split.outputs]
     found = [leaf for leaf in leaves if leaf is not None and _cuts_last_axis(leaf)]
     alike = len(found) == len(leaves) and all(_lengths(leaf) == _lengths(found[0]) for leaf in found)
@@ -88,13 +83,11 @@ def _separate(graph: ir.Graph, fused: Projection, leaves: Sequence[ir.Node], str
 def _part(add: Builder, fused: Projection, columns: slice) -> ir.Value:
     """The linear layer that makes these columns of `fused`."""
     linear = fused.linear
-    weight, bias = constant(linear.inputs[1]), fused.bias_of(columns)
-    assert weight is not None
-    assert linear.outputs[0].shape is not None
+    weight, bias = fused.weight, fused.bias_of(columns)
     transposed = bool(attribute(linear, "transB", 0))
     own = weight[columns] if transposed else weight[:, columns]
     inputs = [linear.inputs[0], add.constant(own, "weight")]
-    shape = [*linear.outputs[0].shape[:-1], own.shape[0 if transposed else 1]]
+    shape = [*shape_of(linear.outputs[0])[:-1], own.shape[0 if transposed else 1]]
     added = add.constant(bias, "bias") if bias is not None and bias.any() else None
     if added is not None and linear.op_type == "Gemm":
         inputs.append(added)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from vitdeploy.graph.edit import (
     of_type,
     only_consumer,
     remove_unused,
+    shape_of,
 )
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.projection import find_projection
@@ -27,7 +29,7 @@ from vitdeploy.passes.projection import find_projection
 
 @dataclass(frozen=True)
 class _Part:
-    """What one reader takes of an axis: [start, stop), the axis itself dropped or kept, as `output`."""
+    """What one consumer takes of an axis: [start, stop), the axis itself dropped or kept, as `output`."""
 
     start: int
     stop: int
@@ -40,13 +42,11 @@ class SplitQKV(GraphPass):
 
     Any selection along an axis that a Reshape cut out of the last axis is a choice of columns of the projection.
     Where the chosen columns are blocks, a Split of the projection takes them; where they alternate (heads outside,
-    q, k, v inside) and nothing else reads the projection, its columns are put in the order of the parts first. One
+    q, k, v inside) and nothing else takes the projection, its columns are put in the order of the parts first. One
     GEMM is kept. Slices that tile the last axis become a Split too: one node in place of three.
     """
 
-    name = "split_qkv"
-    expects = "static shapes but for the batch, selections by constants"
-    guarantees = "no Gather, Slice or rank 5 between a fused projection and the heads of its attention"
+    name: ClassVar[str] = "split_qkv"
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Rewrite one fused projection after the other, until none is left."""
@@ -107,9 +107,8 @@ def _rewrite(graph: ir.Graph, reshape: ir.Node) -> str | None:
 
 def _replace_part(add: Builder, part: _Part, chunk: ir.Value, heads: ir.Value, axis: int, perm: Sequence[int]) -> None:
     """Reshape and transpose `chunk` into what `part` was."""
-    assert heads.shape is not None
     kept = [] if part.dropped else [part.stop - part.start]
-    shape = [*heads.shape[:axis], *kept, *heads.shape[axis + 1 :]]
+    shape = [*shape_of(heads)[:axis], *kept, *shape_of(heads)[axis + 1 :]]
     value = chunk
     if chunk.shape is None or shape != list(chunk.shape):
         target = np.asarray([dim if isinstance(dim, int) else -1 for dim in shape], dtype=np.int64)
@@ -150,7 +149,7 @@ def _pieces(parts: Sequence[_Part], length: int) -> list[tuple[int, int]] | None
 
 
 def _parts(value: ir.Value) -> tuple[int, list[_Part]] | None:
-    """The axis along which every reader of `value` selects by constants, and what each takes."""
+    """The axis along which every consumer of `value` selects by constants, and what each takes."""
     if value.is_graph_output() or dims(value) is None:
         return None
     axes, parts = set(), []

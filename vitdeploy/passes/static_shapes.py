@@ -16,6 +16,7 @@ from vitdeploy.graph.edit import (
     constant,
     consumers,
     inherit_name,
+    input_of,
     of_type,
     producer,
     remove_unused,
@@ -34,11 +35,6 @@ class StaticShapes(GraphPass):
     """
 
     name: ClassVar[str] = "static_shapes"
-    expects: ClassVar[str] = "What a Reshape or Expand gives is annotated with its shape; free dimensions have names."
-    guarantees: ClassVar[str] = (
-        "No Reshape or Expand reads a computed shape that its annotation tells, apart from an Expand over the batch; "
-        "every value that shape inference reaches is annotated."
-    )
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Apply the rules below to each node in topological order, again for as long as annotations come to light."""
@@ -79,8 +75,7 @@ def _no_operation(graph: ir.Graph, node: ir.Node) -> str | None:
 
 def _same_type(graph: ir.Graph, node: ir.Node) -> str | None:
     """Cast and CastLike to the type that is there already; CastLike to a known type becomes Cast."""
-    source = node.inputs[0]
-    assert source is not None
+    source = input_of(node, 0)
     like = node.inputs[1].dtype if node.op_type == "CastLike" and node.inputs[1] is not None else None
     wanted = like if node.op_type == "CastLike" else ir.DataType(attribute(node, "to"))
     if wanted is None or source.dtype is None:
@@ -164,15 +159,15 @@ def _known_dimensions(graph: ir.Graph, node: ir.Node) -> str | None:
 
 
 def _constant_transpose(graph: ir.Graph, node: ir.Node) -> str | None:
-    """The transposed weight of a linear layer is one constant for all its readers, under the weight's own name."""
+    """The transposed weight of a linear layer is one constant for all its consumers, under the weight's own name."""
     weight = node.inputs[0]
     array = constant(weight)
     if weight is None or array is None or not weight.is_initializer():
         return None
     perm = attribute(node, "perm")
     moved = Builder(graph, node).constant(array.transpose(perm), "weight")
-    alike = [user for user in consumers(weight) if user.op_type == "Transpose" and attribute(user, "perm") == perm]
-    replaced = [bypass(user, moved) for user in alike]
+    alike = [other for other in consumers(weight) if other.op_type == "Transpose" and attribute(other, "perm") == perm]
+    replaced = [bypass(other, moved) for other in alike]
     if not any(replaced):
         return None
     inherit_name(moved, weight)
@@ -181,27 +176,27 @@ def _constant_transpose(graph: ir.Graph, node: ir.Node) -> str | None:
 
 def _split(graph: ir.Graph, node: ir.Node) -> str | None:
     """SplitToSequence whose parts are all taken by constant position becomes Split."""
-    source, axis = node.inputs[0], attribute(node, "axis", 0)
-    shape = None if source is None else sizes(source)
+    source, axis = input_of(node, 0), attribute(node, "axis", 0)
+    shape = sizes(source)
     chunk = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     takers = [use.node for use in node.outputs[0].uses()]
     length = None if shape is None else shape[axis]
     if chunk is None or shape is None or not isinstance(length, int) or node.outputs[0].is_graph_output():
         return None
-    positions = [constant(taker.inputs[1]) if taker.op_type == "SequenceAt" else None for taker in takers]
-    if any(position is None for position in positions):
+    found = [constant(taker.inputs[1]) if taker.op_type == "SequenceAt" else None for taker in takers]
+    positions = [int(position) for position in found if position is not None]
+    if len(positions) < len(takers):
         return None
     parts = chunk.tolist() if chunk.ndim else [min(int(chunk), length - at) for at in range(0, length, int(chunk))]
     split = Builder(graph, node).constant(np.array(parts, dtype=np.int64), "split")
     new = ir.node("Split", [source, split], attributes={"axis": axis}, num_outputs=len(parts), name=_split_name(node))
     for place, (out, part) in enumerate(zip(new.outputs, parts, strict=True)):
         out.name = f"{new.name}.out{place or ''}"
-        out.type = None if source is None else source.type
+        out.type = source.type
         out.shape = ir.Shape([part if index == axis % len(shape) else dim for index, dim in enumerate(shape)])
     graph.insert_before(node, new)
     for taker, position in zip(takers, positions, strict=True):
-        assert position is not None
-        bypass(taker, new.outputs[int(position)])
+        bypass(taker, new.outputs[position])
     return f"became Split into {parts}"
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BackendError, VitDeployError
+from vitdeploy.errors import VitDeployError
+from vitdeploy.graph.run import run
 from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.bisect import Divergence, first_divergence, same_within
 from vitdeploy.proof.parity import compare_outputs
@@ -34,7 +35,7 @@ def diagnose(
     inputs = {name: array[:rows] for name, array in reference.inputs.items()}
     expected = {name: array[:rows] for name, array in reference.outputs.items()}
     precision, bounds = bundle.manifest.precision, bounds_of(bundle.manifest)
-    trusted = _trusted(model, inputs)
+    trusted = run(model, inputs)
     if not compare_outputs(expected, trusted, runtime="onnxruntime", precision=precision, bounds=bounds).passed:
         return None, "ONNX Runtime does not reproduce the reference either: it is the bundle, not TensorRT"
 
@@ -48,25 +49,12 @@ def diagnose(
             backend.close()
 
     try:
-        found = first_divergence(model, lambda marked: _trusted(marked, inputs), suspect, same_within(bounds))
+        found = first_divergence(model, lambda marked: run(marked, inputs), suspect, same_within(bounds))
     except VitDeployError as error:
         return None, f"looking for the block ended early: {error.what}"
     if found is None:
         return None, "built once more the engine is as right as ONNX Runtime: it differs from build to build"
     return found, ""
-
-
-def _trusted(model: bytes, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-        names = [port.name for port in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-    except Exception as error:
-        raise BackendError("ONNX Runtime cannot run the graph", why=str(error).strip().splitlines()[-1]) from error
 
 
 def _rows(bundle: Bundle, asked: BuildOptions) -> int:

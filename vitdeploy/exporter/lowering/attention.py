@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.exporter.composites import CROSS_ATTENTION, DOMAIN
-from vitdeploy.graph.edit import Builder, attribute, replace
+from vitdeploy.graph.edit import Builder, attribute, dtype_of, input_of, replace, shape_of
 
 
 def lower_attention(model: ir.Model) -> list[str]:
@@ -25,19 +25,14 @@ def lower_attention(model: ir.Model) -> list[str]:
 
 
 def _matmul(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    query, key, value, *bias = node.inputs
-    assert query is not None
-    assert key is not None
-    assert key.shape is not None
-    assert query.dtype is not None
+    query, key, (value, *bias) = input_of(node, 0), input_of(node, 1), node.inputs[2:]
     add = Builder(graph, node)
-    batch, heads, m, d = key.shape
-    scale = np.asarray(attribute(node, "scale"), dtype=query.dtype.numpy())
+    batch, heads, m, d = shape_of(key)
+    scale = np.asarray(attribute(node, "scale"), dtype=dtype_of(query).numpy())
     if scale != 1:
         query = add.op("Mul", [query, add.constant(scale, "scale")], query.shape)
     transposed = add.op("Transpose", [key], [batch, heads, d, m], perm=[0, 1, 3, 2])
-    out_shape = node.outputs[0].shape
-    assert out_shape is not None
+    out_shape = shape_of(node.outputs[0])
     score_shape = [*out_shape[:3], m]
     scores = add.op("MatMul", [query, transposed], score_shape)
     if bias:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter.composites import DECONVOLUTION, DOMAIN
-from vitdeploy.graph.edit import Array, Builder, attribute, constant, replace
+from vitdeploy.graph.edit import Array, Builder, attribute, constant, input_of, need, replace, shape_of
 from vitdeploy.targets import Target
 
 
@@ -44,8 +44,7 @@ class _Deconvolution:
 
     @classmethod
     def of(cls, node: ir.Node) -> _Deconvolution:
-        x, weight, *bias = node.inputs
-        assert x is not None
+        x, (weight, *bias) = input_of(node, 0), node.inputs[1:]
         rank = len(attribute(node, "strides"))
         pads = list(attribute(node, "pads"))
         return cls(
@@ -63,24 +62,26 @@ class _Deconvolution:
 
     @property
     def batch(self) -> int | ir.SymbolicDim:
-        assert self.x.shape is not None
-        return self.x.shape[0]
+        return shape_of(self.x)[0]
 
     @property
     def size(self) -> list[int]:
         """Spatial size of the input."""
-        assert self.x.shape is not None
-        return [int(dim) for dim in self.x.shape[2:]]  # type: ignore[arg-type]
+        size = [length for length in shape_of(self.x)[2:] if isinstance(length, int)]
+        return need(size if len(size) == len(self.strides) else None, f"the size of the map {self.x.name}")
+
+    @property
+    def weights(self) -> Array:
+        """The kernel, which every form but the operator itself needs as a constant."""
+        return need(self.weight, f"constant weights of {self.node.name}")
 
     @property
     def kernel(self) -> list[int]:
-        assert self.weight is not None
-        return list(self.weight.shape[2:])
+        return list(self.weights.shape[2:])
 
     @property
     def out_channels(self) -> int:
-        assert self.weight is not None
-        return int(self.weight.shape[1]) * self.group
+        return int(self.weights.shape[1]) * self.group
 
     def shape(self, spatial: list[int], channels: int | None = None) -> list[int | ir.SymbolicDim]:
         return [self.batch, self.out_channels if channels is None else channels, *spatial]
@@ -129,9 +130,8 @@ def _depth_to_space(add: Builder, case: _Deconvolution) -> ir.Value:
 
     Output padding adds rows that no window reaches: they hold the bias alone, so the bias comes after the crop.
     """
-    assert case.weight is not None
     block = case.strides[0]
-    kernels = np.moveaxis(_as_conv_weight(case.weight, case.group), 1, -1)  # [O, k, k, C / group]
+    kernels = np.moveaxis(_as_conv_weight(case.weights, case.group), 1, -1)  # [O, k, k, C / group]
     pointwise = kernels.reshape(-1, kernels.shape[-1], 1, 1)
     crops = any(case.begins) or any(case.ends) or any(case.extra)
     late_bias = case.bias is not None and crops
@@ -146,7 +146,7 @@ def _depth_to_space(add: Builder, case: _Deconvolution) -> ir.Value:
     y = add.op("Conv", inputs, case.shape(case.size, pointwise.shape[0]), kernel_shape=[1, 1], group=case.group)
     y = add.op("DepthToSpace", [y], case.shape(full), blocksize=block, mode="CRD")
     y = _crop(add, case, y, full)
-    return _add_bias(add, case, y) if late_bias else y
+    return _add_bias(add, case, y, case.bias) if case.bias is not None and late_bias else y
 
 
 def _resize_conv(add: Builder, case: _Deconvolution) -> ir.Value:
@@ -154,10 +154,9 @@ def _resize_conv(add: Builder, case: _Deconvolution) -> ir.Value:
 
     Everything stays on the input's rank, and Resize, Mul and Conv have kernels everywhere, integer ones included.
     """
-    assert case.weight is not None
-    y = case.x
+    y, weights = case.x, case.weights
     spread = [n * s for n, s in zip(case.size, case.strides, strict=True)]
-    channels = int(case.weight.shape[0])
+    channels = int(weights.shape[0])
     if any(s > 1 for s in case.strides):
         scales = np.asarray([1, 1, *case.strides], dtype=np.float32)
         y = add.op(
@@ -168,7 +167,7 @@ def _resize_conv(add: Builder, case: _Deconvolution) -> ir.Value:
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
-        mask = np.zeros((1, 1, *spread), dtype=case.weight.dtype)
+        mask = np.zeros((1, 1, *spread), dtype=weights.dtype)
         sampled = (slice(None), slice(None), *(slice(None, None, stride) for stride in case.strides))
         mask[sampled] = 1
         y = add.op("Mul", [y, add.constant(mask, "upsample.mask")], case.shape(spread, channels))
@@ -183,7 +182,7 @@ def _resize_conv(add: Builder, case: _Deconvolution) -> ir.Value:
         y = _slice(
             add, y, cut_begin, stops, case.shape([b - a for a, b in zip(cut_begin, stops, strict=True)], channels)
         )
-    flipped = np.flip(_as_conv_weight(case.weight, case.group), axis=tuple(range(2, case.weight.ndim)))
+    flipped = np.flip(_as_conv_weight(weights, case.group), axis=tuple(range(2, weights.ndim)))
     inputs = [y, add.constant(flipped, "flipped.weight"), *([case.bias] if case.bias is not None else [])]
     return add.op(
         "Conv",
@@ -227,13 +226,11 @@ def _slice(
     return add.op("Slice", [y, *bounds, add.constant(axes, "crop.axes")], shape)
 
 
-def _add_bias(add: Builder, case: _Deconvolution, y: ir.Value) -> ir.Value:
-    bias = constant(case.bias)
-    assert case.bias is not None
-    column = [1, -1] + [1] * len(case.size)
-    if bias is not None:
-        shaped = add.constant(bias.reshape(column), "bias")
+def _add_bias(add: Builder, case: _Deconvolution, y: ir.Value, bias: ir.Value) -> ir.Value:
+    array, column = constant(bias), [1, -1] + [1] * len(case.size)
+    if array is not None:
+        shaped = add.constant(array.reshape(column), "bias")
     else:
         shape = add.constant(np.asarray(column, dtype=np.int64), "bias.shape")
-        shaped = add.op("Reshape", [case.bias, shape], [1, case.out_channels] + [1] * len(case.size))
+        shaped = add.op("Reshape", [bias, shape], [1, case.out_channels] + [1] * len(case.size))
     return add.op("Add", [y, shaped], case.node.outputs[0].shape)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.exporter.half import keep_single
-from vitdeploy.graph.edit import Builder, attribute, of_type, replace
+from vitdeploy.graph.edit import Builder, attribute, dtype_of, input_of, of_type, replace, shape_of
 from vitdeploy.targets import Target
 
 REASON = "layer norm in primitive operators: its variance and epsilon need FP32"
@@ -28,14 +28,12 @@ def lower_layer_norm(model: ir.Model, target: Target) -> list[str]:
 
 
 def _decomposed(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    x, scale, *shift = node.inputs
-    assert x is not None
-    assert x.dtype is not None
-    assert x.shape is not None
-    add, shape, rank = Builder(graph, node), x.shape, len(x.shape)
+    x, (scale, *shift) = input_of(node, 0), node.inputs[1:]
+    add, shape = Builder(graph, node), shape_of(x)
+    rank = len(shape)
     axes = list(range(int(attribute(node, "axis", -1)) % rank - rank, 0))
     reduced = [*shape[: rank + axes[0]], *[1] * len(axes)]
-    epsilon = add.constant(np.asarray(attribute(node, "epsilon", 1e-5), dtype=x.dtype.numpy()), "epsilon")
+    epsilon = add.constant(np.asarray(attribute(node, "epsilon", 1e-5), dtype=dtype_of(x).numpy()), "epsilon")
 
     def mean(value: ir.Value) -> ir.Value:
         # Opset 20, like every graph before it is restated for its target.

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import ExportError
-from vitdeploy.graph.edit import Builder, attribute, constant, of_type
+from vitdeploy.graph.edit import Builder, attribute, constant, input_of, of_type, shape_of
 from vitdeploy.targets import Target
 
 
@@ -49,8 +49,8 @@ def _explicit_split(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     count = len(node.outputs)
     axis = int(attribute(node, "axis", 0))
-    assert node.inputs[0] is not None
-    length = node.inputs[0].shape[axis] if node.inputs[0].shape is not None else None
+    shape = input_of(node, 0).shape
+    length = None if shape is None else shape[axis]
     node.attributes.pop("num_outputs")
     if isinstance(length, int):
         chunk = -(-length // count)
@@ -66,10 +66,9 @@ def _no_pad_axes(graph: ir.Graph, node: ir.Node) -> bool:
     if len(node.inputs) < 4 or node.inputs[3] is None:
         return False
     pads, axes = constant(node.inputs[1]), constant(node.inputs[3])
-    assert node.inputs[0] is not None
-    if pads is None or axes is None or node.inputs[0].shape is None:
+    if pads is None or axes is None:
         raise ExportError(f"{node.name}: Pad over axes that are computed needs opset 18")
-    rank = len(node.inputs[0].shape)
+    rank = len(shape_of(input_of(node, 0)))
     full = np.zeros(2 * rank, dtype=np.int64)
     for index, axis in enumerate(axes):
         full[int(axis) % rank] = pads[index]

@@ -1,0 +1,154 @@
+"""What holds of every pass, whatever it does: its name, its words, and that the graph computes the same after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from tests.exporter.test_optimize import Everything
+from tests.graph_cases import PORTABLE, annotated, assert_same, parsed, run
+from tests.rows import TARGETS
+from vitdeploy.errors import ExportError
+from vitdeploy.exporter import optimize as order
+from vitdeploy.exporter.capture import capture
+from vitdeploy.exporter.optimize import PASSES, lower, run_pass
+from vitdeploy.graph.names import names_in
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.gelu_form import GeluForm
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.targets import Target
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 24)).astype(np.float32)
+
+
+@cache
+def captured(dynamic: bool) -> ir.Model:
+    torch.manual_seed(0)
+    module = Everything().eval()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor += 0.1 * torch.rand_like(tensor)
+    return capture(module, torch.from_numpy(IMAGES), dynamic_batch=dynamic, output_names=["logits"])
+
+
+def test_every_pass_has_a_name_of_its_own_and_says_what_it_does() -> None:
+    passes = (*PASSES, BakePreprocessing)
+    assert len({kind.name for kind in passes}) == len(passes)
+    for kind in passes:
+        assert kind.__module__.rpartition(".")[2] in (kind.name, "simplify"), kind
+        assert kind.__doc__
+        assert len(kind.__doc__) > 60, kind
+        assert kind.__doc__ != GraphPass.__doc__
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+def test_every_pass_keeps_what_the_graph_computes_and_its_own_promise(target: Target, dynamic: bool) -> None:
+    model = captured(dynamic).clone()
+    lower(model, target)
+    expected = run(model, {"images": IMAGES})
+    for kind in PASSES:
+        one = kind(target)
+        complete = annotated(model)
+        one(model)
+        outputs = run(model, {"images": IMAGES})
+        assert_same(expected, outputs, 2e-5)
+        kind(target).ensures(model)
+        assert all(isinstance(line, str) and line for line in one.changes)
+        assert annotated(model) or not complete, f"{kind.name} leaves values without shape or type"
+        values = [str(value.name) for node in model.graph for value in node.outputs]
+        assert len(values) == len(set(values)), kind.name
+        assert [value.name for value in model.graph.outputs] == ["logits"]
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        expected = outputs
+    assert annotated(model)
+    assert names_in(model.graph)
+
+
+class _Pass(GraphPass):
+    """Does what `edit` says."""
+
+    name: ClassVar[str] = "made_up"
+    edit: ClassVar[Callable[[ir.Graph], None]]
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        type(self).edit(model.graph)
+        return ["changed"]
+
+
+def _rename_output(graph: ir.Graph) -> None:
+    graph.outputs[0].name = "other"
+
+
+def _retype_output(graph: ir.Graph) -> None:
+    graph.outputs[0].type = ir.TensorType(ir.DataType.DOUBLE)
+
+
+def _lose_output(graph: ir.Graph) -> None:
+    graph.outputs.clear()
+
+
+def _name_twice(graph: ir.Graph) -> None:
+    graph[0].outputs[0].name = "x"
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (_rename_output, r"outputs became \['other'\]"),
+        (_retype_output, "y was FLOAT and became DOUBLE"),
+        (_lose_output, r"outputs became \[\]"),
+        (_name_twice, "2 values are called x"),
+    ],
+)
+def test_a_pass_that_breaks_the_graph_is_named(edit: Callable[[ir.Graph], None], told: str) -> None:
+    kind = type("_Mine", (_Pass,), {"edit": staticmethod(edit)})
+    model = parsed("g (float[2] x) => (float[2] y) { h = Abs (x) y = Neg (h) }")
+    with pytest.raises(ExportError, match=f"graph pass made_up(.|\n)*{told}"):
+        run_pass(kind(PORTABLE), model)
+
+
+def test_a_graph_that_a_pass_cannot_take_is_refused_before_it_is_touched() -> None:
+    two = parsed("g (float[1, 3, 4, 4] x, float[1, 3, 4, 4] z) => (float[1, 3, 4, 4] y) { y = Add (x, z) }")
+    with pytest.raises(ExportError, match=r"bake_preprocessing(.|\n)*one input \[N, 3, H, W\]"):
+        run_pass(BakePreprocessing(PORTABLE, Preprocessing(size=(4, 4))), two)
+    assert len(list(two.graph)) == 1
+    old = parsed('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Erf (x) }')
+    with pytest.raises(ExportError, match=r"gelu_form(.|\n)*from opset 20 on, this is 17"):
+        run_pass(GeluForm(TARGETS["onnxruntime"]), old)
+    run_pass(GeluForm(PORTABLE), old)
+
+
+def test_passes_of_installed_packages_run_after_ours_where_they_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Mine(_Pass):
+        name = "mine"
+
+        def applies(self) -> bool:
+            return self.target.name == "portable"
+
+        def rewrite(self, model: ir.Model) -> list[str]:
+            seen.append(model.graph.opset_imports[""])
+            return ["seen"]
+
+    monkeypatch.setattr(order, "_ANNOUNCED", SimpleNamespace(announced=lambda: (Mine,)))
+    for name, changes in (("portable", ["seen"]), ("onnxruntime", [])):
+        model = captured(False).clone()
+        lower(model, TARGETS[name])
+        records = order.optimize(model, TARGETS[name])
+        names = [record["pass"] for record in records]
+        assert names[: len(PASSES)] == [kind.name for kind in PASSES]
+        assert records[len(PASSES)] == {"pass": "mine", "changes": changes}
+        assert names[len(PASSES) + 1 :] == ["lower_layer_norm", "lower_opset"]
+    assert seen == [20]
