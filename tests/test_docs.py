@@ -1,0 +1,276 @@
+"""README, CONTRIBUTING and docs: tables equal the data they repeat, programs use what exists, prose keeps its width."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vitdeploy
+from tests.rows import RULES, TARGETS
+from tests.test_plugins import ENTRY_POINTS
+from vitdeploy import bundle, registry
+from vitdeploy.cli import _parser, main
+from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "vitdeploy"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {path.name: path.read_text() for path in PAGES}
+WIDTH = 120
+
+BLOCKS = [
+    (name, language, block)
+    for name, text in TEXT.items()
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
+COMMANDS = sorted(
+    {
+        (name, line.removeprefix("$ ").partition(" #")[0].strip())
+        for name, language, block in BLOCKS
+        if language == ""
+        for line in re.sub(r"\\\n\s*", "", block).splitlines()
+        if re.match(r"(\$ )?vitdeploy [a-z]", line) and "…" not in line
+    }
+)
+PROGRAMS = [(name, block) for name, language, block in BLOCKS if language == "python"]
+RENAMED = ("--streams", "--ignore", "--remedy", "--plot")
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the only table of `page` whose first column is headed `heading`, without code marks."""
+    lines, found = TEXT[page].splitlines(), []
+    for number, line in enumerate(lines):
+        if line.startswith(f"| {heading} |") and lines[number + 1].startswith("| ---"):
+            rows = []
+            for row in lines[number + 2 :]:
+                if not row.startswith("|"):
+                    break
+                rows.append([cell.strip().replace("`", "") for cell in row.strip("|").split("|")])
+            found.append(rows)
+    assert len(found) == 1, f"{page} has {len(found)} tables that begin with {heading!r}"
+    return found[0]
+
+
+def column(page: str, heading: str) -> list[str]:
+    """The first column of that table."""
+    return [row[0] for row in table(page, heading)]
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+# The tables of docs/targets.md
+
+
+def test_the_targets_and_their_runtimes_are_the_rows() -> None:
+    rows = [[name, str(row.opset), ", ".join(row.runtimes), row.description] for name, row in TARGETS.items()]
+    assert table("targets.md", "target | opset") == rows
+
+
+def test_the_forms_of_the_targets_are_the_rows() -> None:
+    assert table("targets.md", "target | GELU") == [
+        [
+            name,
+            row.gelu,
+            row.layer_norm,
+            row.key_transpose,
+            row.projections,
+            row.linear,
+            yes(row.drops_batch),
+            yes(row.channels_last_maps),
+            str(row.min_deconvolution_group),
+        ]
+        for name, row in TARGETS.items()
+    ]
+
+
+def test_the_int8_rules_of_the_targets_are_the_rows() -> None:
+    assert table("targets.md", "target | activations") == [
+        [
+            name,
+            f"{'int8' if row.activation.signed else 'uint8'}, "
+            f"{'symmetric' if row.activation.symmetric else 'asymmetric'}",
+            yes(row.int32_bias),
+            yes(row.convolution_output),
+            yes(row.pair_per_consumer),
+            yes(row.half_rest),
+        ]
+        for name, row in RULES.items()
+    ]
+
+
+def test_the_first_screen_names_every_target_and_says_that_no_gpu_was_used() -> None:
+    screen = TEXT["README.md"].partition("\n## ")[0]
+    (line,) = re.findall(r"\*\*Targets are data\.\*\*(.*?)described", screen, re.DOTALL)
+    assert re.findall(r"`(\w+)`", line) == list(TARGETS)
+    assert re.search(r"\| TensorRT \| \*\*not yet run on a GPU\*\*", screen)
+
+
+# The zoo
+
+
+def test_the_table_of_models_is_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = []
+    for card in json.loads(capsys.readouterr().out)["models"]:
+        kind = "**reconstruction**" if card["reconstruction"] else "official code"
+        sizes = [card, *card["other_sizes"]]
+        for size in sizes:
+            number = [str(size[key]) if size[key] is not None else "" for key in ("gmacs", "top1")]
+            pixels = str(size["image_size"][0])
+            rows.append([card["name"], f"{card['parameters'] / 1e6:.2f}M", *number, pixels, kind])
+    assert table("models.md", "model") == rows
+
+
+# The measurements
+
+
+def test_the_int8_tables_are_the_results() -> None:
+    script = ROOT / "benchmarks" / "int8_table.py"
+    printed = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(printed) > 30
+    shown = set(TEXT["benchmarks.md"].splitlines())
+    assert [line for line in printed if line and line not in shown] == []
+
+
+# What is inside a bundle
+
+
+def test_the_files_of_a_bundle_are_those_that_are_written() -> None:
+    listed = ", ".join(column("README.md", "file")).split(", ")
+    assert listed == [bundle.MANIFEST, bundle.MODEL, IR_MODEL, IR_WEIGHTS, bundle.REFERENCE]
+
+
+# The public face
+
+
+def calls(program: str) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of `vitdeploy.NAME(…)` in a program."""
+    for node in ast.walk(ast.parse(program)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "vitdeploy"
+        ):
+            yield node.func.attr, node
+
+
+@pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PROGRAMS)])
+def test_every_call_of_a_program_fits_its_function(page: str, program: str) -> None:
+    for name in re.findall(r"\bvitdeploy\.(\w+)", program):
+        assert name in vitdeploy.__all__
+    for name, call in calls(program):
+        keywords = {word.arg: None for word in call.keywords if word.arg is not None}
+        inspect.signature(getattr(vitdeploy, name)).bind(*call.args, **keywords)
+
+
+def test_from_python_shows_every_command_that_is_a_function() -> None:
+    section = TEXT["README.md"].partition("## From Python")[2].partition("\n## ")[0]
+    shown = {name for _, program in PROGRAMS if program in section for name, _ in calls(program)}
+    assert shown >= {"load", "verify", "validate", "benchmark", "check", "inspect", "doctor", "build", "export"}
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_parses(page: str, command: str) -> None:
+    _, name, *rest = shlex.split(command.partition(" > ")[0])
+    assert _parser().parse_args([name, *rest]).command == name
+
+
+@pytest.mark.parametrize("page", [name for name in TEXT if name != "CHANGELOG.md"])
+def test_no_page_names_an_option_that_has_another_name_now(page: str) -> None:
+    assert [word for word in RENAMED if re.search(rf"{word}(?![\w-])", TEXT[page])] == []
+
+
+def entries(text: str) -> dict[str, dict[str, str]]:
+    """The entry points of a package by their group, from TOML or from `entry_points.txt`."""
+    groups: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        if head := re.fullmatch(r"\[(?:project\.entry-points\.)?\"?([\w.]+)\"?\]", line):
+            groups[head[1]] = {}
+        elif line:
+            name, _, value = line.partition(" = ")
+            groups[list(groups)[-1]][name] = value.strip('"')
+    return groups
+
+
+def test_the_plugin_section_has_every_group_and_the_entry_points_of_the_sample() -> None:
+    assert column("README.md", "group of entry points") == re.findall(r"`(vitdeploy\.\w+)`", str(registry.__doc__))
+    (toml,) = [block for name, language, block in BLOCKS if (name, language) == ("README.md", "toml")]
+    assert entries(toml) == entries(ENTRY_POINTS)
+
+
+# The install
+
+
+def test_the_jetson_page_names_what_its_install_brings() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (line,) = re.findall(r"^dependencies = (\[.*\])$", project, re.MULTILINE)
+    brought = ast.literal_eval(line)
+    (extras,) = set(re.findall(r"vitdeploy\[([\w,]+)\]", TEXT["jetson.md"]))
+    for extra in extras.split(","):
+        (line,) = re.findall(rf"^{extra} = (\[.*\])$", project, re.MULTILINE)
+        brought += ast.literal_eval(line)
+    (told,) = re.findall(r"This installs (.*?)\.", TEXT["jetson.md"], re.DOTALL)
+    named = set(re.split(r",\s+|\s+and\s+", told.lower()))
+    assert named == {re.split(r"[<>=]", requirement)[0] for requirement in brought}
+
+
+# CONTRIBUTING
+
+
+def test_every_package_is_described_and_no_other() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    listed = [name for cell in column("CONTRIBUTING.md", "package") for name in cell.split(", ")]
+    assert len(listed) == len(set(listed))
+    assert {name.removesuffix("/") for name in listed} == folders | modules
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = re.findall(r"`((?:vitdeploy|tests|docs|benchmarks|scripts|examples)/[\w./-]+)`", TEXT["CONTRIBUTING.md"])
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_glossary_is_short() -> None:
+    assert 5 <= len(column("CONTRIBUTING.md", "word")) <= 10
+
+
+# Form
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_prose_keeps_its_width(page: str) -> None:
+    prose = re.sub(r"^```.*?^```", lambda found: "\n" * found[0].count("\n"), TEXT[page], flags=re.M | re.S)
+    long = [n for n, line in enumerate(prose.splitlines(), 1) if len(line) > WIDTH and not line.startswith("|")]
+    assert long == [], f"{page}: lines of more than {WIDTH} columns"
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_a_row_of_a_table_is_longer_only_for_a_link_or_a_command(page: str) -> None:
+    rows = [line for line in TEXT[page].splitlines() if line.startswith("|") and len(line) > WIDTH]
+    assert [row for row in rows if "](" not in row and "`" not in row] == []
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_link_leads_somewhere(page: str) -> None:
+    path = next(path for path in PAGES if path.name == page)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", TEXT[page]):
+        file = path.parent / target if target else path
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
