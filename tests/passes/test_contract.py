@@ -75,6 +75,29 @@ def test_every_pass_keeps_what_the_graph_computes_and_its_own_promise(target: Ta
     assert names_in(model.graph)
 
 
+@pytest.mark.parametrize("name", ["portable", "onnxruntime", "tensorrt8"])
+@pytest.mark.parametrize("lost", ["shapes", "types", "all"])
+def test_a_graph_that_states_too_little_is_left_alone_or_refused_in_words(name: str, lost: str) -> None:
+    """No pass meets it with an AttributeError, which an assertion becomes under python -O."""
+    target, model = TARGETS[name], captured(False).clone()
+    lower(model, target)
+    for kind in PASSES:
+        poor = model.clone()
+        for node in poor.graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None if lost != "types" else value.shape
+                    value.type = None if lost != "shapes" else value.type
+        expected = run(model, {"images": IMAGES})
+        try:
+            run_pass(kind(target), poor)
+        except ExportError as error:
+            assert "the graph does not state" in error.what, kind.name
+        else:
+            assert_same(expected, run(poor, {"images": IMAGES}), 2e-5)
+        run_pass(kind(target), model)
+
+
 class _Pass(GraphPass):
     """Does what `edit` says."""
 

@@ -24,6 +24,7 @@ class Simplify(GraphPass):
         proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=skipped, skip_fuse_bn=True)
         simplified = ir.from_proto(proto)
         model.graph, model.ir_version = simplified.graph, simplified.ir_version
+        model.metadata_props.update(simplified.metadata_props)
         return [f"{before} nodes became {_count(model)}"]
 
 
