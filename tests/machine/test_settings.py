@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
+from vitdeploy.machine.settings import differences, machine_conditions, machine_settings, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_workstation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     settings = machine_settings(root)
-    assert settings.pop("cores") == len(os.sched_getaffinity(0))
+    assert settings.pop("cores") == min(2, len(os.sched_getaffinity(0)))
     assert settings == {
         "processor": "Fast CPU 9000",
         "cpu_limit": 1.5,
@@ -96,6 +96,14 @@ def test_an_unknown_power_mode_keeps_its_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["max 100000\n", "", "nonsense", "100000 0"])
 def test_a_container_without_a_limit_has_none(tmp_path: Path, text: str) -> None:
     assert "cpu_limit" not in machine_settings(write(tmp_path, {"sys/fs/cgroup/cpu.max": text}))
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("1", 1), ("50000", 1), ("150000", 2), ("400000", 4), ("9900000", 8)])
+def test_a_container_uses_no_more_cores_than_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert usable_cores(write(tmp_path, {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})) == cores
 
 
 def test_differences_name_what_was_and_what_is() -> None:

@@ -71,7 +71,7 @@ def test_foreign_keys_are_shown(tmp_path: Path, name: str) -> None:
         "fc.bias": torch.zeros(2),
     }
     error = refusal(saved_as(tmp_path / "a.pth", foreign), name)
-    assert f"is this a checkpoint of {name}?" in (error.fix or "")
+    assert f"check that this is a checkpoint of {name}" in (error.fix or "")
     assert "layer1.0.conv1.weight" in (error.fix or "")
 
 

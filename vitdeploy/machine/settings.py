@@ -1,7 +1,8 @@
-"""What changes a measured time without being the thing that is measured, read from files that need no rights."""
+"""Settings and conditions of the machine that affect a measured time, from files that anyone may read."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,21 +16,21 @@ _JETSON_GPU = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|gb10b")
 
 
 def machine_settings(root: Path = ROOT) -> dict[str, Any]:
-    """What stays as it is unless somebody changes it, as JSON values; what the machine does not tell is left out.
+    """Settings of the machine, as JSON values; those that cannot be read are left out.
 
     processor    name of the CPU, or of the board on Arm
-    cores        usable by this process           cpu_limit   CPUs that a container may use
+    cores        usable by this process           cpu_limit   CPU time of the container, in CPUs
     governor     of the CPU's frequency           max_mhz     the highest frequency that it may choose
     boost        whether the CPU may exceed its nominal frequency
     power_mode   nvpmodel's, on a Jetson          gpu_clocks  governor and limits of a Jetson's GPU
     gpus         names of NVIDIA GPUs             driver      version of their driver
-    environment  variables that steer threads and devices
+    environment  variables that configure threads and devices
     """
     cpus = root / "sys/devices/system/cpu"
     frequencies = (text for text in _texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_max_freq")) if text.isdigit())
     facts = {
         "processor": read_cpu(root).name,
-        "cores": usable_cores(),
+        "cores": usable_cores(root),
         "cpu_limit": _cpu_limit(root),
         "governor": _joined(_texts(cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"))),
         "max_mhz": _joined(str(int(kilohertz) // 1000) for kilohertz in frequencies),
@@ -44,10 +45,12 @@ def machine_settings(root: Path = ROOT) -> dict[str, Any]:
 
 
 def machine_conditions(root: Path = ROOT) -> dict[str, Any]:
-    """What moves while one measures: temperatures in degrees Celsius by sensor, and the load average of a minute."""
+    """Conditions that vary during a measurement: temperatures in degrees Celsius by sensor, and the load average of the
+    last minute.
+    """
     temperatures: dict[str, float] = {}
     for name, reading in _sensors(root):
-        # A sensor that sleeps says -256, and a Jetson's PMIC always the same.
+        # A sensor of a part that is off reads -256, and a Jetson's PMIC reads a constant.
         if re.fullmatch(r"-?\d+", reading) and -50_000 < int(reading) < 200_000 and not name.startswith("PMIC"):
             temperatures[name] = max(int(reading) / 1000, temperatures.get(name, -273.0))
     load = read_text(root / "proc/loadavg").split()
@@ -55,7 +58,7 @@ def machine_conditions(root: Path = ROOT) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Every setting that is not the same, in words: `there` is the earlier one."""
+    """Every setting that differs, in words: `there` are the earlier settings."""
     return [
         f"{key} was {there.get(key, 'unknown')} and is {here.get(key, 'unknown')}"
         for key in dict.fromkeys((*there, *here))
@@ -63,13 +66,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores that this process may use: those of its affinity, or fewer where the container's CPU quota is smaller."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _cpu_limit(root)
+    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
 
 
 def _cpu_limit(root: Path) -> float | None:
-    """CPUs of a control group: `200000 100000` means two, `max 100000` any number."""
+    """CPU quota of the control group, in CPUs: `200000 100000` means two, `max 100000` no limit."""
     quota = re.match(r"(\d+) ([1-9]\d*)", read_text(root / "sys/fs/cgroup/cpu.max"))
     return int(quota[1]) / int(quota[2]) if quota else None
 
@@ -82,7 +87,7 @@ def _boost(cpus: Path) -> bool | None:
 
 
 def _power_mode(root: Path) -> str | None:
-    """What `nvpmodel -q` says, without the rights that it asks for."""
+    """The power mode that `nvpmodel -q` prints, without root."""
     status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
     if not status:
         return None
@@ -99,7 +104,7 @@ def _gpu_clocks(root: Path) -> dict[str, str]:
 
 
 def _sensors(root: Path) -> Iterator[tuple[str, str]]:
-    """Name and reading of every temperature sensor; some of them refuse to be read, which gives an empty text."""
+    """Name and reading of every temperature sensor; the reading is empty where it cannot be read."""
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         yield read_text(zone / "type").strip(), read_text(zone / "temp").strip()
     for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
@@ -112,5 +117,5 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _joined(values: Iterable[str]) -> str:
-    """The different values of all cores, usually one."""
+    """The distinct values of all cores, usually one."""
     return ", ".join(sorted(set(values)))

@@ -312,7 +312,7 @@ class CageViT(nn.Module):
             raise CheckpointError(
                 "these weights do not fit the guide",
                 why=str(misfit),
-                fix="the state dict of torchvision.models.mobilenet_v3_small",
+                fix="use the state dict of torchvision.models.mobilenet_v3_small",
             )
         self.guide.trunk.load_state_dict(features, strict=False)
 
@@ -326,7 +326,7 @@ def _grid(image_size: tuple[int, int]) -> tuple[int, int]:
     if height % PATCH or width % PATCH:
         nearest = "x".join(str(max(1, round(side / PATCH)) * PATCH) for side in image_size)
         raise ModelError(
-            f"CageViT does not take {height}x{width} images",
+            f"CageViT cannot take images of {height}x{width} pixels",
             why=f"height and width must be multiples of its patches of {PATCH}x{PATCH} pixels",
             fix=f"an image size of {nearest}",
         )

@@ -1,12 +1,12 @@
-"""From a file to a network's weights, without running any code inside the file.
+"""Reading and writing the weights of a network; no code inside a file is ever run.
 
 Formats, by suffix:
   .safetensors                  what `save_checkpoint` writes; its metadata may describe the classifier
   .pth .pt .tar .bin .ckpt      PyTorch, through the weights-only loader
   .msgpack .flax or none        Flax, such as `checkpoint_93600`
 
-A training file may hold several state dicts. The first of ENTRIES that is there is taken, and looked into in turn:
-averaged weights (EMA) come first, because they are what a training script with EMA scores and publishes.
+A training file may hold several state dicts. The first of ENTRIES that the file has is taken, and searched in the same
+way. Averaged weights (EMA) come first, because a training script with EMA validates and publishes those.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SavedCheckpoint:
     state     tensors by key, prefixes of training wrappers removed, floating point ones as finite float32
     sha256    of the file
     entry     which part of the file `state` is, such as `state_dict_ema`; empty for the whole file
-    metadata  what the file says about itself (safetensors): JSON under `vitdeploy` with any of num_classes, labels,
+    metadata  the metadata of a safetensors file: JSON under `vitdeploy` with any of num_classes, labels,
               image_size, hyperparameters and preprocessing, or the first three of these as JSON entries of their own
     """
 
@@ -54,9 +54,9 @@ class SavedCheckpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self, card: ModelCard) -> ModelCard:
-        """`card` with these weights, and with the classes, labels, size and preprocessing that the file states.
+        """`card` with these weights, and with the classes, labels, size and preprocessing in the file's metadata.
 
-        Raises CheckpointError where the file's statement cannot be used.
+        Raises CheckpointError where the metadata is invalid.
         """
         origin = f"{self.path.name} [{self.entry}]" if self.entry else self.path.name
         card = replace(card, weights=Weights("checkpoint", origin, self.sha256))
@@ -65,12 +65,12 @@ class SavedCheckpoint:
             card = _restate(card, facts)
             if "preprocessing" not in facts and self.path.name != card.checkpoint:
                 unsaid = f"{origin} does not say how its images were preprocessed"
-                card = replace(card, assumption=f"{unsaid}, the published way of {card.name} is taken")
+                card = replace(card, assumption=f"{unsaid}, the published preprocessing of {card.name} is assumed")
             if card.num_classes < 1 or len(card.labels) not in (0, card.num_classes):
                 raise ValueError(f"{len(card.labels)} labels for {card.num_classes} classes")
         except (AttributeError, TypeError, ValueError, UsageError) as error:
             raise CheckpointError(
-                f"{self.path} describes its classifier in a way that cannot be used",
+                f"the metadata of {self.path} is invalid",
                 why=str(error),
                 fix="write it again with vitdeploy.models.checkpoints.save_checkpoint",
             ) from error
@@ -92,7 +92,9 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     try:
         sha256, _ = hash_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened", why=error.strerror) from error
+        raise CheckpointError(
+            f"{path} cannot be opened", why=error.strerror, fix=f"check its permissions: ls -l {path}"
+        ) from error
     try:
         tree, metadata = read(path)
     except VitDeployError:
@@ -100,7 +102,7 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
     except Exception as error:  # a damaged file makes its parser raise anything
         raise CheckpointError(
             f"{path} cannot be read",
-            why=f"it is damaged, cut short, or not of the format that its name promises ({type(error).__name__})",
+            why=f"it is damaged, truncated, or not of the format of its suffix ({type(error).__name__})",
             fix="copy or download it again",
         ) from error
     entry, found = _find_state(path, tree)
@@ -109,8 +111,8 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{path}: {key} holds NaN or infinity",
-                why="training diverged, or a number did not fit the file's precision",
-                fix="an earlier checkpoint of the same training",
+                why="the training diverged, or a value exceeds the range of the file's precision",
+                fix="use an earlier checkpoint of the same training",
             )
     return SavedCheckpoint(path, state, sha256, entry, metadata)
 
@@ -118,7 +120,7 @@ def read_checkpoint(path: Path) -> SavedCheckpoint:
 def load_checkpoint(model: nn.Module, saved: SavedCheckpoint, *, model_name: str) -> None:
     """Put every saved tensor into `model`; its `adapt_state_dict`, where it has one, maps an official layout first.
 
-    Raises one CheckpointError for all keys and shapes that do not fit, with the option that would mend it.
+    Raises one CheckpointError for all keys and shapes that do not fit, with the option that would help.
     """
     state = adapt(model, saved.state)
     misfit = find_misfit(model, state)
@@ -128,26 +130,30 @@ def load_checkpoint(model: nn.Module, saved: SavedCheckpoint, *, model_name: str
     if classes := misfit.class_count:
         fix = f"--num-classes {classes} (in Python: num_classes={classes})"
     elif misfit.positions_only:
-        fix = "--image-size with the size that these weights were trained at"
+        fix = "--image-size with the size at which these weights were trained"
     elif likely := likely_model(saved.state):
         fix = f"{likely}: the network that these weights fit"
     elif not misfit.reshaped and not misfit.unexpected:
-        fix = "a checkpoint of the whole classifier; this one holds only a part, such as a backbone"
+        fix = "use a checkpoint of the whole classifier; this one holds only a part, such as a backbone"
     else:
-        fix = f"is this a checkpoint of {model_name}? its keys look like {', '.join(list(saved.state)[:3])}"
+        fix = f"check that this is a checkpoint of {model_name}: it has the keys {', '.join(list(saved.state)[:3])}"
     raise CheckpointError(f"{saved.path} does not fit {model_name}", why=str(misfit), fix=fix)
 
 
 def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write a safetensors file that `create_model(card.name, checkpoint=path)` needs nothing else for.
+    """Write a safetensors file from which `create_model(card.name, checkpoint=path)` restores the network.
 
-    Classes, labels, size and preprocessing of `card` travel inside, and hyperparameters that differ from the zoo's.
-    The file appears complete or not at all; folders on the way are made. Raises CheckpointError where it cannot be
+    Its metadata holds the classes, labels, size and preprocessing of `card`, and the hyperparameters that differ from
+    the zoo's. The file is written atomically; missing folders are created. Raises CheckpointError where it cannot be
     written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"cannot write a checkpoint as {path.name}", fix=f"{path.stem}.safetensors")
+        raise CheckpointError(
+            f"cannot write a checkpoint as {path.name}",
+            why="checkpoints are written as safetensors",
+            fix=f"{path.stem}.safetensors",
+        )
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     facts = {key: getattr(card, key) for key in PLAIN_KEYS} | {
         "hyperparameters": _own_hyperparameters(card),
@@ -161,11 +167,14 @@ def save_checkpoint(path: str | Path, model_or_state: nn.Module | Mapping[str, T
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written", why=error.strerror, fix="another folder") from error
+        raise CheckpointError(f"{path} cannot be written", why=error.strerror, fix="choose another folder") from error
 
 
 def _own_hyperparameters(card: ModelCard) -> dict[str, Any]:
-    """What makes the network another than the zoo's; the rest stays out, so that another variant's name is a misfit."""
+    """The hyperparameters that differ from the zoo's.
+
+    The others are left out, so that loading the file under the name of another variant is reported as a misfit.
+    """
     published = find_card(card.name).hyperparameters
     return {key: value for key, value in card.hyperparameters.items() if value != published[key]}
 
@@ -189,7 +198,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _find_state(path: Path, tree: Any) -> tuple[str, Mapping[str, Tensor]]:
-    """The state dict in what a file holds, and the entries that lead to it."""
+    """The entries that lead to the state dict in a file, joined by dots, and the state dict."""
     if isinstance(tree, Mapping):
         for entry in ENTRIES:
             if isinstance(tree.get(entry), Mapping) and tree[entry]:
@@ -234,8 +243,8 @@ def _read_torch(path: Path) -> tuple[Any, Mapping[str, str]]:
             raise
         raise CheckpointError(
             f"{path} is refused: reading it would run code",
-            why=f"it needs {refused[1]}, and weights need no more than tensors",
-            fix="torch.save(model.state_dict(), 'weights.pth') where the file comes from",
+            why=f"it calls {refused[1]}, and weights need only tensors",
+            fix="save the weights alone where the file comes from: torch.save(model.state_dict(), 'weights.pth')",
         ) from None
 
 
@@ -253,16 +262,17 @@ READERS: Mapping[str, Callable[[Path], tuple[Any, Mapping[str, str]]]] = {
 def _reader(path: Path) -> Callable[[Path], tuple[Any, Mapping[str, str]]]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in READERS)
-        raise CheckpointError(f"{path} is a folder, not a checkpoint", fix=str(files[-1]) if files else None)
+        fix = str(files[-1]) if files else "give the checkpoint file"
+        raise CheckpointError(f"{path} is a folder, not a checkpoint", fix=fix)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}", fix=f"look at what is there: ls {path.parent}")
+        raise CheckpointError(f"there is no checkpoint {path}", fix=f"check the path: ls {path.parent}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty", why="it has 0 bytes", fix="copy or download it again")
     if path.suffix.lower() not in READERS:
         known = ", ".join(filter(None, READERS))
         raise CheckpointError(
-            f"{path} is not of a known checkpoint format",
-            why=f"the suffix tells the format: {known}, or none for Flax",
-            fix="give the file the suffix of what it holds",
+            f"{path} is not in a known checkpoint format",
+            why=f"the suffix decides the format: {known}, or none for Flax",
+            fix="rename the file to the suffix of its format",
         )
     return READERS[path.suffix.lower()]

@@ -1,4 +1,4 @@
-"""From a name to a module with its weights."""
+"""Building a network of the zoo by its name, with its weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,25 @@ def create_model(
     checkpoint: str | Path | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The network called `name` in eval mode; `.card` describes it.
+    """Build a network of the zoo.
 
-    `hyperparameters` replaces some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels.
+    Args:
+        name: One of `list_models()`. A tagged name such as `lemevit_tiny.eurosat` comes with its weights.
+        num_classes: Number of classes; by default that of the checkpoint or of the card.
+        image_size: Side or (height, width) in pixels; by default that of the checkpoint or of the card.
+        checkpoint: File with the weights. Without one, and without a tag, the weights are random with a fixed seed, and
+            `model.card.weights.kind` is `random`.
+        hyperparameters: Replaces some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels.
 
-    Without a checkpoint (given, or part of a tagged name like `lemevit_tiny.eurosat`) the weights are random with a
-    fixed seed, and `model.card.weights.kind` says `random`.
-    `forward([N, 3, H, W]) -> [N, num_classes]`; `forward_features` gives the pyramid, high resolution first.
-    Raises UsageError for an unknown name or hyperparameter, ModelError for a size the network does not admit and
-    CheckpointError for a checkpoint that does not fit.
+    Returns:
+        The network in eval mode; `.card` describes it. `forward` takes normalised images [N, 3, H, W] and returns
+        logits [N, num_classes]; `forward_features` returns the feature pyramid, high resolution first.
+
+    Raises:
+        UsageError: The name, a hyperparameter or a number does not exist or does not fit.
+        ModelError: The network does not admit the image size.
+        CheckpointError: The checkpoint is missing, damaged, unsafe, or of another network.
+        MissingDependencyError: torch is not installed.
     """
     card = find_card(name)
     try:
@@ -45,7 +55,11 @@ def create_model(
         card = saved.describe(card)
     if num_classes is not None and num_classes != card.num_classes:
         if num_classes < 1:
-            raise UsageError(f"a classifier needs at least one class, not {num_classes}")
+            raise UsageError(
+                f"invalid number of classes {num_classes}",
+                why="a classifier needs at least one class",
+                fix="--num-classes 1 or more (in Python: num_classes)",
+            )
         card = replace(card, num_classes=num_classes, labels=())
     if image_size is not None:
         card = card.resized(as_image_size(image_size))
@@ -59,7 +73,9 @@ def create_model(
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in hyperparameters.items())
         usual = ", ".join(f"{key}={find_card(name).hyperparameters[key]!r}" for key in hyperparameters)
-        raise UsageError(f"{name} cannot be built with {given}", why=str(error), fix=f"values like {usual}") from error
+        raise UsageError(
+            f"{name} cannot be built with {given}", why=str(error), fix=f"use values like {usual}"
+        ) from error
     if saved:
         load_checkpoint(model, saved, model_name=card.name)
     model.card = card  # type: ignore[assignment]

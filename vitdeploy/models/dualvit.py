@@ -251,7 +251,7 @@ class DualViT(nn.Module):
         if min(image_size) < MINIMUM_SIDE:
             raise ModelError(
                 f"Dual-ViT cannot take images of {height}x{width} pixels",
-                why="no semantic token would be left: the stride-4 map must hold a 7x7 window",
+                why="the stride-4 map must hold a 7x7 window, or no semantic token remains",
                 fix=f"an image size of at least {max(height, MINIMUM_SIDE)}x{max(width, MINIMUM_SIDE)}",
             )
         self.grids = [(ceil(height / stride), ceil(width / stride)) for stride in self.feature_strides]

@@ -21,7 +21,7 @@ ARRAY, SCALAR = 1, 3
 def read_flax_params(path: Path) -> dict[str, Tensor]:
     """The parameters in a file, by their path in the variable tree: `params/Block_0/Dense_0/kernel`.
 
-    Optimiser state and step are left out; a file that holds the parameter tree alone is read as such.
+    Optimiser state and step are left out; a file may also hold the parameter tree alone.
     """
     try:
         import msgpack
@@ -29,7 +29,7 @@ def read_flax_params(path: Path) -> dict[str, Tensor]:
         raise MissingDependencyError("msgpack", needed_for="reading a Flax checkpoint", extra="export") from None
     tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, raw=False, strict_map_key=False)
     if not isinstance(tree, Mapping):
-        raise ValueError(f"a {type(tree).__name__} where a map of parameters should be")
+        raise ValueError(f"expected a map of parameters, found {type(tree).__name__}")
     return dict(_flatten(tree.get("params", tree), "params"))
 
 

@@ -245,7 +245,7 @@ class LeMeViT(nn.Module):
         if max(height, width) <= coarsest:
             raise ModelError(
                 f"LeMeViT cannot take images of {height}x{width} pixels",
-                why=f"at stride {coarsest} a single token is left, and the attention scale divides by log(1)",
+                why=f"a single token remains at stride {coarsest}, and the attention scale divides by log(1)",
                 fix=f"an image with a side of {coarsest + 1} pixels or more, such as {2 * coarsest}x{2 * coarsest}",
             )
 

@@ -1,4 +1,4 @@
-"""Does a state dict fit a network, and if not: what is wrong, and which network would it fit."""
+"""Whether a state dict fits a network, and if not, what is wrong and which network it would fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitdeploy.models.registry import build, cards
 
 @dataclass(frozen=True)
 class Misfit:
-    """Keys that keep a state dict from a network; `reshaped` maps a key to its tensor in the network and the file."""
+    """Why a state dict does not fit a network; `reshaped` maps a key to its tensor in the network and in the file."""
 
     reshaped: Mapping[str, tuple[Tensor, Tensor]]
     missing: list[str]
@@ -27,11 +27,14 @@ class Misfit:
         problems += [f"{key} is missing from the file" for key in self.missing]
         problems += [f"{key} is not part of the network" for key in self.unexpected]
         more = len(problems) - 1
-        return problems[0] + (f"; {more} more do not fit either" if more else "")
+        return problems[0] + (f"; {more} more keys do not fit" if more else "")
 
     @property
     def class_count(self) -> int | None:
-        """The number of classes in the file, when that is all that differs: one bias at least, and the same in each."""
+        """The number of classes in the file where nothing else differs.
+
+        That is so where all reshaped tensors differ in their first length only, in the same way, and one is a bias.
+        """
         pairs = self.reshaped.values()
         heads = all(
             own.shape != given.shape and own.shape[1:] == given.shape[1:] and given.is_floating_point()
@@ -45,12 +48,12 @@ class Misfit:
 
     @property
     def positions_only(self) -> bool:
-        """Whether nothing but tables of positions has another shape."""
+        """Whether only tables of positions have another shape."""
         return not self.missing and not self.unexpected and all("pos" in key for key in self.reshaped)
 
 
 def adapt(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` in the module's own layout, through its `adapt_state_dict` where it has one."""
+    """`state` in the layout of the module, converted by its `adapt_state_dict` where it has one."""
     own_adapt = getattr(model, "adapt_state_dict", None)
     if own_adapt is None:
         return dict(state)
@@ -63,7 +66,7 @@ def adapt(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_misfit(model: nn.Module, state: Mapping[str, Tensor]) -> Misfit | None:
-    """What keeps `state` from `model`; None when every tensor has its place and its shape.
+    """The keys and shapes of `state` that do not fit `model`; None where all fit.
 
     BatchNorm's `num_batches_tracked`, which no output depends on, may be missing.
     """
@@ -77,9 +80,9 @@ def find_misfit(model: nn.Module, state: Mapping[str, Tensor]) -> Misfit | None:
 
 
 def likely_model(state: Mapping[str, Tensor]) -> str | None:
-    """The network of the zoo that `state` fits, as one types it: a name, and the number of classes where it is another.
+    """The network of the zoo that `state` fits, as one types it: its name, with --num-classes where that differs.
 
-    The networks are built without memory for their weights, so asking all of them takes a second or two.
+    The networks are built without memory for their weights, so that trying all of them takes a second or two.
     """
     shapes = {key: tensor.to("meta") for key, tensor in state.items()}
     for card in cards().values():

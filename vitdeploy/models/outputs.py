@@ -1,4 +1,4 @@
-"""Which tensors a bundle gives: the logits, a discrete selection that they rest on, or the feature pyramid."""
+"""The outputs of a bundle: the logits, the tokens that the network selected for them, or the feature pyramid."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Outputs:
     """How to call a module for the tensors that are exported.
 
     call     (module, images [N, 3, H, W]) -> the tensors, batch first
-    names    one for each tensor; empty where only a run can tell how many there are
-    strides  pixels between neighbours of each map, for a feature pyramid
+    names    one for each tensor; empty where the number of tensors is only known after a run
+    strides  pixels of the image between neighbours in each map of a feature pyramid
     """
 
     call: Callable[[Any, Tensor], tuple[Tensor, ...]]
@@ -29,16 +29,16 @@ class Outputs:
     strides: tuple[int, ...] = ()
 
     def named(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The tensors of one call by name; a user's further outputs are numbered."""
+        """The tensors of one call by name; further outputs of a user's module are numbered."""
         names = self.names or (LOGITS, *(f"output{i}" for i in range(1, len(tensors))))
         return dict(zip(names, tensors, strict=True))
 
 
 def choose_outputs(model: nn.Module, *, features: bool) -> Outputs:
-    """The feature pyramid where `features` asks for it, otherwise what `forward` returns.
+    """The feature pyramid with `features`, otherwise what `forward` returns.
 
-    A network that selects tokens (`select` and `encode`) gives the selection too, so that a runtime which chooses
-    another border token is found to have done that, instead of to compute wrongly.
+    A network that selects tokens (`select` and `encode`) returns the selection too, so that a comparison can tell
+    a runtime that selected other tokens of nearly equal score from one that computes wrongly.
     """
     if features:
         if not hasattr(model, "forward_features") or not hasattr(model, "feature_strides"):

@@ -329,15 +329,15 @@ def _check_windows(image_size: tuple[int, int], windows: Sequence[int], attentio
     """Raise ModelError, naming windows and sizes that fit, unless every attended map is a multiple of its window."""
     if len(windows) != len(attention) or not all(isinstance(window, int) and window > 0 for window in windows):
         raise ModelError(
-            f"{windows!r} are not windows of QnA-ViT",
-            why=f"it has {len(attention)} stages, and a window is a number of pixels of a stage's map",
+            f"invalid windows {windows!r} for QnA-ViT",
+            why=f"it has {len(attention)} stages, and each needs the side of its window as a positive integer",
             fix="windows=(7, 7, 14, 7)",
         )
     fitting, refused = [], []
     height, width = (-(-side // STEM_STRIDE) for side in image_size)
     for stage, (window, blocks) in enumerate(zip(windows, attention, strict=True)):
         if blocks and (height % window or width % window):
-            refused.append(f"stage {stage} has a {height}x{width} map, no multiple of its window {window}")
+            refused.append(f"the {height}x{width} map of stage {stage} is not a multiple of its window {window}")
         common = math.gcd(height, width)
         fitting.append(max(side for side in range(1, 2 * window + 1) if common % side == 0))
         height, width = -(-height // 2), -(-width // 2)
@@ -345,7 +345,7 @@ def _check_windows(image_size: tuple[int, int], windows: Sequence[int], attentio
         period = math.lcm(*(window * STEM_STRIDE * 2**i for i, window in enumerate(windows) if attention[i]))
         nearest = "x".join(str(max(1, round(side / period)) * period) for side in image_size)
         raise ModelError(
-            f"QnA-ViT with windows {tuple(windows)} does not take {image_size[0]}x{image_size[1]} images",
+            f"QnA-ViT with windows {tuple(windows)} does not admit images of {image_size[0]}x{image_size[1]} pixels",
             why="; ".join(refused),
             fix=f"windows={tuple(fitting)}, or an image size of {nearest}",
         )

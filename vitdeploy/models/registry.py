@@ -23,7 +23,7 @@ RANDOM_SEED = 0
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a module's numbers came from; travels into every manifest.
+    """The origin of a module's weights, which is recorded in every manifest.
 
     kind: `random` (seeded initialisation), `checkpoint` or `module` (a user's live module).
     """
@@ -35,7 +35,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything about a network that is not a weight.
+    """A network of the zoo: how to build it, its image size, classes and preprocessing, and what is published of it.
 
     name            `family_variant`, or `family_variant.tag` for one with weights in this package
     network         `module:class` of the PyTorch definition, imported only when built
@@ -45,9 +45,9 @@ class ModelCard:
     macs            published multiply-adds at image_size, in units of 1e9; None where not published
     top1            published ImageNet-1K top-1 in percent; None where not published
     source          paper and code the definition follows
-    reconstruction  empty where official code exists; otherwise which facts are the paper's
+    reconstruction  empty where official code exists; otherwise which facts are from the paper
     checkpoint      file name under models/weights for a tagged card
-    assumption      what was taken for want of a record, in words: the preprocessing of weights that came without one
+    assumption      what was assumed, in words, where the weights came without a record of their preprocessing
     other_sizes     further sizes with published results: (image_size, macs, top1)
     """
 
@@ -74,10 +74,9 @@ class ModelCard:
         return replace(self, image_size=image_size, preprocessing=replace(self.preprocessing, size=image_size))
 
     def preprocessed(self, preprocessing: Preprocessing | Mapping[str, Any]) -> ModelCard:
-        """The same card with a preprocessing in place of its own, or with some fields of that replaced.
+        """The same card with another preprocessing, or with some fields of its preprocessing replaced.
 
-        The size stays that of the network. Raises UsageError for a field that does not exist or a value that does not
-        fit.
+        The size stays that of the network. Raises UsageError for a field that does not exist or an invalid value.
         """
         if isinstance(preprocessing, Preprocessing):
             chosen = replace(preprocessing, size=self.image_size)
@@ -90,7 +89,8 @@ class ModelCard:
         unknown = sorted(set(hyperparameters) - set(self.hyperparameters))
         if unknown:
             raise UsageError(
-                f"{self.name} has no hyperparameter {unknown[0]!r}", fix=", ".join(self.hyperparameters) or None
+                f"{self.name} has no hyperparameter {unknown[0]!r}",
+                fix=f"use one of {', '.join(self.hyperparameters)}" if self.hyperparameters else "leave it out",
             )
         return replace(self, hyperparameters={**self.hyperparameters, **hyperparameters})
 
@@ -103,7 +103,14 @@ def cards() -> Mapping[str, ModelCard]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern, e.g. `lemevit_*`."""
+    """List the models of the zoo.
+
+    Args:
+        pattern: A shell pattern, e.g. `lemevit_*`; without it all names are listed.
+
+    Returns:
+        The names that match, family by family; any of them goes to `create_model` and `export`.
+    """
     return fnmatch.filter(cards(), pattern)
 
 
@@ -114,7 +121,7 @@ def find_card(name: str) -> ModelCard:
     close = get_close_matches(name, cards(), n=3, cutoff=0.4)
     raise UsageError(
         f"there is no model called {name!r}",
-        fix=f"{' or '.join(close)}" if close else "vitdeploy models",
+        fix=" or ".join(close) if close else "vitdeploy models",
     )
 
 
@@ -123,14 +130,14 @@ def as_image_size(size: int | tuple[int, int]) -> tuple[int, int]:
     try:
         height, width = map(index, (size, size) if isinstance(size, SupportsIndex) else size)
     except (TypeError, ValueError):
-        raise UsageError(f"{size!r} is not an image size", fix="one number of pixels, or (height, width)") from None
+        raise UsageError(f"invalid image size {size!r}", fix="give one number of pixels, or (height, width)") from None
     if height < 1 or width < 1:
-        raise UsageError(f"an image cannot be {height}x{width} pixels")
+        raise UsageError(f"invalid image size {height}x{width}", fix="give a height and a width of 1 or more pixels")
     return height, width
 
 
 def build(card: ModelCard) -> nn.Module:
-    """The network of a card, its weights drawn from a fixed seed; on the meta device where that is the default."""
+    """The network of a card with random weights of a fixed seed; on the meta device where that is the default."""
     import torch
 
     module, _, cls = card.network.partition(":")
