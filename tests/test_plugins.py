@@ -128,10 +128,10 @@ def test_every_command_works_with_a_runtime_and_a_target_from_outside(site: Path
 
     assert found["verify"][1]["runtime"]["backend"] == "sample", "its rank puts it first in auto"
     assert found["asked"][1]["passed"]
-    assert len(found["predict"][1]["predictions"][0]["top"]) == 5
+    assert len(found["predict"][1]["images"][0]["predictions"]) == 5
     compared = found["validate"][1]["runs"]
-    assert [run["runtime"]["backend"] for run in compared] == ["sample"]
-    assert found["benchmark"][1]["measurements"][0]["runtime"] == "sample"
+    assert [run["backend"] for run in compared] == ["sample"]
+    assert found["benchmark"][1]["candidates"][0]["runtime"] == "sample"
     executed = {graph["runtime"]: graph for graph in found["inspect"][1]["runtimes"]}
     assert executed["sample"]["operators"]["MatMul"] > 0
     runtimes = {package["name"]: package for package in found["doctor"][1]["runtimes"]}
