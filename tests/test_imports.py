@@ -33,6 +33,8 @@ def python(code: str) -> str:
         "vitdeploy.runtime.backends",
         "vitdeploy.runtime.session",
         "vitdeploy.accuracy.validate",
+        "vitdeploy.platforms.check",
+        "vitdeploy.platforms.report",
         "vitdeploy.proof.parity",
         "vitdeploy.runtime.verify",
     ],
@@ -72,6 +74,19 @@ def test_every_public_name_is_there() -> None:
     assert set(vitdeploy.__all__) <= set(dir(vitdeploy))
     with pytest.raises(AttributeError, match="no attribute 'exprot'"):
         vitdeploy.exprot  # noqa: B018
+
+
+def test_check_and_its_report_are_there_without_onnx(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = sys.modules['onnx_ir'] = None; import vitdeploy; vitdeploy.CheckReport\n"
+        "try: vitdeploy.check('nowhere', 'tensorrt10')\n"
+        "except vitdeploy.MissingDependencyError as error: print(error)"
+    )
+    assert python(code).splitlines() == [
+        "onnx is not installed",
+        "  why: vitdeploy check needs it",
+        "  try: pip install 'vitdeploy[export]'",
+    ]
 
 
 @pytest.mark.parametrize("first", ["import vitdeploy", "import vitdeploy.exporter.api", "from vitdeploy import export"])

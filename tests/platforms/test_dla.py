@@ -11,7 +11,8 @@ import pytest
 from tests.transformer import transformer
 from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.platforms.capabilities import find_platform
-from vitdeploy.platforms.dla import DlaReport, judge_dla
+from vitdeploy.platforms.dla import judge_dla
+from vitdeploy.platforms.report import DlaReport
 
 ORIN = find_platform("jetson-agx-orin-jp6")
 

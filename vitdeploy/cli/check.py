@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
-
-from vitdeploy.errors import MissingDependencyError
 
 HELP = "tell without a GPU what TensorRT or a Jetson will make of a bundle"
 
@@ -25,9 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit 0 when nothing blocks, 1 when the engine would not build."""
-    for module, package in (("onnx", "onnx"), ("onnx_ir", "onnx-ir")):
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependencyError(package, needed_for="vitdeploy check", extra="export")
     from vitdeploy.platforms.check import check
 
     report = check(args.bundle, args.target)

@@ -1,250 +1,83 @@
-"""Would this bundle build on that platform, and how well? Answered from its graph and a table, without a GPU."""
+"""Whether a bundle would build on a platform, and how well; decided from its graph and tables, without a GPU.
+
+Light: `check` imports onnx when it is called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
 from pathlib import Path
-
-import onnx
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BundleError
-from vitdeploy.graph.attention import find_attentions
-from vitdeploy.graph.edit import attribute, constant, producer
-from vitdeploy.platforms import capabilities as can
-from vitdeploy.platforms.capabilities import Platform, dotted, find_platform
-from vitdeploy.platforms.dla import judge_dla
-from vitdeploy.platforms.fusion_rules import Block, judge_attention, judge_layer_norms, type_name
-from vitdeploy.platforms.int8 import judge_int8
-from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
-from vitdeploy.platforms.report import BLOCKS, WARNS, CheckReport, Finding
+from vitdeploy.errors import BundleError, MissingDependencyError
+from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.report import CheckReport
 
-# Issues that a rule of `fusion_rules` decides on the graph at hand.
-_DECIDED_BY_RULES = (
-    "tier4/autoware-ml#95",
-    *(f"NVIDIA/TensorRT#{number}" for number in (3243, 3575, 4167)),
-)
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
-    """Holds the bundle's graph against what `target`, a name of `capabilities.PLATFORMS`, can do.
+    """Compare the graph of a bundle with what a TensorRT version or a board supports.
 
-    Nothing runs: the answer is as good as the table, whose rows name their sources. Raises BundleError for a bundle
-    that is damaged and UsageError for an unknown platform.
+    Nothing is built or run: the answer is as good as the tables, whose rows name their sources.
+
+    Args:
+        bundle: A bundle, or its folder.
+        target: A name of `capabilities.PLATFORMS`, such as `tensorrt10` or `jetson-orin-nano-jp6`, or one version, such
+            as `tensorrt10.7`.
+
+    Returns:
+        What blocks the build, what fuses, what INT8 can bring, and what a board's accelerator could compute.
+
+    Raises:
+        UsageError: There is no such platform.
+        BundleError: The bundle or its graph is damaged.
+        MissingDependencyError: onnx or onnx-ir is not installed.
     """
+    _require_onnx()
     platform = find_platform(target)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    graph = _load(opened)
-    attentions = tuple(judge_attention(found, platform) for found in find_attentions(graph.graph))
-    norms = tuple(judge_layer_norms(graph.graph, platform))
+    model = _load(opened)
+
+    from vitdeploy.graph.attention import find_attentions
+    from vitdeploy.platforms.dla import judge_dla
+    from vitdeploy.platforms.fusion_rules import judge_attention, judge_layer_norms
+    from vitdeploy.platforms.graph_rules import check_graph, check_known_bad
+    from vitdeploy.platforms.int8 import judge_int8
+
+    attentions = tuple(judge_attention(found, platform) for found in find_attentions(model.graph))
+    norms = tuple(judge_layer_norms(model.graph, platform))
     return CheckReport(
         bundle=str(opened.path),
         model=opened.manifest.model.name,
         precision=opened.manifest.precision,
         platform=platform,
-        findings=(*check_graph(graph, platform), *_known_bad(graph.graph, platform, attentions, norms)),
+        findings=(*check_graph(model, platform), *check_known_bad(model.graph, platform, attentions, norms)),
         attentions=attentions,
         layer_norms=norms,
-        int8=judge_int8(graph.graph),
-        dla=judge_dla(graph.graph, platform),
+        int8=judge_int8(model.graph),
+        dla=judge_dla(model.graph, platform),
     )
 
 
+def _require_onnx() -> None:
+    for module, package in (("onnx", "onnx"), ("onnx_ir", "onnx-ir")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(package, needed_for="vitdeploy check", extra="export")
+
+
 def _load(bundle: Bundle) -> ir.Model:
+    """The graph with the shapes of its values."""
+    import onnx
+    import onnx_ir as ir
+
     data = bundle.read(MODEL)
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(data), strict_mode=True)
         return ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx and protobuf have no common base
         why = str(error).strip().splitlines() or [type(error).__name__]
-        raise BundleError(f"{MODEL} of {bundle.path} cannot be understood", why=why[0]) from error
-
-
-def check_graph(model: ir.Model, platform: Platform) -> Iterator[Finding]:
-    """Everything but fusion: opset, operators, types, limits and the form of quantization."""
-    yield from _opset(model, platform)
-    yield from _python(platform)
-    yield from _signature(model.graph, platform)
-    for node in model.graph:
-        if node.domain not in ("", "ai.onnx"):
-            what, fix = f"an operator of domain {node.domain}", "vitdeploy export, which ships standard operators"
-            yield Finding(BLOCKS, _name(node), what, fix, "parser 10.15")
-            continue
-        yield from _operator(node, platform)
-        yield from _element_types(node, platform)
-        for rule in _NODE_RULES.get(node.op_type, ()):
-            yield from rule(node, platform)
-
-
-def _opset(model: ir.Model, platform: Platform) -> Iterator[Finding]:
-    opset = model.opset_imports.get("", 0)
-    newest, source = next((n, s) for since, n, s in reversed(can.NEWEST_OPSETS) if platform.oldest >= since)
-    if not can.OLDEST_OPSET <= opset <= newest:
-        what = f"TensorRT {dotted(platform.oldest)} reads opset {can.OLDEST_OPSET} to {newest}, this is {opset}"
-        target = "tensorrt8" if newest == 17 else "tensorrt10"
-        yield Finding(BLOCKS, "model", what, f"vitdeploy export … --target {target}", source)
-
-
-def _python(platform: Platform) -> Iterator[Finding]:
-    if platform.python and tuple(map(int, platform.python.split("."))) < can.MIN_PYTHON:
-        what = f"Python {platform.python} is too old for vitdeploy's runtime"
-        yield Finding(WARNS, "system", what, "trtexec --onnx=model.onnx, or a newer JetPack", platform.source)
-
-
-def _signature(graph: ir.Graph, platform: Platform) -> Iterator[Finding]:
-    for value in (*graph.inputs, *graph.outputs):
-        kind = value.dtype
-        if kind == ir.DataType.INT64 and platform.oldest < can.INT64_SINCE:
-            what = f"int64 becomes int32 before TensorRT {dotted(can.INT64_SINCE)}"
-            yield Finding(WARNS, str(value.name), what, "end the graph in float32 or int32", "parser 8.5")
-        elif kind == ir.DataType.DOUBLE:
-            yield Finding(WARNS, str(value.name), "float64 becomes float32", "use float32", "parser 10.15")
-        for axis in list(value.shape or ())[1:]:
-            if not isinstance(axis, int):
-                what = f"axis {axis.value} is free; a profile is needed for it, and fused kernels may be lost"
-                yield Finding(WARNS, str(value.name), what, "fix every axis but the batch", "guide")
-
-
-def _operator(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    kind, newcomer = node.op_type, can.NEWCOMERS.get(node.op_type)
-    if kind in can.OPERATORS_8_5 or (newcomer is not None and platform.oldest >= newcomer.present):
-        return
-    if kind in can.INTEGER_OPERATORS:
-        what, fix = f"{kind} is an integer operator", "quantize with QuantizeLinear and DequantizeLinear pairs"
-        yield Finding(BLOCKS, _name(node), what, fix, "parser 10.15")
-    elif newcomer is None:
-        fix = "replace it in the model by other operators"
-        yield Finding(BLOCKS, _name(node), f"TensorRT has no {kind}", fix, "parser 8.5 and 10.15")
-    else:
-        oldest, present = dotted(platform.oldest), dotted(newcomer.present)
-        known = platform.oldest[:2] <= newcomer.absent
-        what = f"{kind} is there from TensorRT {present}, {'not in' if known else 'not known for'} {oldest}"
-        fix = (
-            "vitdeploy export … --target tensorrt8" if kind in ("LayerNormalization", "Gelu") else f"{present} or newer"
-        )
-        yield Finding(BLOCKS if known else WARNS, _name(node), what, fix, newcomer.source)
-
-
-def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    kinds = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None}
-    if ir.DataType.BFLOAT16 in kinds and platform.oldest < can.BFLOAT16_SINCE:
-        what = f"bfloat16 is there from TensorRT {dotted(can.BFLOAT16_SINCE)}"
-        yield Finding(BLOCKS, _name(node), what, "--precision fp16 or fp32", "parser 8.5")
-    read = {value.dtype for value in node.inputs if value is not None}
-    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_CONSUMERS:
-        yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", can.UINT8_SOURCE)
-    float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
-    first = node.inputs[0] if node.inputs else None
-    if node.op_type in float_only and first is not None and first.dtype is not None and first.dtype.is_integer():
-        what = f"{node.op_type} of {type_name(first)} is not taken"
-        yield Finding(BLOCKS, _name(node), what, "cast to float before it", "parser 8.5 and 10.15")
-
-
-def _top_k(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    count = constant(node.inputs[1])
-    if count is None:
-        yield Finding(BLOCKS, _name(node), "K is computed", "make K a constant", can.TOPK_SOURCE)
-    elif int(count.item()) >= can.TOPK_LIMIT:
-        what = f"K is {int(count.item())}, the limit is below {can.TOPK_LIMIT}"
-        yield Finding(BLOCKS, _name(node), what, "choose a smaller K", can.TOPK_SOURCE)
-    if not attribute(node, "sorted", 1):
-        yield Finding(BLOCKS, _name(node), "sorted is 0", "sorted=True in torch.topk", can.TOPK_SOURCE)
-
-
-def _quantization(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    source = "parser 10.15: zero points are 0"
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        zero = constant(node.inputs[2])
-        if zero is None or zero.any():
-            yield Finding(BLOCKS, _name(node), "the zero point is not 0", "quantize symmetrically", source)
-    integer = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-    if integer is not None and integer.dtype == ir.DataType.UINT8:
-        yield Finding(BLOCKS, _name(node), "uint8 is not taken", "quantize to int8", source)
-    scale = constant(node.inputs[1])
-    if scale is None or not (scale > 0).all():
-        why = "the scale is computed" if scale is None else "the scale is not positive"
-        yield Finding(BLOCKS, _name(node), why, "constant positive scales", "TensorRT: explicit quantization")
-
-
-def _deconvolution(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    weight = node.inputs[1]
-    if weight is None or weight.shape is None or not all(isinstance(n, int) for n in weight.shape):
-        return
-    group = int(attribute(node, "group", 1))
-    sides = int(weight.shape[0]) // group, int(weight.shape[1])  # type: ignore[arg-type]
-    if group > 1 and any(side % can.INT8_DECONVOLUTION_MULTIPLE for side in sides):
-        int8 = producer(weight, "DequantizeLinear") is not None
-        yield Finding(
-            BLOCKS if int8 else WARNS,
-            _name(node),
-            f"{sides[0]} and {sides[1]} channels a group, not a multiple of {can.INT8_DECONVOLUTION_MULTIPLE}",
-            "vitdeploy export …, which takes Resize and Conv there",
-            can.DECONVOLUTION_SOURCE,
-        )
-
-
-def _resize(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    for name, allowed, default in (
-        ("coordinate_transformation_mode", can.RESIZE_COORDINATES, "half_pixel"),
-        ("mode", can.RESIZE_MODES, "nearest"),
-        ("antialias", (0,), 0),
-    ):
-        value = attribute(node, name, default)
-        if value not in allowed:
-            fix = f"one of {', '.join(map(str, allowed))}"
-            yield Finding(BLOCKS, _name(node), f"{name} is {value}", fix, "parser 8.5 and 10.15")
-
-
-def _scatter_nd(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    if attribute(node, "reduction", "none") != "none":
-        yield Finding(BLOCKS, _name(node), "it reduces", "scatter without a reduction", "parser 10.15")
-
-
-def _data_dependent(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    what = "the shape behind it depends on the values"
-    yield Finding(WARNS, _name(node), what, "TopK with a constant K and Gather", "parser 8.5")
-
-
-_NODE_RULES: dict[str, tuple[Callable[[ir.Node, Platform], Iterator[Finding]], ...]] = {
-    "TopK": (_top_k,),
-    "QuantizeLinear": (_quantization,),
-    "DequantizeLinear": (_quantization,),
-    "ConvTranspose": (_deconvolution,),
-    "Resize": (_resize,),
-    "ScatterND": (_scatter_nd,),
-    "NonZero": (_data_dependent,),
-}
-
-
-def _known_bad(
-    graph: ir.Graph, platform: Platform, attentions: Sequence[Block], norms: Sequence[Block]
-) -> Iterator[Finding]:
-    """Versions of the range that are known to go wrong on what this graph has."""
-    precisions = {
-        "attention": {block.precision for block in attentions},
-        "layer norm": {block.precision for block in norms},
-        "": {type_name(value) for node in graph for value in node.outputs},
-    }
-    versions: dict[KnownBad, list[str]] = {}
-    for version in platform.minors:
-        sm = () if platform.sm is None else (10 * platform.sm[0] + platform.sm[1],)
-        here = Circumstances({"tensorrt": dotted(version)}, sm, bool(platform.jetpack), platform.jetpack or None)
-        for row, _ in matching_rows(here):
-            if row.issue not in _DECIDED_BY_RULES and _concerns(row, precisions):
-                versions.setdefault(row, []).append(dotted(version))
-    for row, hit in versions.items():
-        where = f"TensorRT {hit[0]}" if len(hit) == 1 else f"TensorRT {hit[0]} to {hit[-1]}"
-        what = f"{row.effect} reported: {row.affects}, {row.symptom}"
-        yield Finding(WARNS, where, what, row.advice, row.issue or row.source)
-
-
-def _concerns(row: KnownBad, precisions: Mapping[str, set[str]]) -> bool:
-    """Whether the graph has what the row's words name: the part, in the precision."""
-    found = next(kinds for part, kinds in precisions.items() if part in row.affects)
-    wanted = {kind for kind in ("fp16", "int8") if kind.upper() in row.affects}
-    return bool(found) and (not wanted or "even in" in row.affects or bool(wanted & found))
-
-
-def _name(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name}"
+        what = f"{MODEL} of {bundle.path} is not a valid ONNX model"
+        raise BundleError(what, why=why[0], fix="export the bundle again") from error

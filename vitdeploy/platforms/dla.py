@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import attribute, constant, sizes
 from vitdeploy.platforms.capabilities import Platform, missing_dla
 from vitdeploy.platforms.fusion_rules import type_name
+from vitdeploy.platforms.report import DlaReport
 
 MAX_LENGTH = 8192  # of every axis but the batch
 MAX_KERNEL, MAX_STRIDE = 32, 8
 MAX_SOFTMAX = 1024
-MAX_LOADABLES = 16
 
 _TYPES = ("fp16", "int8")
 _ELEMENTWISE = ("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub")
@@ -31,36 +29,6 @@ _LAYERS = frozenset({*_ELEMENTWISE, *_ACTIVATIONS, "AveragePool", "BatchNormaliz
 }
 # Part of the layer before or after them, or gone when the engine is built.
 _NEUTRAL = frozenset({"Cast", "Constant", "DequantizeLinear", "Identity", "QuantizeLinear", "Shape"})
-
-
-@dataclass(frozen=True)
-class DlaReport:
-    """What an accelerator could do.
-
-    missing    why the platform has none; None where it has one
-    on, total  layers that it could compute, and all
-    off        number of layers that it could not, by operator and reason
-    loadables  stretches of layers that it could compute between others
-    """
-
-    missing: str | None
-    on: int = 0
-    total: int = 0
-    off: tuple[tuple[str, int], ...] = ()
-    loadables: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        facts = {"on": self.on, "total": self.total, "off": dict(self.off), "loadables": self.loadables}
-        return {"missing": self.missing, **facts}
-
-    def __str__(self) -> str:
-        if self.missing:
-            return f"DLA: none, {self.missing}"
-        lines = [f"DLA: {self.on} of {self.total} layers at most, in {self.loadables} stretches; not recommended"]
-        if self.loadables > MAX_LOADABLES:
-            lines[0] += f" (a core holds {MAX_LOADABLES} loadables)"
-        return "\n".join([*lines, *(f"       {count} not: {reason}" for reason, count in self.off)])
 
 
 def judge_dla(graph: ir.Graph, platform: Platform) -> DlaReport | None:

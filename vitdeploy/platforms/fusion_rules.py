@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
@@ -20,6 +18,7 @@ from vitdeploy.platforms.capabilities import (
     Platform,
     dotted,
 )
+from vitdeploy.platforms.report import Block, Rule, Verdict
 
 Sizes = tuple[int | str, ...]
 
@@ -32,57 +31,6 @@ TYPE_NAMES = {
 _HALF = {"fp16", "bf16"}
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MASKS = ("Add", "Where")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One condition: `holds` is None where the sources do not say; `fix` is what to change where it does not hold."""
-
-    name: str
-    holds: bool | None
-    detail: str
-    fix: str | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether INT8 can beat FP16, as far as rules can tell without a GPU: `no` or `measure`."""
-
-    answer: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Block:
-    """An attention block or a layer norm: what it is, the type it computes in, and the rules."""
-
-    name: str
-    shape: str
-    precision: str
-    rules: tuple[Rule, ...]
-    int8: Verdict | None = None
-
-    @property
-    def fuses(self) -> bool | None:
-        """True where every rule holds, False where one does not, None where the sources do not say."""
-        states = {rule.holds for rule in self.rules}
-        return False if False in states else None if None in states else True
-
-    @property
-    def open_rules(self) -> tuple[Rule, ...]:
-        """The rules that do not hold, or may not."""
-        return tuple(rule for rule in self.rules if not rule.holds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "name": self.name,
-            "shape": self.shape,
-            "precision": self.precision,
-            "fuses": self.fuses,
-            "rules": [{"rule": r.name, "holds": r.holds, "detail": r.detail, "fix": r.fix} for r in self.rules],
-            "int8": None if self.int8 is None else {"answer": self.int8.answer, "reason": self.int8.reason},
-        }
 
 
 def judge_attention(found: Attention, platform: Platform) -> Block:

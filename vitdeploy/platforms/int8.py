@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import attribute, is_weight, producer, sizes
 from vitdeploy.platforms.capabilities import INT8
-from vitdeploy.platforms.fusion_rules import Verdict
+from vitdeploy.platforms.report import Int8Report, Verdict
 
 
 @dataclass(frozen=True)
@@ -23,33 +22,6 @@ class Product:
     macs: int
     obstacle: str | None
     quantized: bool
-
-
-@dataclass(frozen=True)
-class Int8Report:
-    """What INT8 can bring to the whole network.
-
-    share    part of the multiply-accumulates in layers that gain from INT8
-    bound    how many times faster than FP16 the network's products can become at best
-    obstacles  multiply-accumulates by the reason why INT8 is not for them
-    """
-
-    verdict: Verdict
-    share: float
-    bound: float
-    quantized: int
-    obstacles: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "answer": self.verdict.answer,
-            "reason": self.verdict.reason,
-            "share": round(self.share, 4),
-            "bound": round(self.bound, 3),
-            "quantized_layers": self.quantized,
-            "obstacles": self.obstacles,
-        }
 
 
 def judge_int8(graph: ir.Graph) -> Int8Report:

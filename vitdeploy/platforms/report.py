@@ -8,11 +8,117 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitdeploy.platforms.capabilities import Platform, dotted
-from vitdeploy.platforms.dla import DlaReport
-from vitdeploy.platforms.fusion_rules import Block
-from vitdeploy.platforms.int8 import Int8Report
 
 BLOCKS, WARNS = "blocks", "warns"
+MAX_LOADABLES = 16  # that a core of the accelerator holds
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition: `holds` is None where the sources do not say; `fix` is what to change where it does not hold."""
+
+    name: str
+    holds: bool | None
+    detail: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether INT8 can beat FP16, as far as rules can tell without a GPU: `no` or `measure`."""
+
+    answer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention block or a layer norm: what it is, the type it computes in, and the rules."""
+
+    name: str
+    shape: str
+    precision: str
+    rules: tuple[Rule, ...]
+    int8: Verdict | None = None
+
+    @property
+    def fuses(self) -> bool | None:
+        """True where every rule holds, False where one does not, None where the sources do not say."""
+        states = {rule.holds for rule in self.rules}
+        return False if False in states else None if None in states else True
+
+    @property
+    def open_rules(self) -> tuple[Rule, ...]:
+        """The rules that do not hold, or may not."""
+        return tuple(rule for rule in self.rules if not rule.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "precision": self.precision,
+            "fuses": self.fuses,
+            "rules": [{"rule": r.name, "holds": r.holds, "detail": r.detail, "fix": r.fix} for r in self.rules],
+            "int8": None if self.int8 is None else {"answer": self.int8.answer, "reason": self.int8.reason},
+        }
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What INT8 can bring to the whole network.
+
+    share    part of the multiply-accumulates in layers that gain from INT8
+    bound    how many times faster than FP16 the network's products can become at best
+    obstacles  multiply-accumulates by the reason why INT8 is not for them
+    """
+
+    verdict: Verdict
+    share: float
+    bound: float
+    quantized: int
+    obstacles: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "answer": self.verdict.answer,
+            "reason": self.verdict.reason,
+            "share": round(self.share, 4),
+            "bound": round(self.bound, 3),
+            "quantized_layers": self.quantized,
+            "obstacles": self.obstacles,
+        }
+
+
+@dataclass(frozen=True)
+class DlaReport:
+    """What an accelerator could do.
+
+    missing    why the platform has none; None where it has one
+    on, total  layers that it could compute, and all
+    off        number of layers that it could not, by operator and reason
+    loadables  stretches of layers that it could compute between others
+    """
+
+    missing: str | None
+    on: int = 0
+    total: int = 0
+    off: tuple[tuple[str, int], ...] = ()
+    loadables: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        facts = {"on": self.on, "total": self.total, "off": dict(self.off), "loadables": self.loadables}
+        return {"missing": self.missing, **facts}
+
+    def __str__(self) -> str:
+        if self.missing:
+            return f"DLA: none, {self.missing}"
+        lines = [f"DLA: {self.on} of {self.total} layers at most, in {self.loadables} stretches; not recommended"]
+        if self.loadables > MAX_LOADABLES:
+            lines[0] += f" (a core holds {MAX_LOADABLES} loadables)"
+        return "\n".join([*lines, *(f"       {count} not: {reason}" for reason, count in self.off)])
 
 
 @dataclass(frozen=True)
