@@ -1,8 +1,7 @@
-"""What an accuracy check found: numbers, a table, JSON values."""
+"""The report of an accuracy check, as numbers, a table and JSON values."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data import Dataset
-from vitdeploy.statistics import Paired, best_class, confusion, pair, ranks, snr_db
+from vitdeploy.statistics import Paired, best_class, confusion, json_number, pair, ranks, snr_db
+from vitdeploy.table import render
 
 Array = NDArray[Any]
 Integers = NDArray[np.int64]
@@ -23,10 +23,10 @@ SHOWN_FLIPS = 5
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What all runs saw.
+    """The images that all runs classified.
 
-    dataset, indices  where the images are
-    targets           right class of each, int64 [N]
+    dataset, indices  the images
+    targets           class number of each, int64 [N]
     classes           names of all classes of the network
     sha256            of the images' hashes and classes, whatever their order
     """
@@ -50,7 +50,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Answers:
-    """One run's logits, float32 [N, classes], and what follows from them alone; accuracies are in percent.
+    """One run's logits, float32 [N, classes], and the accuracies computed from them, in percent.
 
     name   in words: `lemevit-int8 on openvino`
     facts  what ran, see `Session.describe`
@@ -68,7 +68,7 @@ class Answers:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which images are classified rightly."""
+        """Which images are classified correctly."""
         right: NDArray[np.bool_] = self.chosen == self.targets
         return right
 
@@ -112,12 +112,12 @@ class Comparison:
 
     @cached_property
     def snr_db(self) -> float:
-        """Signal-to-noise ratio of the logits against the baseline's."""
+        """Signal-to-noise ratio of the logits against the baseline's, in dB."""
         return snr_db(self.baseline.logits, self.answers.logits)
 
     @cached_property
     def flipped(self) -> list[int]:
-        """Positions of the images whose best class is another than the baseline's."""
+        """Positions of the images whose best class differs from the baseline's."""
         found: list[int] = np.flatnonzero(self.answers.chosen != self.baseline.chosen).tolist()
         return found
 
@@ -139,7 +139,7 @@ class Comparison:
 
     def measures(self) -> dict[str, Any]:
         """The measures as JSON values; accuracies in percent, drops in points; what is not finite is null."""
-        paired, snr = self.paired, self.snr_db
+        paired = self.paired
         low, high = paired.interval()
         return {
             "top1": self.answers.top1,
@@ -151,11 +151,11 @@ class Comparison:
             "lost": paired.lost,
             "won": paired.won,
             "agreement": self.agreement,
-            "snr_db": snr if math.isfinite(snr) else None,
+            "snr_db": json_number(self.snr_db),
         }
 
     def to_dict(self, images: ImageSet) -> dict[str, Any]:
-        """JSON values; a flipped image with both logits of the classes that play a part."""
+        """JSON values; a flipped image has the logits, before and after, of its label and of both best classes."""
         return {
             **self.answers.to_dict(),
             **self.measures(),
@@ -175,7 +175,7 @@ class Comparison:
             "baseline": names[before],
             "run": names[after],
             "logits": {
-                names[kind]: [_finite(a.logits[position, kind]) for a in (self.baseline, self.answers)]
+                names[kind]: [json_number(a.logits[position, kind]) for a in (self.baseline, self.answers)]
                 for kind in dict.fromkeys((label, before, after))
                 if kind >= 0
             },
@@ -186,9 +186,9 @@ class Comparison:
 class AccuracyReport:
     """What `validate` found; `str()` is a table.
 
-    baseline  the FP32 that counts as right, and `kind`, in words, what it is
+    baseline  the FP32 results that the others are compared with; `kind` describes them in words
     problems  what is wrong with the baseline, in words
-    runs      every other bundle and runtime against it
+    runs      every other bundle and runtime, compared with the baseline
     skipped   of `all` runtimes those that could not run a bundle, each with the reason
     max_drop  the gate in points, or None
     """
@@ -203,7 +203,7 @@ class AccuracyReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Everything that does not hold, in words."""
+        """Everything that fails, in words."""
         found = [f"the baseline is broken: {problem}" for problem in self.problems]
         for run in self.runs:
             if broken := int((run.answers.chosen < 0).sum()):
@@ -234,7 +234,7 @@ class AccuracyReport:
 
 
 def format_report(report: AccuracyReport) -> str:
-    """The report for people: what was compared, a line for each run, what flipped, and whether it holds."""
+    """The report as text: what was compared, a line for each run, the flipped images, and whether the gate passed."""
     images, baseline = report.images, report.baseline
     lines = [
         f"{len(images.indices)} of {len(images.dataset)} images of {images.dataset.where}",
@@ -243,7 +243,8 @@ def format_report(report: AccuracyReport) -> str:
         "",
     ]
     header = ("", "top-1 %", "top-5 %", "drop, points", "95 % interval", "p", "agreement %", "SNR dB", "flipped")
-    lines += _align([header, *(_row(run) for run in report.runs)])
+    rows = [_row(run) for run in report.runs]
+    lines.append(render(rows, header=header, align="<" * len(header), rule=False))
     lines += [f"left out: {skip['bundle']} on {skip['runtime']}: {skip['reason']}" for skip in report.skipped]
     for run in report.runs:
         lines += _details(run, report)
@@ -296,12 +297,3 @@ def _accuracies(answers: Answers) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -14,6 +14,7 @@ from typing import Any
 from vitdeploy.latency.baseline import SCHEMA_VERSION
 from vitdeploy.latency.measurement import PERCENTILES, Measurement
 from vitdeploy.statistics import Ratio
+from vitdeploy.table import render
 
 COLUMNS = ("p50 ms", "p90", "p95", "p99", "images/s", "load s", "first call ms", "peak MB", "calls")
 
@@ -27,14 +28,14 @@ class BenchmarkReport:
     """What `benchmark` measured; `str()` is a table.
 
     measurements   one for each candidate
-    ratios         time per image of each over its baseline's; None where it has none
-    baseline       what that is, in words
-    differences    settings in which an earlier run was different, in words
+    ratios         time per image of each over that of its baseline; None for a candidate without a baseline
+    baseline       the baseline in words
+    differences    settings in which an earlier run differed, in words
     machine        settings of the machine, see `vitdeploy.machine.settings.machine_settings`
     before, after  temperatures and load, see `machine_conditions`
     changed        settings of the machine that changed while it measured, in words
-    skipped        `bundle`, `runtime` and `reason` of what could not run
-    interrupted    whether it was stopped before its time was over
+    skipped        `bundle`, `runtime` and `reason` of every candidate that could not run
+    interrupted    whether the run was interrupted before its end
     """
 
     measurements: Sequence[Measurement]
@@ -50,7 +51,7 @@ class BenchmarkReport:
     created: str = field(default_factory=_now)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; a later `benchmark` takes them as its baseline."""
+        """JSON values, which a later `benchmark` accepts as its baseline."""
         from vitdeploy import __version__
 
         return {
@@ -84,7 +85,7 @@ class BenchmarkReport:
         return text.getvalue()
 
     def __str__(self) -> str:
-        return "\n".join([_in_words(self.machine), "", *self._table(), "", *self._settings(), *self._notes()])
+        return "\n".join([_in_words(self.machine), "", self._table(), "", *self._settings(), *self._notes()])
 
     def labels(self) -> list[str]:
         """The candidates in words, bundles by the name of their folder where that tells them apart."""
@@ -93,9 +94,9 @@ class BenchmarkReport:
             f"{name} on {one.runtime}, batch {one.batch}" for name, one in zip(names, self.measurements, strict=True)
         ]
 
-    def _table(self) -> list[str]:
+    def _table(self) -> str:
         header = ["bundle", "runtime", "batch", *COLUMNS] + (["ratio"] if self.baseline else [])
-        rows = [header]
+        rows = []
         names = short_names([one.bundle for one in self.measurements])
         for name, one, ratio in zip(names, self.measurements, self.ratios, strict=True):
             latency = one.latency_ms()
@@ -103,15 +104,8 @@ class BenchmarkReport:
             cells += [digits(one.images_per_second), digits(one.load_seconds), digits(1000 * one.first_call_seconds)]
             cells += ["-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.0f}", str(len(one.seconds))]
             rows.append(cells + ([_ratio(ratio)] if self.baseline else []))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        to_left = ("bundle", "runtime", "ratio")
-        return [
-            "  ".join(
-                cell.ljust(width) if name in to_left else cell.rjust(width)
-                for name, cell, width in zip(header, row, widths, strict=True)
-            ).rstrip()
-            for row in rows
-        ]
+        align = "".join("<" if name in ("bundle", "runtime", "ratio") else ">" for name in header)
+        return render(rows, header=header, align=align, rule=False)
 
     def _settings(self) -> list[str]:
         return list(dict.fromkeys(f"{one.runtime}: {_in_words(one.settings)}" for one in self.measurements))
@@ -120,21 +114,21 @@ class BenchmarkReport:
         rounds = len(self.measurements[0].rounds)
         notes = [f"{rounds} rounds, every candidate once a round in random order"]
         if self.interrupted:
-            notes.append("INTERRUPTED: complete rounds count")
+            notes.append("INTERRUPTED: only complete rounds count")
         if any(len(one.seconds) < 100 for one in self.measurements):
-            notes.append("p99 of fewer than 100 calls is little less than their maximum")
+            notes.append("p99 of fewer than 100 calls is close to their maximum")
         if self.baseline:
             paired = any(ratio is not None and ratio.paired for ratio in self.ratios)
             how = "median of the rounds" if paired else "medians of two runs"
             notes.append(f"ratio: time per image over {self.baseline}, {how} (95 % interval); below 1 is faster")
         notes.append(
-            "peak MB: resident memory of a process that runs this alone, Python included, a GPU's own memory not"
+            "peak MB: resident memory of a process that runs only this, with Python, without the memory of a GPU"
         )
         for word, conditions in (("before", self.before), ("after", self.after)):
             notes.append(f"{word}: {_conditions(conditions)}")
         load = self.before["load_average"]
         if load is not None and load > self.machine["cores"] / 2:
-            notes.append("THE MACHINE WAS BUSY: trust ratios before times")
+            notes.append("THE MACHINE WAS BUSY: trust ratios more than times")
         notes += [f"changed while measuring: {text}" for text in self.changed]
         notes += [f"compared all the same: {text}" for text in self.differences]
         notes += [f"left out: {skip['bundle']} on {skip['runtime']}: {skip['reason']}" for skip in self.skipped]
@@ -142,7 +136,7 @@ class BenchmarkReport:
 
 
 def short_names(bundles: Sequence[str]) -> list[str]:
-    """The folder's name of each bundle, or its path where two different ones have the same name."""
+    """The name of each bundle's folder, or its path where two folders have the same name."""
     paths = [os.path.realpath(bundle) for bundle in bundles]
     names = {path: Path(path).name for path in paths}
     clash = len(set(names.values())) < len(names)
@@ -199,5 +193,5 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 1234."""
+    """At least three significant digits: 0.123, 1.23, 12.3, 1234."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Are these the same numbers? What is measured, and the bounds that decide."""
+"""Comparing outputs with their reference: the measures of the difference, and the bounds that decide."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import UsageError
 from vitdeploy.statistics import json_number, snr_db
+from vitdeploy.table import render
 
 Array = NDArray[Any]
 
@@ -25,11 +26,13 @@ BORDER_PART = 0.05
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an output has to keep; None or False means that it is measured but not judged. All must be finite.
+    """What an output must fulfil; a measure whose bound is None or False is reported but not judged.
+
+    Outputs must be finite whatever the bounds.
 
     max_relative  largest error over the largest reference magnitude
     min_snr_db    signal-to-noise ratio in dB
-    same_top1     the best class is the reference's wherever the case is clear
+    same_top1     the best class is that of the reference in every clear case, see CLEAR_MARGIN
     """
 
     max_relative: float | None = None
@@ -55,7 +58,7 @@ class OutputParity:
     finite        the output holds no NaN and no Inf
     top1_same     clear cases with the same best class; None unless the output is [N, classes]
     top1_clear    clear cases, see CLEAR_MARGIN
-    failures      what does not hold, in words
+    failures      the bounds that do not hold, in words
     """
 
     name: str
@@ -91,7 +94,7 @@ class SelectionParity:
     """A discrete output [N, k] against its reference, each row a set: the order does not count.
 
     rows       samples
-    same_rows  samples with exactly the reference's set
+    same_rows  samples with the same set as the reference
     exchanged  the most entries that one sample chose differently
     size       k
     failures   what does not hold, in words
@@ -120,7 +123,7 @@ class SelectionParity:
 class ParityReport:
     """All outputs of one runtime against the reference; `str()` is a table.
 
-    `selections` come first: the other outputs are compared on the samples whose selection is the reference's.
+    The outputs are compared on the samples that select the same as the reference, see `selections`.
     """
 
     runtime: str
@@ -130,7 +133,7 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What does not hold, in words, over all outputs."""
+        """The bounds that do not hold for any output, in words."""
         parts: tuple[SelectionParity | OutputParity, ...] = (*self.selections, *self.outputs)
         return tuple(failure for part in parts for failure in part.failures)
 
@@ -151,10 +154,9 @@ class ParityReport:
         }
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("output", "max abs error", "relative", "SNR dB", "same top-1", "")]
-        rows += [_row(output) for output in self.outputs]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        header = ("output", "max abs error", "relative", "SNR dB", "same top-1", "")
+        rows = [_row(output) for output in self.outputs]
+        lines = [render(rows, header=header, align="<" * len(header), rule=False)]
         lines += [
             f"{s.name}: {s.same_rows} of {s.rows} samples choose the same {s.size}"
             + (f", at most {s.exchanged} exchanged in the others" if s.exchanged else "")
@@ -202,8 +204,8 @@ def compare_outputs(
 ) -> ParityReport:
     """Every output of the reference against the one of the same name, judged by `bounds` or those of `precision`.
 
-    Integer outputs are selections. A sample whose selection differs is reported as that and left out of the other
-    comparisons: with another token its logits are another function's, and no numerical error.
+    Integer outputs are selections. A sample whose selection differs is reported as such and left out of the other
+    comparisons: with other tokens its logits are those of another function, and their difference is no numerical error.
     """
     absent = np.empty(0)
     discrete = [name for name, array in reference.items() if np.issubdtype(array.dtype, np.integer)]
@@ -220,7 +222,7 @@ def compare_outputs(
 
 
 def compare_selection(name: str, reference: Array, actual: Array) -> SelectionParity:
-    """A selection [N, k] against its reference as sets; a few exchanged border entries are no failure."""
+    """A selection [N, k] against its reference, row by row as sets; a few exchanged border entries do not fail."""
     rows, size = reference.shape
     if reference.shape != actual.shape:
         failure = f"{name}: the shape is {list(actual.shape)} instead of {list(reference.shape)}"
@@ -231,7 +233,7 @@ def compare_selection(name: str, reference: Array, actual: Array) -> SelectionPa
     if exchanged > max(1, BORDER_PART * size):
         failures.append(f"{name}: {exchanged} of {size} entries of one sample are chosen differently")
     elif not same:
-        failures.append(f"{name}: no sample chooses what the reference chooses, nothing is left to compare")
+        failures.append(f"{name}: no sample selects the same as the reference, so nothing is left to compare")
     return SelectionParity(name, rows, same, exchanged, size, tuple(failures))
 
 
@@ -243,7 +245,7 @@ def _same_rows(reference: Array, actual: Array) -> NDArray[np.bool_]:
 def find_bounds(precision: str) -> Bounds:
     """The bounds of a precision; UsageError for one that has none."""
     if precision not in BOUNDS:
-        raise UsageError(f"there are no parity bounds for precision {precision!r}", fix=" or ".join(BOUNDS))
+        raise UsageError(f"there are no parity bounds for precision {precision!r}", fix=f"use {' or '.join(BOUNDS)}")
     return BOUNDS[precision]
 
 
