@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -100,7 +101,20 @@ def test_95_of_100_intervals_hold_the_truth() -> None:
 def test_mcnemar_counts_the_outcomes_that_are_as_uneven(lost: int, won: int) -> None:
     total = lost + won
     uneven = sum(math.comb(total, k) for k in range(total + 1) if abs(2 * k - total) >= abs(lost - won))
-    assert mcnemar(lost, won) == pytest.approx(float(Fraction(uneven, 2**total)))
+    assert mcnemar(lost, won) == pytest.approx(float(Fraction(uneven, 2**total)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(210, 190), (150, 0), (0, 150), (700, 600), (480, 520), (300, 300)])
+def test_mcnemar_is_the_whole_sum_to_twelve_digits(lost: int, won: int) -> None:
+    total = lost + won
+    tail = sum(math.comb(total, k) for k in range(min(lost, won) + 1))
+    assert mcnemar(lost, won) == pytest.approx(min(1.0, 2 * tail / 2**total), rel=1e-12, abs=0)
+
+
+def test_mcnemar_of_many_pairs_takes_no_time() -> None:
+    begin = time.process_time()
+    assert mcnemar(5000, 4800) == pytest.approx(0.0444041487998463, rel=1e-12)
+    assert time.process_time() - begin < 1
 
 
 def test_mcnemar_by_enumeration_and_for_many_pairs() -> None:

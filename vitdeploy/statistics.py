@@ -48,13 +48,19 @@ def pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided p-value of McNemar's exact test: without a difference each discordant pair falls like a fair coin.
+    """Two-sided p-value of McNemar's exact test: twice the tail of the binomial distribution for p = 1/2, at most 1.
 
-    Q. McNemar, Psychometrika 12, 1947; twice the binomial tail, at most 1.
+    Q. McNemar, Psychometrika 12, 1947. The tail is its largest term, in whole numbers, times the sum of all terms over
+    it, each of which follows from the last: C(n, k - 1) / C(n, k) = k / (n - k + 1).
     """
     total, fewer = lost + won, min(lost, won)
-    tail = sum(math.comb(total, k) for k in range(fewer + 1))
-    return float(min(1.0, 2 * tail / 2**total))
+    ratios, term = 1.0, 1.0
+    for k in range(fewer, 0, -1):
+        term *= k / (total - k + 1)
+        ratios += term
+        if term < 1e-18 * ratios:
+            break
+    return min(1.0, 2 * ratios * (math.comb(total, fewer) / 2**total))
 
 
 def score_interval(lost: int, won: int, count: int, z: float = Z95) -> tuple[float, float]:
