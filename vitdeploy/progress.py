@@ -1,4 +1,4 @@
-"""How far a long job is, on standard error: a line that renews itself on a terminal, else one every few seconds."""
+"""Progress of a long job on standard error: one line that is updated on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
 
 
 class Progress:
-    """A context manager around a job of `total` steps; says how long the rest takes if it goes on as it went.
+    """A context manager around a job of `total` steps; shows the steps done and an estimate of the time left.
 
-    Without a total (None) it says how far it is. Silent where the logger of vitdeploy is, and for a job that is over
-    before there was anything to say.
+    Without a total (None) it shows only the steps done. It is silent where the logger of vitdeploy is, and for a job
+    that ends before the first line is due.
     """
 
     def __init__(self, what: str, total: int | None) -> None:

@@ -121,7 +121,7 @@ def test_an_interrupted_command_says_that_it_goes_on(
         patch.setattr(logits, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         code, out, err = run("int8", "fp32", "--data", "data")
     assert code == 130
-    assert "error: interrupted; the same command goes on where it was" in err
+    assert "error: interrupted; the same command continues where it stopped" in err
     assert out == ""
     assert Bundle.open(place / "int8").manifest.accuracy == []
     assert run("int8", "fp32", "--data", "data")[0] == 0
@@ -132,8 +132,8 @@ def test_an_interrupted_command_says_that_it_goes_on(
     [
         (("int8", "--data", "gone", "--baseline", "fp32"), "there is no gone"),
         (("gone", "--data", "data"), "there is no bundle at gone"),
-        (("int8", "--data", "data"), "there is no FP32 to compare with"),
-        (("int8", "--data", "data", "--baseline", "int8"), "is no baseline"),
+        (("int8", "--data", "data"), "there is no FP32 baseline to compare with"),
+        (("int8", "--data", "data", "--baseline", "int8"), "cannot be the baseline"),
         (("int8", "--data", "data", "--baseline", "fp32", "--max-drop", "-3"), "no gate"),
         (("int8", "--data", "data", "--baseline", "fp32", "--runtime", "onnx"), "no runtime called 'onnx'"),
         (("int8", "--data", "data", "--baseline", "fp32", "--runtime", ","), "nothing to validate"),

@@ -1,4 +1,4 @@
-"""Is the baseline itself right? A drop from a baseline that guesses says nothing."""
+"""Whether the baseline itself is right: a drop from a baseline at chance says nothing."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vitdeploy.statistics import confusion
 
 Integers = NDArray[np.int64]
 
-# Below this no accuracy tells whether somebody guesses.
+# With fewer images, chance cannot be told from a low accuracy.
 FEWEST_IMAGES = 20
-# A class is called by another's name when at least so many of its images, and so large a part of them, are.
+# A class is taken to have the name of another when at least so many of its images, and this share of them, get it.
 FEWEST_OF_CLASS, CLEAR_SHARE = 5, 0.5
 
 
 def find_problems(
     targets: Integers, chosen: Integers, names: Sequence[str], *, weights: str, by_name: bool
 ) -> tuple[str, ...]:
-    """What is wrong with the answers of a baseline, in words with the probable reason; nothing where they look right.
+    """Problems of a baseline's predictions, in words with the probable reason; none where they look right.
 
-    targets, chosen  right and chosen class of each image, int64 [N]; -1 where there is no finite best class
+    targets, chosen  true and predicted class of each image, int64 [N]; -1 where logits are not finite
     names            of all classes
     weights          `random`, `checkpoint` or `module`
     by_name          whether DATA's classes were found among the bundle's by their names
@@ -42,10 +42,10 @@ def find_problems(
 
 
 def _at_chance(targets: Integers, counts: Integers) -> bool:
-    """Whether the accuracy is within three deviations of what answers have that know nothing of the images.
+    """Whether the accuracy is within three standard deviations of chance.
 
-    The expectation is that of J. Cohen's kappa (1960): the same answers in random order. With a single class it would
-    be the accuracy itself, so there it is one over the number of classes.
+    Chance is the expected agreement of J. Cohen's kappa (1960), that of the same predictions in random order. With a
+    single class in the data that would be the accuracy itself, so there it is one over the number of classes.
     """
     total = len(targets)
     if total < FEWEST_IMAGES:
@@ -57,9 +57,9 @@ def _at_chance(targets: Integers, counts: Integers) -> bool:
 
 
 def _called_otherwise(counts: Integers) -> dict[int, int]:
-    """Classes that consistently go by the name of another, where no two go by the same name; at least two of them.
+    """Classes that are consistently predicted as another one, by that other; at least two, and no two as the same one.
 
-    A weak network confuses classes too, but then two of them share a name.
+    A weak network confuses classes too, but then it predicts two of them as the same one.
     """
     sizes = counts.sum(axis=1)
     present = np.flatnonzero(sizes)

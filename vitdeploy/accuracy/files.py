@@ -15,14 +15,16 @@ from vitdeploy.files import write_atomically
 
 
 def check_folder(folder: Path) -> None:
-    """UsageError for a place that cannot become the folder of a report, before anything is computed."""
+    """Raises UsageError, before anything is computed, where `folder` cannot be created."""
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken is not None:
-        raise UsageError(f"cannot write the report to {folder}", why=f"{taken} is a file", fix="--report with a folder")
+        raise UsageError(
+            f"cannot write the report to {folder}", why=f"{taken} is a file", fix="give --report another folder"
+        )
 
 
 def write_report(report: AccuracyReport, folder: Path) -> None:
-    """Writes into `folder`, which is made where it is missing; each file is there wholly or not at all.
+    """Writes into `folder`, which is created where it is missing; each file is written atomically.
 
     report.json, report.txt     the report
     logits.npz                  `images` (names), `labels` (class numbers), `classes`, `runs` (names), and `logits`,
@@ -59,5 +61,5 @@ def write_report(report: AccuracyReport, folder: Path) -> None:
             write_atomically(folder / name, content)
     except OSError as error:
         raise UsageError(
-            f"cannot write the report to {folder}", why=error.strerror or str(error), fix="--report with another folder"
+            f"cannot write the report to {folder}", why=error.strerror or str(error), fix="give --report another folder"
         ) from error

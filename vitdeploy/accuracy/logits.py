@@ -61,17 +61,17 @@ class Source(NamedTuple):
 
 
 class LogitsStore:
-    """Logits by what made them and by the image's hash, in a folder; nothing in it is ever changed.
+    """Logits by the identity of their source and by the image's hash, in a folder whose files are never changed.
 
-    A folder for each identity holds it in words (`identity.json`) and chunks of hashes and logits (`*.npz`). A chunk
-    that cannot be read, or has another shape, does not count.
+    Each identity has a folder with its description (`identity.json`) and chunks of hashes and logits (`*.npz`). A chunk
+    that cannot be read, or has another shape, is ignored.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = cache_folder("logits") if folder is None else Path(folder)
 
     def read(self, identity: Mapping[str, Any], classes: int) -> dict[str, Array]:
-        """What is known: float32 [classes] by the hash of the image."""
+        """The stored logits, float32 [classes], by the hash of the image."""
         known: dict[str, Array] = {}
         for path in sorted(self._place(identity).glob("*.npz")):
             with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as chunk:
@@ -81,7 +81,7 @@ class LogitsStore:
         return known
 
     def add(self, identity: Mapping[str, Any], rows: Mapping[str, Array]) -> None:
-        """Keeps the logits of more images, as one chunk that is there wholly or not at all."""
+        """Stores the logits of more images as one chunk, written atomically."""
         if not rows:
             return
         place = self._place(identity)
@@ -96,7 +96,7 @@ class LogitsStore:
             raise UsageError(
                 f"cannot keep logits in {self.folder}",
                 why=error.strerror or str(error),
-                fix="--logits with another folder",
+                fix="give --logits another folder",
             ) from error
 
     def _place(self, identity: Mapping[str, Any]) -> Path:
@@ -110,11 +110,11 @@ def _canonical(identity: Mapping[str, Any]) -> str:
 def compute_logits(
     dataset: Dataset, indices: Sequence[int], sources: Sequence[Source], classes: int, store: LogitsStore
 ) -> tuple[list[Array], tuple[str, ...]]:
-    """For each source float32 [len(indices), classes]; and the hashes of the images.
+    """Logits, float32 [len(indices), classes], for each source; and the hashes of the images.
 
-    What the store knows is not computed again, and what was computed is kept in it every few seconds and when an error
-    or Ctrl-C ends the work. Besides the logits, memory holds three chunks of decoded images, at most 128 MB each for
-    each way in which sources take them.
+    Logits that are in the store are not computed again. Computed ones are stored every few seconds, and when an error
+    or Ctrl-C ends the computation. Besides the logits, memory holds three chunks of decoded images, at most 128 MB each
+    for each form of input that the sources take.
     """
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="vitdeploy-decode") as pool:
         try:
@@ -155,7 +155,7 @@ def _compute(
 
 
 class _Keeper:
-    """Puts rows where they are used, and from time to time into the store."""
+    """Collects computed rows, and writes them to the store from time to time."""
 
     def __init__(self, store: LogitsStore, source: Source, rows: dict[str, Array]) -> None:
         self._store, self._identity, self._rows = store, source.identity, rows
@@ -197,7 +197,7 @@ def _decode_ahead(
 
 
 def _run(session: Session, images: Sequence[Array]) -> Iterator[Array]:
-    """Logits [classes] of each image, in batches that the session takes; the last image fills a fixed batch up."""
+    """Logits [classes] of each image, run in batches; an incomplete fixed batch is filled with the last image."""
     fixed = session.bundle.manifest.inputs[0].shape[0]
     size = fixed if isinstance(fixed, int) else BATCH
     batches = [list(images[start : start + size]) for start in range(0, len(images), size)]

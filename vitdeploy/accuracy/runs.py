@@ -1,4 +1,4 @@
-"""What an accuracy check runs: every bundle on every runtime, and the FP32 that they are compared with."""
+"""The runs of an accuracy check: every bundle on every runtime, and the FP32 baseline."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from vitdeploy.runtime.session import Session, load
 log = logging.getLogger(__name__)
 
 ALL = "all"
-# PyTorch in FP32: what every run is compared with.
+# The runtime of the baseline: PyTorch in FP32.
 REFERENCE_RUNTIME = "torch"
 
-# Of `Session.describe`: where the bundle lies and why the runtime was taken, not what it computes.
+# Keys of `Session.describe` that do not affect the logits.
 _NOT_IDENTITY = ("bundle", "reason", "num_requests")
 
 
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """In words; PyTorch runs the network, not the bundle."""
+        """The run in words; for PyTorch, which runs the network and not the bundle, with the name of the model."""
         backend = self.facts["backend"]
         return f"{self.bundle.manifest.model.name if self.is_reference else self.bundle.path.name} on {backend}"
 
@@ -54,14 +54,14 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """The session with all that its logits depend on: what decodes, what it loaded, what runs it and where."""
+        """The session with everything that its logits depend on: decoder, files, runtime and machine."""
         manifest = self.bundle.manifest
         files = {name: record.sha256 for name, record in manifest.files.items() if name != REFERENCE}
         machine = machine_settings()
         return Source(
             self.session,
             {
-                # PyTorch reads none of the files, it rebuilds the network of the record.
+                # PyTorch does not read the files: it rebuilds the network from the record.
                 "model": asdict(manifest.model) if self.is_reference else files,
                 "preprocessing": asdict(manifest.preprocessing),
                 "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
@@ -74,9 +74,9 @@ class Run:
 def open_runs(
     bundles: Sequence[Bundle], runtimes: Sequence[str], options: Mapping[str, Any], closing: ExitStack
 ) -> tuple[list[Run], list[dict[str, str]]]:
-    """Every bundle on every runtime, and of `all` runtimes those that cannot run a bundle, each with the reason.
+    """Every bundle on every runtime, and those of `all` runtimes that cannot run a bundle, each with the reason.
 
-    Raises what `load` raises for a runtime that was asked for by name, and BackendError where none of `all` is left.
+    Raises the errors of `load` for a runtime that was given by name, and BackendError where none of `all` can run.
     """
     runs: list[Run] = []
     skipped: list[dict[str, str]] = []
@@ -91,7 +91,7 @@ def open_runs(
                 skipped.append({"bundle": str(bundle.path), "runtime": name, "reason": error.what})
     if not runs:
         reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in skipped)
-        raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
+        raise BackendError("no runtime of this machine can run the bundle", why=reasons, fix="vitdeploy doctor")
     return runs, skipped
 
 
@@ -103,18 +103,18 @@ def open_baseline(
     options: Mapping[str, Any],
     closing: ExitStack,
 ) -> Run:
-    """The FP32 that counts as right: PyTorch, or an FP32 bundle of the same network on `runtime`.
+    """The FP32 baseline: PyTorch, or an FP32 bundle of the same network on `runtime`.
 
-    That is `baseline` where it is given; else PyTorch where it is installed and the weights are at hand; else the first
-    FP32 one of the bundles. Raises UsageError where there is none of these, or for a bundle that cannot be one, and
-    GateError where PyTorch does not reproduce what the bundle carries.
+    This is `baseline` where it is given; else PyTorch, where it is installed and the weights are available; else the
+    first FP32 bundle of `bundles`. Raises UsageError where there is none of these, or where `baseline` is not FP32 or
+    of another network, and GateError where PyTorch does not reproduce the reference outputs in the bundle.
     """
     exact = {name: value for name, value in options.items() if name != "compute_precision"}
     if baseline is not None:
         if baseline.manifest.precision != "fp32":
             raise UsageError(
-                f"{baseline.path} is no baseline",
-                why=f"it is {baseline.manifest.precision}, and what it lost would be lost for the comparison",
+                f"{baseline.path} cannot be the baseline",
+                why=f"it is {baseline.manifest.precision}, and its own error would hide that of the others",
                 fix="--baseline with the FP32 export of the same network",
             )
         check_same_network([*bundles, baseline])
@@ -127,11 +127,11 @@ def open_baseline(
         twin = next((bundle for bundle in bundles if bundle.manifest.precision == "fp32"), None)
         if twin is None:
             raise UsageError(
-                "there is no FP32 to compare with",
-                why=f"PyTorch cannot be it: {error.what}{f' ({error.why})' if error.why else ''}",
+                "there is no FP32 baseline to compare with",
+                why=f"PyTorch cannot be used: {error.what}{f' ({error.why})' if error.why else ''}",
                 fix="--baseline with the FP32 export of the same network, or --checkpoint with its weights",
             ) from error
-        log.info("PyTorch cannot be the baseline: %s; taking %s", error.what, twin.path)
+        log.info("PyTorch cannot be the baseline: %s; using %s", error.what, twin.path)
         return _open(twin, runtime, exact, closing)
 
 
@@ -142,7 +142,7 @@ def check_same_network(bundles: Sequence[Bundle]) -> None:
         why = _difference(first, other)
         if why is not None:
             raise UsageError(
-                f"{other.path} and {first.path} are not the same network", why=why, fix="validate each by itself"
+                f"{other.path} and {first.path} are not the same network", why=why, fix="validate them one at a time"
             )
 
 
@@ -155,7 +155,7 @@ def _difference(one: Bundle, other: Bundle) -> str | None:
         return f"{names[1]} against {names[0]}" if names[0] != names[1] else "size, classes or weights differ"
     if left.labels and right.labels and left.labels != right.labels:
         return "their class names differ"
-    # Weights of a live module have no hash: what PyTorch made of the same images tells.
+    # The weights of a live module have no hash, so the reference outputs for the same images are compared.
     mine, theirs = one.reference(), other.reference()
     if all(np.array_equal(array, theirs.inputs.get(name, np.empty(0))) for name, array in mine.inputs.items()):
         report = compare_outputs(mine.outputs, theirs.outputs, runtime="the other", precision="fp32")
@@ -189,7 +189,7 @@ def _open(bundle: Bundle, runtime: str, options: Mapping[str, Any], closing: Exi
 
 
 def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStack) -> Run:
-    """PyTorch, for any number of images at once, once it has shown that it is what was exported."""
+    """PyTorch with a dynamic batch, after checking that it reproduces the reference outputs of the bundle."""
     any_batch = copy.copy(bundle)
     manifest = bundle.manifest
     any_batch.manifest = replace(
@@ -202,9 +202,9 @@ def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStac
     report = compare_outputs(reference.outputs, outputs, runtime=REFERENCE_RUNTIME, precision="fp32")
     if not report.passed:
         raise GateError(
-            f"PyTorch does not reproduce what {bundle.path} carries",
+            f"PyTorch does not reproduce the reference outputs of {bundle.path}",
             why=report.failures[0],
-            fix="export it again with this version of vitdeploy, or --baseline with an FP32 bundle",
+            fix="export the bundle again with this version of vitdeploy, or give --baseline with an FP32 bundle",
         )
     return Run(bundle, session, session.describe())
 

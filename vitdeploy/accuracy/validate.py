@@ -1,4 +1,4 @@
-"""How much accuracy did a bundle lose, on the user's images, and how sure is that?"""
+"""Measuring the accuracy that a bundle loses against FP32 on the user's images, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -48,40 +48,40 @@ def validate(
     """Compare bundles of one network, on one or several runtimes, with its FP32 on the same labelled images.
 
     Args:
-        bundle: one or several bundles, or their folders.
-        data: see `vitdeploy.data`; its classes are found among the bundle's labels by name.
-        runtime: names of runtimes, `auto`, or `all` that are installed and can run the bundle.
-        baseline: an FP32 bundle of the same network; None takes PyTorch, or where that or its weights are not at hand
-            the first FP32 one of the bundles.
-        checkpoint: file with the weights, for PyTorch.
-        targets: class numbers, where `data` is an iterable.
-        samples: so many images instead of all, every class with its share, chosen by `seed`.
-        seed: of that choice.
-        max_drop: the gate: points of top-1 that a run may lose.
-        logits: folder in which computed logits are kept, so that an interrupted check goes on where it was (default:
-            in the user's cache).
-        record: write the result into each bundle's manifest.
-        threads, num_requests, compute_precision, device, cache: see `vitdeploy.load`.
+        bundle: One or several bundles, or their folders.
+        data: Labelled images, see `open_data`; their classes are found among the bundle's labels by name.
+        runtime: Names of runtimes, `auto`, or `all` for those that are installed and can run the bundle.
+        baseline: An FP32 bundle of the same network. By default PyTorch is the baseline; where it or the weights are
+            missing, the first FP32 bundle of `bundle`.
+        checkpoint: File with the weights, for PyTorch.
+        targets: Class numbers, where `data` is an iterable.
+        samples: Number of images to take instead of all; every class gets its share.
+        seed: Seed of the choice of samples.
+        max_drop: The gate: points of top-1 that a run may lose.
+        logits: Folder that keeps computed logits, so that an interrupted check can be continued; by default a folder of
+            the user's cache.
+        record: Whether to write the result into the manifest of each bundle.
+        threads, num_requests, compute_precision, device, cache: See `load`.
 
     Returns:
-        The report. A drop beyond `max_drop` and a baseline that guesses are failures of it.
+        The report. It fails where a run drops by more than `max_drop` or the baseline is no better than chance.
 
     Raises:
-        InputError: DATA cannot be read, has no labels, or other classes than the network.
-        UsageError: the bundles are of different networks, or there is no FP32 to compare with.
-        BundleError, BackendError, GateError: as `vitdeploy.load`.
+        InputError: DATA cannot be read, has no labels, or has other classes than the network.
+        UsageError: The bundles are of different networks, or there is no FP32 baseline.
+        BundleError, BackendError, GateError: As for `load`.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [_opened(one) for one in given]
     runtimes = [runtime] if isinstance(runtime, str) else list(runtime)
     if not bundles or not runtimes:
-        raise UsageError("there is nothing to validate", fix="at least one bundle and one runtime")
+        raise UsageError("there is nothing to validate", fix="give at least one bundle and one runtime")
     if max_drop is not None and not 0 <= max_drop <= 100:
-        raise UsageError(f"a drop of at most {max_drop} points is no gate", fix="--max-drop 0.1")
+        raise UsageError(f"invalid max_drop {max_drop}: expected 0 to 100 points of top-1", fix="--max-drop 0.1")
     check_same_network(bundles)
     labels, classes = _classes(bundles)
     dataset = open_data(data, labels=labels, targets=targets)
-    _check_labels(dataset, classes, bundles[0])
+    numbers = _class_numbers(dataset, classes, bundles[0])
     indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
     options = Options(
         threads=threads, num_requests=num_requests, compute_precision=compute_precision, device=device, cache=cache
@@ -99,12 +99,12 @@ def validate(
         others = [run for run in runs if run.source.identity != reference.source.identity]
         if not others:
             raise UsageError(
-                f"there is nothing to compare: {reference.name} is the baseline itself",
-                fix="another bundle, or another --runtime",
+                f"there is nothing to compare: {reference.name} is the baseline",
+                fix="give another bundle, or another --runtime",
             )
         sources = [run.source for run in (reference, *others)]
         rows, hashes = compute_logits(dataset, indices, sources, classes, LogitsStore(logits))
-    report = _report(dataset, indices, hashes, reference, others, rows, labels, skipped, max_drop)
+    report = _report(dataset, numbers, indices, hashes, reference, others, rows, labels, skipped, max_drop)
     if record:
         _record(others, report)
     return report
@@ -120,34 +120,43 @@ def _classes(bundles: Sequence[Bundle]) -> tuple[tuple[str, ...], int]:
     shapes = [spec.shape for spec in bundles[0].manifest.outputs if spec.name == "logits"]
     shapes = shapes or [spec.shape for spec in bundles[0].manifest.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2 or not isinstance(shapes[0][1], int):
-        raise UsageError(f"{bundles[0].path} is no classifier", why="it has no output logits [N, classes]")
+        raise UsageError(
+            f"{bundles[0].path} is not a classifier",
+            why="it has no output logits [N, classes]",
+            fix="export the network without --features",
+        )
     return labels, shapes[0][1]
 
 
-def _check_labels(dataset: Dataset, classes: int, bundle: Bundle) -> None:
+def _class_numbers(dataset: Dataset, classes: int, bundle: Bundle) -> Array:
+    """The class number of each image, int64 [N]; InputError unless they are certainly those of the network."""
     if dataset.targets is None:
         raise InputError(
             f"the images of {dataset.where} have no labels",
             why="accuracy needs the right class of each",
-            fix="one folder for each class, with its images directly inside",
+            fix="make one folder for each class, with its images directly inside",
         )
     named = 0 if dataset.classes is None else len(dataset.classes)
     if bundle.manifest.labels or named == classes:
-        return
+        return dataset.targets
     if named:
         raise InputError(
             f"{dataset.where} has {named} classes, the network {classes}",
-            why=f"{bundle.path} has no class names, so which of the {classes} these are cannot be known",
-            fix="a labels.txt in DATA with all classes in the network's order, or export with --labels",
+            why=f"{bundle.path} has no class names, so DATA's classes cannot be found among the {classes}",
+            fix="add a labels.txt with all classes in the network's order to DATA, or export with --labels",
         )
     if dataset.targets.max() >= classes:
         raise InputError(
-            f"{dataset.where} has class number {dataset.targets.max()}", why=f"the network has 0 to {classes - 1}"
+            f"{dataset.where} has class number {dataset.targets.max()}",
+            why=f"the network has classes 0 to {classes - 1}",
+            fix="number the classes from 0, in the network's order",
         )
+    return dataset.targets
 
 
 def _report(
     dataset: Dataset,
+    numbers: Array,
     indices: Sequence[int],
     hashes: Sequence[str],
     reference: Run,
@@ -157,8 +166,7 @@ def _report(
     skipped: Sequence[dict[str, str]],
     max_drop: float | None,
 ) -> AccuracyReport:
-    assert dataset.targets is not None
-    targets = dataset.targets[list(indices)]
+    targets = numbers[list(indices)]
     names = labels or dataset.classes or tuple(f"class {i}" for i in range(rows[0].shape[1]))
     lines = sorted(f"{digest} {target}\n" for digest, target in zip(hashes, targets.tolist(), strict=True))
     images = ImageSet(dataset, indices, targets, names, hashlib.sha256("".join(lines).encode()).hexdigest())
@@ -180,7 +188,7 @@ def _report(
 
 
 def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
-    """Writes the results into the manifests; a bundle that cannot be written to keeps what it says."""
+    """Writes the results into the manifests; where that fails, a warning is logged and the manifest is unchanged."""
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     data = report.images.to_dict()
     data["name"] = Path(data["name"]).name
@@ -203,11 +211,11 @@ def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
             kept = [entry for entry in bundle.manifest.accuracy if _key(entry) not in replaced]
             bundle.update_results(accuracy=[*kept, *found])
         except BundleError as error:
-            log.warning("the result is not in the manifest of %s: %s", path, error)
+            log.warning("the result could not be written to the manifest of %s: %s", path, error)
 
 
 def _key(entry: dict[str, Any]) -> list[Any]:
-    """What an entry of the manifest is about: a new one takes the place of an earlier one with the same."""
+    """The key of an entry of the manifest: a new entry replaces an earlier one with the same key."""
     data = entry.get("data")
     computed = entry.get("compute_precision", entry.get("precision"))  # the name that bundles of 0.1.0 have
     return [entry.get("runtime"), entry.get("device"), computed, data.get("sha256") if isinstance(data, dict) else None]

@@ -21,7 +21,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a gate failed, 2 wrong usage or bad input."""
     args = _parser().parse_args(argv)
-    with contextlib.suppress(ValueError):  # not the main thread: the caller looks after signals
+    with contextlib.suppress(ValueError):  # not the main thread, where signals cannot be set
         signal.signal(signal.SIGTERM, _terminate)
     _log_to_stderr(args.verbose)
     try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [
             f"unexpected {type(error).__name__}: {error}",
             "  why: this is a defect of vitdeploy, not of your input",
-            "  try: the same command with --verbose, and report what it prints",
+            "  try: run the same command with --verbose, and report what it prints",
         ]
         return _fail(lines, 2, as_json=args.json)
     return code
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Formatter(logging.Formatter):
-    """The message, and what it is where it is more than a word on how far things are."""
+    """The message, with the name of its level from WARNING on."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

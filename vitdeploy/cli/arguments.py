@@ -18,7 +18,7 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `vitdeploy.load`; a runtime that cannot follow one says so."""
+    """The options of `vitdeploy.load`; a runtime raises an error for one that it does not have."""
     group = parser.add_argument_group("how the runtime computes")
     group.add_argument("--threads", type=int, metavar="N", help="threads of computation (default: the runtime's)")
     group.add_argument("--num-requests", "--streams", type=int, metavar="N", help="calls that are computed at once")
@@ -33,7 +33,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_load_options` found, as keywords of `vitdeploy.load`."""
+    """The options of `add_load_options`, as keywords of `vitdeploy.load`."""
     return {name: getattr(args, name) for name in _LOAD_OPTIONS}
 
 

@@ -6,10 +6,10 @@
   vitdeploy benchmark lemevit-fp16 --baseline before.json
 
 Candidates (bundle x runtime x batch) take turns in random order, round by round, each in a process of its own, so that
-what slows the machine down slows all of them. A ratio is time per image over the baseline's, the median of the rounds,
-with a 95 % interval; an interval that holds 1 shows no difference. Load time includes the import of the runtime.
-Peak memory is the largest resident set of the process (VmHWM), Python and numpy included; memory that a GPU keeps to
-itself is not in it. A run is compared with an earlier one only if machine, versions, threads, precision, governor and
+a disturbance of the machine affects all of them. A ratio is the time per image over that of the baseline, as the median
+of the rounds with a 95 % interval; an interval that contains 1 shows no difference. Load time includes the import of
+the runtime. Peak memory is the largest resident set of the process (VmHWM), with Python and numpy and without the
+memory of a GPU. A run is compared with an earlier one only if machine, versions, threads, precision, governor and
 power mode are the same, unless --allow-different. Ctrl-C prints what was measured so far.
 """
 
@@ -65,7 +65,7 @@ def numbers(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} are not batches: write positive numbers, e.g. 1,8")
+        raise argparse.ArgumentTypeError(f"invalid batches {text!r}: expected positive numbers, e.g. 1,8")
     return found
 
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             **load_options(args),
         )
     except KeyboardInterrupt:
-        log.error("nothing was measured: no round was complete")
+        log.error("interrupted before the first round was complete: nothing was measured")
         raise
     print(json.dumps(report.to_dict()) if args.json else report)
     try:
@@ -103,13 +103,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_writable(path: Path) -> None:
-    """Before measuring, not after."""
+    """Raises UsageError before the benchmark where its CSV file could not be written."""
     from vitdeploy.errors import UsageError
 
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written to"
-        raise UsageError(f"cannot write {path}", why=why, fix="another file name")
+        why = "it is a folder" if path.is_dir() else f"{folder} is not a writable folder"
+        raise UsageError(f"cannot write {path}", why=why, fix="give --csv another path")
 
 
 def _write(path: Path, text: str) -> None:
@@ -118,4 +118,4 @@ def _write(path: Path, text: str) -> None:
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise UsageError(f"cannot write {path}", why=error.strerror, fix="another place") from error
+        raise UsageError(f"cannot write {path}", why=error.strerror, fix="give --csv another path") from error

@@ -5,11 +5,11 @@
   vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: min, opt, max)
   vitdeploy build lemevit --dla 0                   (what the accelerator cannot compute runs on the GPU)
 
-The engine is kept for vitdeploy.load, predict, verify and benchmark with the runtime tensorrt, which take the one that
-was built last; trtexec and DeepStream read the file as it is. Beside it lie the builder's log and a report: what was
-tried, what held, which attention blocks and layer norms became one kernel. An engine whose outputs are not PyTorch's is
-not kept: the first block that diverges is named, and --workaround auto tries attention that is not fused, FP32 for that
-block and bfloat16, in this order. Naming and repairing take the packages onnx, onnx-ir and onnxruntime.
+The engine is cached. vitdeploy.load, predict, verify and benchmark with the runtime tensorrt use the one that was built
+last; trtexec and DeepStream can read the file. Its folder also has the builder's log and a report: the attempts, their
+parity, and which attention blocks and layer norms became one kernel. An engine that does not reproduce PyTorch is not
+kept: the first block that diverges is named, and --workaround auto tries unfused attention, FP32 for that block, and
+bfloat16, in this order. This needs the packages onnx, onnx-ir and onnxruntime.
 """
 
 from __future__ import annotations

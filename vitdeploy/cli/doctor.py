@@ -1,4 +1,4 @@
-"""Say what this machine can run, what is missing, the command that brings it, and which versions are known to be bad.
+"""Show what this machine can run, what is missing, how to install it, and which versions have known defects.
 
 Needs neither torch nor onnx and changes nothing. Exit 0 when at least one runtime can run a bundle, else 1.
 """

@@ -93,14 +93,16 @@ def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--method",
         metavar="M",
-        help="range of activations: auto (default), minmax, average, percentile, entropy or mse",
+        help="how ranges of activations are chosen: auto (default), minmax, percentile, mse, or an installed method",
     )
     group.add_argument(
-        "--ignore", action="append", metavar="PATTERN", help="nodes that stay in float, e.g. 'stages.3.*'"
+        "--ignored-scope",
+        "--ignore",
+        action="append",
+        metavar="PATTERN",
+        help="nodes that stay in float, e.g. 'stages.3.*'; may be given several times",
     )
-    group.add_argument(
-        "--min-snr", type=float, metavar="DB", help="give layers back to float until the outputs keep this"
-    )
+    group.add_argument("--min-snr", type=float, metavar="DB", help="revert layers to float until the outputs keep this")
     group.add_argument(
         "--max-drop",
         type=float,
@@ -121,12 +123,12 @@ def int8_options(args: argparse.Namespace) -> Int8Options | None:
     from vitdeploy.errors import UsageError
     from vitdeploy.quantize.options import Int8Options
 
-    names = ("samples", "method", "ignore", "min_snr", "max_drop", "tune_latency", "seed")
+    names = ("samples", "method", "ignored_scope", "min_snr", "max_drop", "tune_latency", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and args.precision != "int8":
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for INT8", fix="--int8 --calibration DATA")
-    if "ignore" in given:
-        given["ignore"] = tuple(given["ignore"])
+    if "ignored_scope" in given:
+        given["ignored_scope"] = tuple(given["ignored_scope"])
     return Int8Options(**given) if given else None
 
 
@@ -137,7 +139,7 @@ def image_size(text: str) -> int | tuple[int, int]:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 224, or 256x192 for height x width")
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: expected 224, or 256x192 for height x width")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
@@ -148,7 +150,7 @@ def batch(text: str) -> int | str:
     try:
         return positive(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a batch: write a positive number, or dynamic") from None
+        raise argparse.ArgumentTypeError(f"invalid batch {text!r}: expected a positive number, or dynamic") from None
 
 
 def hyperparameter(text: str) -> tuple[str, Any]:
@@ -159,7 +161,9 @@ def hyperparameter(text: str) -> tuple[str, Any]:
     except (ValueError, SyntaxError):
         parsed = None
     if not key or not equals or parsed is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE with a number or numbers as the value")
+        raise argparse.ArgumentTypeError(
+            f"invalid hyperparameter {text!r}: expected KEY=VALUE with numbers, e.g. windows=8,8,16,8"
+        )
     return key, parsed
 
 
@@ -167,7 +171,9 @@ def preprocessing(text: str) -> tuple[str, Any]:
     """`mode=stretch` or `mean=0.5,0.5,0.5` as a name and a value, text where it is not a number or numbers."""
     key, _, value = text.partition("=")
     if not key or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE: write mode=stretch, or mean=0.5,0.5,0.5")
+        raise argparse.ArgumentTypeError(
+            f"invalid preprocessing {text!r}: expected KEY=VALUE, e.g. mode=stretch or mean=0.5,0.5,0.5"
+        )
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -219,7 +225,7 @@ def _labels(path: Path) -> list[str]:
 
 
 def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
-    """What a user wants to know first, as JSON."""
+    """The summary of an export, as JSON values."""
     manifest = bundle.manifest
     return {
         "bundle": str(bundle.path),
@@ -233,7 +239,7 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "kept_fp32": len(manifest.precision_report.get("kept_fp32", [])),
         "snr_db": manifest.precision_report.get("snr_db"),
         "int8_macs": manifest.precision_report.get("int8_macs"),
-        "given_back": len(manifest.precision_report.get("given_back", [])),
+        "reverted": len(manifest.precision_report.get("reverted", [])),
         "drop": manifest.precision_report.get("drop"),
         "parity": manifest.parity,
         "seconds": round(seconds, 2),
@@ -257,8 +263,8 @@ def _table(summary: dict[str, Any]) -> str:
         kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
         rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding){kept}"])
     if summary["precision"] == "int8":
-        given = f", {summary['given_back']} layers given back to float" if summary["given_back"] else ""
-        rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{given}"])
+        reverted = f", {summary['reverted']} layers reverted to float" if summary["reverted"] else ""
+        rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{reverted}"])
         drop = "" if summary["drop"] is None else f", top-1 {-summary['drop']:+.2f} points"
         rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'])} on images not calibrated on{drop}"])
     for report in summary["parity"]:
@@ -279,5 +285,5 @@ def _decibel(ratio: float | None) -> str:
 
 
 def _from_here(path: str) -> str:
-    """As the user would type it: relative where it lies below the current folder."""
+    """The path as the user would type it: relative where it is below the current folder."""
     return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""Show what is inside a bundle and what the runtimes of this machine make of it; with two bundles, what differs.
+"""Show the contents of a bundle and what the installed runtimes execute; with two bundles, what differs.
 
   vitdeploy inspect BUNDLE
   vitdeploy inspect BUNDLE OTHER
@@ -22,7 +22,7 @@ HELP = "what is inside a bundle, or what differs between two"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy inspect`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("other", type=Path, nargs="?", metavar="BUNDLE2", help="show only what differs from this one")
+    parser.add_argument("other", type=Path, nargs="?", metavar="BUNDLE2", help="show only the differences")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""List the zoo: parameters, multiply-adds, published top-1, resolution and where the numbers come from."""
+"""List the models of the zoo: parameters, multiply-adds, published top-1, resolution, and the source of the numbers."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Measure on your labelled images what a bundle lost against PyTorch FP32, and how sure that is.
+"""Measure on your labelled images the accuracy that a bundle loses against PyTorch FP32, with its confidence interval.
 
   vitdeploy validate lemevit-fp16 lemevit-int8 --data photos --runtime all --max-drop 0.5
   vitdeploy validate lemevit-int8 --data photos.zip --baseline lemevit-fp32 --report drop
 
 DATA is a folder with one folder of images for each class (class/file.jpg), a zip of one, or an .npz with images
-(uint8 [N, H, W, 3]) and labels. Classes are found among the bundle's by name; where it has no names, the order of
-DATA's sorted folders or of its labels.txt counts.
+(uint8 [N, H, W, 3]) and labels. Classes are found among the bundle's by name; where it has no names, they are
+in the order of DATA's sorted folders or of its labels.txt.
 
 The baseline is PyTorch, where it is installed and has the weights, or an FP32 bundle of the same network. A drop is
 given in points of top-1 with its 95 % interval (Tango's score interval of paired proportions) and McNemar's exact
-p-value. A baseline that guesses, or whose labels look shifted, fails the check. Ctrl-C loses nothing: the same command
-goes on where it was.
+p-value. A baseline at chance, or whose labels look shifted, fails the check. After Ctrl-C the same command continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             **load_options(args),
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from None
+        raise KeyboardInterrupt("interrupted; the same command continues where it stopped") from None
     print(json.dumps(report.to_dict()) if args.json else report)
     if args.report:
         try:

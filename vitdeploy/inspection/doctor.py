@@ -1,7 +1,7 @@
-"""What can this machine run, what is missing, and which of what it has is known to be bad?
+"""Examining this machine: what it can run, what is missing, and which installed versions have known defects.
 
-Needs nothing but the standard library: whatever else is looked at is imported in a process of its own, so that a
-package that hangs or crashes is a finding and not the end of the examination.
+Needs only the standard library: each package is imported in a process of its own, so that one that hangs or crashes
+becomes a finding and does not end the examination.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ print(json.dumps(found))
 
 
 def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorReport:
-    """Look at this machine, change nothing, and never raise for what is found.
+    """Examine this machine without changing anything.
 
     Args:
-        root: where the system's files are; another one than `/` describes a machine by a folder of its files.
-        architecture: of the processor; None for this machine's.
+        root: Root of the system's files; a folder other than `/` describes another machine by copies of its files.
+        architecture: Architecture of the processor; by default that of this machine.
 
     Returns:
-        What the machine is, what it can run, what is missing, and which versions are known to be bad.
+        What the machine is, what it can run, what is missing, and which versions have known defects. Problems are
+        findings of the report; nothing is raised for them.
     """
     jetson = read_jetson(root)
     gpus = read_gpus(root)
@@ -80,7 +81,7 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
 
 
 def probe_python(name: str, code: str, *arguments: str, seconds: float = IMPORT_SECONDS) -> dict[str, Any]:
-    """What a fresh interpreter prints as JSON for `code`; `problem`, `why` and `fix` where it does not get that far."""
+    """The JSON that `code` prints in a new interpreter; `problem`, `why` and `fix` where it fails before that."""
     reinstall = f"pip install --force-reinstall {name}"
     # Without this, a file of that name in the working folder would be imported instead.
     same_path = f"import sys; sys.path[:] = {sys.path!r}\n"
@@ -95,7 +96,7 @@ def probe_python(name: str, code: str, *arguments: str, seconds: float = IMPORT_
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        why = f"the import was still under way after {seconds:.0f} seconds"
+        why = f"the import had not finished after {seconds:.0f} seconds"
         return {"problem": f"{name} hangs", "why": why, "fix": reinstall}
     if done.returncode < 0:
         kind = signal.Signals(-done.returncode).name
@@ -173,7 +174,7 @@ def _missing(
 
 
 def _missing_tensorrt(machine: Machine, tensorrt: TensorRt) -> Finding:
-    """What stands between this interpreter and TensorRT, on a machine that has a GPU for it."""
+    """Why this interpreter cannot use TensorRT, on a machine that has a GPU for it."""
     python = ".".join(str(machine.python["version"]).split(".")[:2])
     system = tensorrt.system_pythons
     if system and python not in system:
@@ -187,7 +188,7 @@ def _missing_tensorrt(machine: Machine, tensorrt: TensorRt) -> Finding:
             "missing",
             "this virtual environment hides the system's TensorRT binding",
             f"python{python} -m venv --system-site-packages .venv && .venv/bin/pip install 'vitdeploy[tensorrt]'",
-            "it was made without --system-site-packages",
+            "it was created without --system-site-packages",
         )
     if machine.jetson:
         packages = "python3-libnvinfer" if tensorrt.library else "nvidia-jetpack"
@@ -197,7 +198,7 @@ def _missing_tensorrt(machine: Machine, tensorrt: TensorRt) -> Finding:
 
 def _tensorrt_problem(tensorrt: TensorRt) -> str:
     if tensorrt.library:
-        return f"TensorRT {tensorrt.library} is here, its Python binding is not ({tensorrt.binding.problem})"
+        return f"TensorRT {tensorrt.library} is installed without its Python binding ({tensorrt.binding.problem})"
     return str(tensorrt.binding.problem)
 
 

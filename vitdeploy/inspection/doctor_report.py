@@ -1,4 +1,4 @@
-"""What an examination of this machine found."""
+"""The report of `doctor`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Package:
 
 @dataclass(frozen=True)
 class TensorRt:
-    """TensorRT as it lies on this machine.
+    """TensorRT as it is installed on this machine.
 
     binding         the Python package, as this interpreter sees it
     library         version of libnvinfer, from its file name or the package database
@@ -40,7 +40,7 @@ class TensorRt:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to do something about, and what to type or do.
+    """A problem, and what to type or do about it.
 
     kind  `missing`, `optional` (missing, but bundles run without it) or `known bad`
     """
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hardware and the system are."""
+    """The hardware and the system."""
 
     cpu: Cpu
     gpus: tuple[Gpu, ...]
@@ -97,7 +97,7 @@ class DoctorReport:
             library = self.tensorrt.library or "not found"
             rows.append(["TensorRT", f"libnvinfer {library}, Python binding {_state(self.tensorrt.binding)}"])
         lacking = [package.name for package in self.export if package.problem]
-        rows.append(["export", f"not here: no {', '.join(lacking)}" if lacking else "every tool is installed"])
+        rows.append(["export", f"not available: no {', '.join(lacking)}" if lacking else "every tool is installed"])
         usable = ", ".join(self.usable)
         verdict = f"a bundle can run here with: {usable}" if usable else NOTHING_RUNS
         return "\n".join([render(rows), *[f"\n{finding}" for finding in self.findings], f"\n{verdict}"])
@@ -117,7 +117,7 @@ def _machine_rows(machine: Machine) -> list[list[str]]:
         memory = f", {gpu.memory_mib} MiB" if gpu.memory_mib else ""
         rows.append(["GPU", f"{gpu.name}{capability}{memory}"])
     if not machine.gpus:
-        rows.append(["GPU", "its driver does not answer" if jetson else "no NVIDIA GPU"])
+        rows.append(["GPU", "the driver does not respond" if jetson else "no NVIDIA GPU"])
     if machine.driver or machine.cudart:
         rows.append(["CUDA", f"driver {machine.driver or 'not found'}, libcudart {machine.cudart or 'not found'}"])
     hides = ", a virtual environment without the system's packages" if machine.python["hides_system_packages"] else ""

@@ -1,4 +1,4 @@
-"""What is inside a bundle, what the runtimes here make of it, and what differs between two."""
+"""Inspecting a bundle: its manifest, its graph, and what the installed runtimes execute."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 
 
 def inspect(bundle: Bundle | str | Path) -> InspectionReport:
-    """Read a bundle, whose files must be the manifest's, and ask the installed runtimes what they execute.
+    """Read a bundle, check its files against the manifest, and ask the installed runtimes what they execute.
 
     Needs no torch; without onnx and onnx-ir the statistics of the graph are left out.
 
     Args:
-        bundle: the bundle, or its folder.
+        bundle: A bundle, or its folder.
 
     Returns:
-        The report.
+        The contents of the bundle, and what each runtime executes.
 
     Raises:
-        BundleError: the bundle is damaged or altered.
+        BundleError: The bundle is damaged or altered.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
@@ -113,7 +113,7 @@ def _load_onnx(data: bytes) -> Any | None:
 
 
 def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], dequantized: set[str]) -> str:
-    """What the graph's types say a node computes in; INT8 where its operands come out of Q/DQ pairs."""
+    """The precision that a node computes in, from the graph's types; INT8 where its operands are dequantized."""
     if node.op_type in _CONVERSIONS:
         return "conversion"
     operands = [name for name in node.input[:2] if _PRECISION_OF.get(name_of.get(types.get(name, 0), ""))]
@@ -124,7 +124,7 @@ def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], 
 
 
 def _rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The lines of each pass; the manifest's free-form part is believed only as far as it has the expected form."""
+    """The lines of each pass; parts of the manifest's free-form record that have another form are ignored."""
     found: dict[str, tuple[str, ...]] = {}
     for record in _objects(graph.get("passes")):
         changes = record.get("changes")

@@ -1,4 +1,4 @@
-"""What is inside a bundle, as labelled lines: for reading one bundle and for comparing two."""
+"""The report of `inspect` as labelled lines, for reading one bundle and for comparing two."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class GraphStatistics:
     nodes        operators, constants not counted
     operators    type to number
     weights      element type to bytes
-    precision    precision that the types ask for to number of nodes; `conversion` are Casts and Q/DQ, `integer` is
-                 what gives shapes, indices and truth values
+    precision    precision by the graph's types to number of nodes; `conversion` are Casts and Q/DQ, `integer` are
+                 nodes that compute shapes, indices and truth values
     blocks       the same for each block of the network
     attention    number of attentions
     """
@@ -54,7 +54,7 @@ class KeptNode:
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """Everything that `vitdeploy.inspect` found; `str()` is for people.
+    """Everything that `vitdeploy.inspect` found; `str()` is the report as text.
 
     manifest   the manifest as it is
     graph      statistics of the graph, None where onnx and onnx-ir are not installed (see `notes`)
@@ -87,9 +87,8 @@ class InspectionReport:
     def __str__(self) -> str:
         parts = [self.bundle, *self.notes]
         for title, rows in sections(self).items():
-            width = max(map(len, rows), default=0)
-            lines = [f"  {label:<{width}}  {value}" for label, value in rows.items()]
-            parts += [f"\n{title}", *lines] if rows else []
+            cells = [[f"  {label}", value] for label, value in rows.items()]
+            parts += [f"\n{title}", render(cells, align="<<")] if rows else []
         return "\n".join(parts)
 
 
@@ -218,7 +217,7 @@ def _kept(inspection: InspectionReport) -> dict[str, str]:
 
 
 def _with_example(lines: Sequence[str]) -> str:
-    """How many there are and the first of them; --json has them all."""
+    """The number of lines and the first of them; --json prints all."""
     first = lines[0] if len(lines[0]) <= EXAMPLE else f"{lines[0][: EXAMPLE - 1]}…"
     return f"{len(lines)}, e.g. {first}"
 

@@ -1,4 +1,4 @@
-"""What a benchmark is compared with: one of its own candidates, or a run from before."""
+"""The baseline of a benchmark: one of its own candidates, or an earlier run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Own:
     def check(self, candidates: Sequence[Candidate], machine: Mapping[str, Any]) -> list[str]:
         """Nothing differs within a run; UsageError where the baseline is not among the candidates."""
         if not any(self._find(candidate, candidates) for candidate in candidates):
-            raise UsageError(f"the baseline {self.name} is not among the candidates", fix="--baseline with one that is")
+            raise UsageError(
+                f"the baseline {self.name} is not among the candidates", fix="give --baseline one of the candidates"
+            )
         return []
 
     def ratios(self, measurements: Sequence[Measurement]) -> list[Ratio | None]:
@@ -57,9 +59,9 @@ class EarlierCandidate(Candidate):
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that was printed with `--json`: candidates of the same runtime and batch compare.
+    """A run that was printed with `--json`; its candidates of the same runtime and batch are the baseline.
 
-    Where it has several bundles, the name of the bundle's folder has to be the same too.
+    Where it has several bundles, the name of the bundle's folder must be the same too.
     """
 
     name: str
@@ -68,18 +70,20 @@ class Earlier:
 
     @classmethod
     def read(cls, path: Path) -> Earlier:
-        """The run in `path`; a UsageError where it cannot be read, is another thing or of a newer schema."""
+        """The run in `path`; UsageError where the file cannot be read, is not a benchmark or is of a newer schema."""
         try:
             document = json.loads(path.read_bytes())
         except OSError as error:
-            raise UsageError(f"cannot read {path}", why=error.strerror) from error
+            raise UsageError(
+                f"cannot read {path}", why=error.strerror, fix=f"check its permissions: ls -l {path}"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise _not_a_run(path, f"it is not JSON: {error}") from None
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > SCHEMA_VERSION:
             raise UsageError(
                 f"{path} was written by a newer vitdeploy",
-                why=f"its schema is {version}, this installation reads up to {SCHEMA_VERSION}",
+                why=f"its schema is {version}, and this installation reads up to {SCHEMA_VERSION}",
                 fix="pip install --upgrade vitdeploy",
             )
         try:
@@ -89,14 +93,14 @@ class Earlier:
             raise _not_a_run(path, f"{type(error).__name__}: {error}") from None
 
     def check(self, candidates: Sequence[Candidate], machine: Mapping[str, Any]) -> list[str]:
-        """Machine and candidate settings that differ; UsageError where no candidate has its like in the file."""
+        """Machine and candidate settings that differ; UsageError where the file has none of the candidates."""
         pairs = [(one, base) for one in candidates if (base := self._find(one))]
         if not pairs:
             held = ", ".join(f"{one.bundle} on {one.runtime} with batch {one.batch}" for one in self.candidates)
             raise UsageError(
-                f"{self.name} has nothing that compares with this run",
-                why=f"it holds {held or 'nothing'}",
-                fix="the same --runtime and --batch",
+                f"{self.name} has no candidate to compare with this run",
+                why=f"it has {held or 'no candidates'}",
+                fix="give the same --runtime and --batch",
             )
         of_candidates = [
             f"{one.runtime}: {text}" for one, base in pairs for text in differences(base.settings, one.settings)
@@ -104,7 +108,7 @@ class Earlier:
         return list(dict.fromkeys([*differences(self.machine, machine), *of_candidates]))
 
     def ratios(self, measurements: Sequence[Measurement]) -> list[Ratio | None]:
-        """Of the medians, since rounds of different runs are no pairs."""
+        """Ratios of the medians, since rounds of different runs are not paired."""
         return [
             unpaired_ratio(one.image_seconds, base.image_seconds) if (base := self._find(one)) else None
             for one in measurements
@@ -127,9 +131,9 @@ Baseline = Own | Earlier
 
 
 def find_baseline(given: str | None, bundles: Sequence[str], runtimes: Sequence[str]) -> Baseline | None:
-    """What `--baseline` means: a runtime, one of the bundles, or the file of an earlier run.
+    """The baseline that `--baseline` names: a runtime, one of the bundles, or the file of an earlier run.
 
-    Without it, the first bundle is the baseline of the others, on each runtime; of one bundle, the first runtime is.
+    Without it, the first bundle is the baseline of the others on each runtime; of one bundle, it is the first runtime.
     """
     if given is None:
         return Own(bundles[0], None) if len(bundles) > 1 else None
@@ -142,8 +146,8 @@ def find_baseline(given: str | None, bundles: Sequence[str], runtimes: Sequence[
         return Earlier.read(Path(given))
     raise UsageError(
         f"there is no baseline {given!r}",
-        why="it is no runtime, none of the bundles, and no file",
-        fix=f"--baseline {' or '.join([*bundles, *runtimes])}, or a file that --json was written to",
+        why="it is not a runtime, not one of the bundles, and not a file",
+        fix=f"--baseline {' or '.join([*bundles, *runtimes])}, or a file with the output of --json",
     )
 
 

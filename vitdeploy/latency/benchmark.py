@@ -1,4 +1,4 @@
-"""How fast is this bundle here? Candidates take turns, each in a process of its own."""
+"""Measuring the latency of bundles: candidates take turns, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECONDS, WARMUP_SECONDS = 10.0, 1.0
 TURN_SECONDS, TURN_CALLS = 0.05, 1000
 PROGRESS_SECONDS = 5.0
 
-# Of `Session.describe`: what says which candidate it is, not how it runs.
+# Keys of `Session.describe` that identify a candidate; the others are its settings.
 _IDENTITY = ("bundle", "model", "weights", "precision", "backend", "reason")
 
 Result = TypeVar("Result")
@@ -63,32 +63,32 @@ def benchmark(
     reference inputs of its bundle.
 
     Args:
-        bundle: one or several bundles, or their folders.
-        runtime: names of runtimes, `auto`, or `all` that are installed and can run the bundle.
-        batch: images a call; None means the batch of the bundle, or 1 where that is dynamic.
-        seconds, rounds: how long to measure: until the first round that ends after `seconds`, or so many rounds, or
-            what comes first; 10 seconds where neither is given.
-        warmup: seconds of calls of each candidate that do not count.
-        baseline: what ratios are taken to: a runtime, one of the bundles, or the JSON file of an earlier run.
-        allow_different: compare with an earlier run even if its settings were different.
-        on_interrupt: whether Ctrl-C raises KeyboardInterrupt, or ends the measuring with a `report` of the rounds that
-            were complete; it raises in any case where none was.
-        num_requests: so many callers at once.
-        threads, compute_precision, device, cache, checkpoint: see `vitdeploy.load`.
+        bundle: One or several bundles, or their folders.
+        runtime: Names of runtimes, `auto`, or `all` for those that are installed and can run the bundle.
+        batch: Images a call; None for the batch of the bundle, or 1 where that is dynamic.
+        seconds: Time after which no further round begins; 10 where neither `seconds` nor `rounds` is given.
+        rounds: Number of rounds after which the benchmark ends; with `seconds`, whichever comes first.
+        warmup: Seconds of calls of each candidate that are not measured.
+        baseline: The baseline of the ratios: a runtime, one of the bundles, or the JSON file of an earlier run.
+        allow_different: Whether to compare with an earlier run even if its settings were different.
+        on_interrupt: Whether Ctrl-C raises KeyboardInterrupt, or ends the benchmark with a `report` of the complete
+            rounds; without a complete round it always raises.
+        num_requests: Number of callers at the same time.
+        threads, compute_precision, device, cache, checkpoint: See `load`.
 
     Returns:
         The report: latency, throughput, load time and memory of every candidate, and ratios.
 
     Raises:
-        UsageError: options do not fit, the batch is not the fixed one, or an earlier run had different settings.
-        BundleError, BackendError: as `vitdeploy.load`; of `all` runtimes those that cannot run a bundle are left out.
+        UsageError: Options do not fit, the batch is not the fixed one, or an earlier run had different settings.
+        BundleError, BackendError: As for `load`; with `all`, runtimes that cannot run a bundle are left out.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
     runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
     batches = [batch] if batch is None or isinstance(batch, int) else list(dict.fromkeys(batch))
     if not (bundles and runtimes and batches):
-        raise UsageError("there is nothing to measure", fix="at least one bundle, one runtime and one batch")
+        raise UsageError("there is nothing to measure", fix="give at least one bundle, one runtime and one batch")
     for name in runtimes:
         if name not in ("auto", ALL):
             find_backend(name)
@@ -120,7 +120,7 @@ def benchmark(
             raise UsageError(
                 f"{base.name} was measured under different settings",
                 why="; ".join(different),
-                fix="the same settings, or --allow-different to compare all the same",
+                fix="use the same settings, or add --allow-different to compare all the same",
             )
         try:
             _measure(running, complete, seconds=seconds, rounds=rounds)
@@ -203,7 +203,7 @@ def _start(
                 skipped.append({"bundle": str(plan.bundle.path), "runtime": runtime, "reason": error.what})
     if not running:
         reasons = "; ".join(f"{skip['runtime']}: {skip['reason']}" for skip in skipped)
-        raise BackendError("no runtime here can run this", why=reasons, fix="vitdeploy doctor")
+        raise BackendError("no runtime of this machine can run the bundle", why=reasons, fix="vitdeploy doctor")
     return running, skipped
 
 
@@ -270,12 +270,12 @@ def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:
         if batch is None:
             batch = fixed if isinstance(fixed, int) else 1
         if batch < 1:
-            raise UsageError(f"a batch of {batch} images cannot be measured", fix="--batch 1 or more")
+            raise UsageError(f"invalid batch {batch}: expected 1 or more images", fix="--batch 1")
         if isinstance(fixed, int) and batch != fixed:
             raise UsageError(
                 f"{bundle.path} cannot be measured with batch {batch}",
                 why=f"it was exported for batches of exactly {fixed}",
-                fix=f"--batch {fixed}, or vitdeploy export --batch dynamic",
+                fix=f"--batch {fixed}, or export it with --batch dynamic",
             )
         batches.append(batch)
     return batches
@@ -283,8 +283,8 @@ def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:
 
 def _check_duration(seconds: float | None, rounds: int | None, warmup: float) -> None:
     if seconds is not None and not 0 < seconds < math.inf:
-        raise UsageError(f"{seconds} is no time to measure", fix="--seconds 10")
+        raise UsageError(f"invalid seconds {seconds:g}: expected a number above 0", fix="--seconds 10")
     if rounds is not None and rounds < 1:
-        raise UsageError(f"{rounds} rounds measure nothing", fix="--rounds 20")
+        raise UsageError(f"invalid rounds {rounds}: expected 1 or more", fix="--rounds 20")
     if not 0 <= warmup < math.inf:
-        raise UsageError(f"{warmup} is no time to warm up", fix="--warmup 1")
+        raise UsageError(f"invalid warmup {warmup:g}: expected 0 or more seconds", fix="--warmup 1")

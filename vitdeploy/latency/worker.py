@@ -60,7 +60,7 @@ class Worker:
         return Turn(**self._ask(calls))
 
     def close(self) -> None:
-        """Ends the process; there is nothing in it to keep."""
+        """Kills the process."""
         self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
@@ -68,7 +68,7 @@ class Worker:
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer tells it
+        with contextlib.suppress(BrokenPipeError):  # a process that ended is noticed by its missing answer
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -76,8 +76,8 @@ class Worker:
             code = self._process.wait()
             raise BackendError(
                 f"the process that ran {self._name} ended",
-                why=f"signal {-code}, often too little memory" if code < 0 else f"exit code {code}, see above",
-                fix="fewer candidates at a time, or a smaller --batch",
+                why=f"signal {-code}, often from lack of memory" if code < 0 else f"exit code {code}, see above",
+                fix="give fewer candidates at a time, or a smaller --batch",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -100,7 +100,11 @@ def serve() -> None:
                 callers = spread(partial(_call, call), [int(line)] * num_requests)
                 print(json.dumps(_gather(callers)._asdict()), file=answers)
     except (VitDeployError, MemoryError) as raised:
-        error = raised if isinstance(raised, VitDeployError) else BackendError("out of memory", fix="a smaller --batch")
+        error = (
+            raised
+            if isinstance(raised, VitDeployError)
+            else BackendError("out of memory", fix="give a smaller --batch")
+        )
         told = {"kind": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
         print(json.dumps({"error": told}), file=answers)
 
