@@ -1,19 +1,52 @@
-"""Fixtures that every test folder uses."""
+"""Fixtures that every test folder uses, and how many examples property tests draw."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: a red test is the fault of the change under test. No deadline: machines are shared.
-settings.register_profile("vitdeploy", deadline=None, derandomize=True)
-settings.load_profile("vitdeploy")
+# Chosen with `--hypothesis-profile`; no deadlines, for machines are shared. `fast` takes the same examples in every
+# run, so that a red test is the fault of the change under test. The others draw new ones: `-m hypothesis` selects the
+# property tests alone, .hypothesis keeps a counterexample for the next run, and its blob is printed to paste into
+# `@reproduce_failure`.
+settings.register_profile("fast", deadline=None, max_examples=10, derandomize=True, print_blob=True)
+settings.register_profile("ci", deadline=None, max_examples=100, derandomize=False, print_blob=True)
+settings.register_profile("slow", deadline=None, max_examples=400, derandomize=False, print_blob=True)
+settings.load_profile("fast")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def examples(count: int) -> int:
+    """`max_examples` of a property test: `count` in the profile `ci`, four times that in `slow`, fewer in `fast`."""
+    profile = settings()
+    return max(8, 2 * count // 5) if profile.derandomize else count * profile.max_examples // 100
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_translated_once() -> Iterator[None]:
+    """torch.onnx translates its 500 operators anew for every graph it exports: more than half of a capture's time."""
+    if "torch" not in sys.modules:  # none of the collected tests needs it
+        yield
+        return
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    make = functools.cache(registry.from_torchlib)
+
+    def copied(**options: int) -> object:
+        fresh, made = registry(), make(**options)
+        vars(fresh).update(vars(made), functions={name: list(found) for name, found in made.functions.items()})
+        return fresh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 @pytest.fixture(scope="session")

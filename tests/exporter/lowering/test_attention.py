@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import examples
 from tests.graph_cases import ops, run
+from tests.pairwise import pairwise
 from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.lowering.attention import lower_attention
 
@@ -49,7 +54,37 @@ def assert_equals_pytorch(module: nn.Module, model: ir.Model, images: Tensor) ->
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
-@settings(max_examples=25, deadline=None)
+def assert_lowering_equals_pytorch(module: Attend, size: tuple[int, int], batch: int, dynamic: bool) -> None:
+    images = torch.randn(batch, 3, *size)
+    model = capture(module, images, dynamic_batch=dynamic and batch > 1, output_names=["y"])
+    assert ops(model)["CrossAttention"] == 1
+    assert_equals_pytorch(module, model, images)  # the composite runs by its function body
+    lower_attention(model)
+    model.functions.clear()
+    assert_equals_pytorch(module, model, images)
+
+
+ATTENTIONS = pairwise(
+    mask=["none", "float", "bool", "causal"],
+    scale=[None, 1.0, 0.07],
+    heads=[1, 3],
+    width=[1, 8],
+    tokens=[9, 1],
+    size=[(4, 3), (1, 1)],
+    batch=[(1, False), (3, True), (2, False)],
+)
+
+
+@pytest.mark.parametrize("row", ATTENTIONS)
+def test_the_lowering_and_the_function_body_equal_pytorch(row: dict[str, Any]) -> None:
+    def check(size: tuple[int, int], batch: tuple[int, bool], **attention: Any) -> None:
+        assert_lowering_equals_pytorch(Attend(**attention).eval(), size, *batch)
+
+    check(**row)
+
+
+@pytest.mark.slow
+@settings(max_examples=examples(25))
 @given(
     heads=st.integers(1, 3),
     width=st.integers(1, 8),
@@ -60,7 +95,7 @@ def assert_equals_pytorch(module: nn.Module, model: ir.Model, images: Tensor) ->
     batch=st.integers(1, 3),
     dynamic=st.booleans(),
 )
-def test_the_lowering_and_the_function_body_equal_pytorch(
+def test_the_lowering_of_any_attention_equals_pytorch(
     heads: int,
     width: int,
     tokens: int,
@@ -70,14 +105,7 @@ def test_the_lowering_and_the_function_body_equal_pytorch(
     batch: int,
     dynamic: bool,
 ) -> None:
-    module = Attend(heads, width, tokens, mask, scale).eval()
-    images = torch.randn(batch, 3, *size)
-    model = capture(module, images, dynamic_batch=dynamic and batch > 1, output_names=["y"])
-    assert ops(model)["CrossAttention"] == 1
-    assert_equals_pytorch(module, model, images)  # the composite runs by its function body
-    lower_attention(model)
-    model.functions.clear()
-    assert_equals_pytorch(module, model, images)
+    assert_lowering_equals_pytorch(Attend(heads, width, tokens, mask, scale).eval(), size, batch, dynamic)
 
 
 def test_nothing_stands_between_the_products_and_the_scale_is_on_the_query() -> None:
