@@ -1,6 +1,9 @@
-"""Errors a user can act on: what happened, why, and what to type next."""
+"""Errors that a user can act on: what happened, why, and what to type next."""
 
 from __future__ import annotations
+
+# The `fix` of what should never happen.
+REPORT = "run the command with --verbose, and report what it prints as a defect of vitdeploy"
 
 
 class VitDeployError(Exception):

@@ -216,7 +216,7 @@ def _as_rgb(source: Any) -> Image.Image:
         return _convert(source, "the image")
     if not isinstance(source, (str, Path)):
         raise InputError(
-            f"cannot take {type(source).__name__} as an image",
+            f"a {type(source).__name__} is not an image",
             fix="give a path, a Pillow image or a uint8 array [H, W, 3]",
         )
     path = Path(source)

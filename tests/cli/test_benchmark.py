@@ -79,8 +79,8 @@ def test_json_is_one_object_that_a_later_run_takes_as_its_baseline(
         (["--seconds", "0"], "--seconds 10"),
         (["--seconds", "-3"], "--seconds 10"),
         (["--rounds", "0"], "--rounds 20"),
-        (["--baseline", "yesterday.json"], "that --json was written to"),
-        (["--csv", "no/such/folder.csv"], "no/such is no folder"),
+        (["--baseline", "yesterday.json"], "with the output of --json"),
+        (["--csv", "no/such/folder.csv"], "no/such is not a writable folder"),
         (["--csv", "."], "it is a folder"),
     ],
 )

@@ -166,7 +166,7 @@ def test_the_summary_tells_what_the_input_is(
         ("crop_ratio=much", "a number"),
         ("mean=0.5", "three numbers"),
         ("mean=0.5,0.5", "three finite numbers"),
-        ("std=0,1,1", "positive"),
+        ("std=0,1,1", "above 0"),
         ("std=1e999,1,1", "three finite numbers"),
     ],
 )

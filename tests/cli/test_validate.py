@@ -130,15 +130,15 @@ def test_an_interrupted_command_says_that_it_goes_on(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("int8", "--data", "gone", "--baseline", "fp32"), "there is no gone"),
+        (("int8", "--data", "gone", "--baseline", "fp32"), "there is no file or folder gone"),
         (("gone", "--data", "data"), "there is no bundle at gone"),
         (("int8", "--data", "data"), "there is no FP32 baseline to compare with"),
         (("int8", "--data", "data", "--baseline", "int8"), "cannot be the baseline"),
-        (("int8", "--data", "data", "--baseline", "fp32", "--max-drop", "-3"), "no gate"),
+        (("int8", "--data", "data", "--baseline", "fp32", "--max-drop", "-3"), "invalid max_drop -3"),
         (("int8", "--data", "data", "--baseline", "fp32", "--runtime", "onnx"), "no runtime called 'onnx'"),
         (("int8", "--data", "data", "--baseline", "fp32", "--runtime", ","), "nothing to validate"),
         (("int8", "--data", "data/ant", "--baseline", "fp32"), "have no labels"),
-        (("int8", "--data", "int8/reference.npz", "--baseline", "fp32"), "there are no `images` in it"),
+        (("int8", "--data", "int8/reference.npz", "--baseline", "fp32"), "it has no array `images`"),
         (("int8", "--data", "data", "--baseline", "fp32", "--report", "data/ant/001.png"), "is a file"),
         (
             ("int8", "--data", "data", "--baseline", "fp32", "--compute-precision", "bf16"),

@@ -376,7 +376,7 @@ def test_normalised_arrays_pass_as_they_are_and_others_are_refused_by_name() -> 
         r"images\[1\] of the data is float32 \[3, 5, 4\]",
         r"images\[2\] of .*\n.*float64",
         "nowhere",
-        "cannot take int as an image",
+        "a int is not an image",
     ]
     for index, message in enumerate(told, 1):
         with pytest.raises(InputError, match=message):

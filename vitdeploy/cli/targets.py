@@ -2,6 +2,8 @@
 
   vitdeploy targets
   vitdeploy targets --json
+
+Targets of installed packages come last.
 """
 
 from __future__ import annotations

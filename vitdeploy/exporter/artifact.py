@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.bundle import MODEL, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
-from vitdeploy.errors import ExportError
+from vitdeploy.errors import REPORT, ExportError
 from vitdeploy.exporter.optimize import node_count
 from vitdeploy.models.outputs import Outputs
 from vitdeploy.models.registry import ModelCard
@@ -37,11 +37,12 @@ def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(graph)
     foreign = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
     if foreign or proto.functions:
-        raise ExportError(f"the graph still holds operators of {', '.join(sorted(foreign)) or 'local functions'}")
+        what = f"the graph still has operators of {', '.join(sorted(foreign)) or 'local functions'}"
+        raise ExportError(what, why="a bundle has standard ONNX operators only", fix=REPORT)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0]) from error
+        raise ExportError("the exported graph is not valid ONNX", why=str(error).splitlines()[0], fix=REPORT) from error
     return proto
 
 

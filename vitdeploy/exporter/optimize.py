@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from vitdeploy.errors import ExportError
+from vitdeploy.errors import REPORT, ExportError
 from vitdeploy.exporter.composites import is_composite
 from vitdeploy.exporter.lowering.attention import lower_attention
 from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
@@ -74,7 +74,7 @@ def lower(model: ir.Model, target: Target) -> list[Record]:
     model.graph.opset_imports.pop("vitdeploy", None)
     left = [str(node.name) for node in model.graph if is_composite(node)]
     if left:
-        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left")
+        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left", fix=REPORT)
     return records
 
 
@@ -101,7 +101,8 @@ def run_pass(graph_pass: GraphPass, model: ir.Model) -> Record:
     try:
         graph_pass(model)
     except ir.passes.InvariantError as error:
-        raise ExportError(f"the graph pass {graph_pass.name} does not fit this network", why=str(error)) from error
+        what = f"the graph pass {graph_pass.name} does not fit this network"
+        raise ExportError(what, why=str(error), fix=REPORT) from error
     return _record(graph_pass.name, graph_pass.changes)
 
 

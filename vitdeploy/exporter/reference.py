@@ -44,7 +44,9 @@ def choose_images(
     else:
         images = np.stack([to_pixels(path, recipe) for path in (*given, *[given[-1]] * (-len(given) % batch))])
     if len(images) % batch:
-        raise UsageError(f"{len(images)} reference images do not fill batches of {batch}")
+        raise UsageError(
+            f"{len(images)} reference images do not fill batches of {batch}", fix=f"give a multiple of {batch} images"
+        )
     if images.dtype == np.uint8 and images.shape[1:] == (height, width, 3):
         return ReferenceImages(images, normalise(images, recipe))
     if images.dtype == np.float32 and images.shape[1:] == (3, height, width):

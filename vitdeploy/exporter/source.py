@@ -111,5 +111,8 @@ def _from_function(source: str) -> nn.Module:
         raise UsageError(f"{place} has no function {function!r}", fix="path/to/file.py:function")
     module: nn.Module = build()
     if not hasattr(module, "state_dict"):
-        raise UsageError(f"{source} returned a {type(module).__name__}, not a torch module")
+        raise UsageError(
+            f"{source} returned {type(module).__name__}, not a torch module",
+            fix=f"let {function} return a torch.nn.Module",
+        )
     return module

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitdeploy.errors import BackendError, MissingDependencyError
+from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
 
 Array = NDArray[Any]
 
@@ -52,7 +52,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class of their own
-        raise BackendError("ONNX Runtime cannot load the graph", why=_last_line(error)) from error
+        raise BackendError("ONNX Runtime cannot load the graph", why=_last_line(error), fix=REPORT) from error
 
 
 class Runner:
@@ -94,7 +94,7 @@ class Runner:
             try:
                 made = self._session.run(self.outputs, part)
             except Exception as error:
-                raise BackendError("ONNX Runtime cannot run the graph", why=_last_line(error)) from error
+                raise BackendError("ONNX Runtime cannot run the graph", why=_last_line(error), fix=REPORT) from error
             full = self.batch or size
             yield {name: take(array, size, full) for name, array in zip(self.outputs, made, strict=True)}
 

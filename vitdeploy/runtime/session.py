@@ -129,7 +129,9 @@ class Session:
             images = {self._input.name: images}
         if images.keys() != self._inputs.keys():
             raise InputError(
-                f"the inputs given are {', '.join(images)}", why=f"the model takes {', '.join(self._inputs)}"
+                f"the inputs given are {', '.join(images) or 'none'}",
+                why=f"the model takes {', '.join(self._inputs)}",
+                fix="give one array for each input of the model, by its name",
             )
         return self.backend.run({name: _checked(array, self._inputs[name]) for name, array in images.items()})
 
@@ -142,7 +144,7 @@ class Session:
         counts where the model's batch is dynamic; a fixed batch is filled up by repeating the last image.
         """
         if top_k < 1 or batch_size < 1:
-            raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", why="both are at least 1")
+            raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", fix="give at least 1 for both")
         single = isinstance(images, (str, Path, Image.Image, np.ndarray))
         chosen: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
         rows = _raising(self._stream(chosen, self._pixels, batch_size, whole_batches=False))
@@ -175,7 +177,7 @@ class Session:
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is {on_error!r}", fix="raise or return")
         if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}", why="it is at least 1")
+            raise UsageError(f"batch_size is {batch_size}", fix="give at least 1")
         results = self._stream(images, self._tensor, batch_size, whole_batches=True)
         return _raising(results) if on_error == "raise" else results
 
@@ -274,7 +276,9 @@ def _checked(array: Any, spec: TensorSpec) -> Array:
         raise InputError(
             f"{spec.name} has shape {list(array.shape)}, but the model takes {spec}",
             why=f"it was exported for batches of exactly {batch}" if only_batch else None,
-            fix="vitdeploy export --batch dynamic, for a bundle that takes any number" if only_batch else None,
+            fix="vitdeploy export --batch dynamic, for a bundle that takes any number"
+            if only_batch
+            else "session.predict(images), which resizes images as the bundle records",
         )
     return np.require(array, spec.dtype, ["C_CONTIGUOUS", "ALIGNED"])
 

@@ -53,7 +53,7 @@ def version_of(text: str) -> tuple[int, int]:
     """(10, 3) for `10.3.0.post1`."""
     found = re.match(r"(\d+)\.(\d+)", text)
     if found is None:
-        raise BackendError(f"TensorRT calls its version {text!r}", why="that is not a version")
+        raise BackendError(f"TensorRT reports the invalid version {text!r}", fix="install TensorRT again")
     return int(found[1]), int(found[2])
 
 

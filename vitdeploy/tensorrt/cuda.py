@@ -57,6 +57,10 @@ class CudaError(BackendError):
     """A call of the driver that failed."""
 
 
+# The GPU is short of memory in most cases; other errors last until the process ends.
+_CUDA_FAILED = "end other processes on the GPU (nvidia-smi, or tegrastats on a Jetson) and start again"
+
+
 class Buffer:
     """Page-locked host memory and the device memory that belongs to it, both `size` bytes.
 
@@ -144,7 +148,7 @@ class Cuda:
             text = c_char_p()
             self._functions["cuGetErrorString"](result, byref(text))
             words = (text.value or b"unknown error").decode()
-            raise CudaError(f"CUDA: {words}", why=f"{name} returned {result}")
+            raise CudaError(f"CUDA: {words}", why=f"{name} returned {result}", fix=_CUDA_FAILED)
 
     def enter(self) -> None:
         """Makes the context that of this thread: the driver, unlike libcudart, does not do so by itself."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.bundle.manifest import TensorSpec
-from vitdeploy.errors import BackendError, UsageError, VitDeployError
+from vitdeploy.errors import REPORT, BackendError, UsageError, VitDeployError
 from vitdeploy.tensorrt.build import builder_log, version_of
 from vitdeploy.tensorrt.cuda import Buffer, Cuda, CudaError, Graph, open_cuda
 
@@ -63,7 +63,9 @@ class Engine:
                 raise
             except Exception as error:
                 why = next((line for line in lines if line.startswith("[E]")), str(error))
-                raise EngineError("the engine cannot be loaded", why=why.strip() or None) from error
+                raise EngineError(
+                    "the engine cannot be loaded", why=why.strip() or None, fix="vitdeploy build BUNDLE --rebuild"
+                ) from error
 
     @property
     def batch(self) -> tuple[int, int] | None:
@@ -130,7 +132,11 @@ class _Context:
     def __init__(self, engine: Any, cuda: Cuda, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         self.native = engine.create_execution_context()
         if not self.native:
-            raise EngineError("TensorRT makes no execution context", why="most often there is too little memory")
+            raise EngineError(
+                "TensorRT could not create an execution context",
+                why="usually the GPU has too little free memory",
+                fix="end other processes on the GPU, or use a smaller --num-requests",
+            )
         self._cuda, self._inputs, self._outputs = cuda, inputs, outputs
         self._stream = cuda.stream()
         self._buffers: dict[str, Buffer] = {}
@@ -201,7 +207,7 @@ class _Context:
                 old.free()
             self._buffers[name] = Buffer(self._cuda, size)
         if not self.native.set_tensor_address(name, self._buffers[name].device):
-            raise BackendError(f"TensorRT does not take the memory for {name}")
+            raise BackendError(f"TensorRT rejected the memory for {name}", fix=REPORT)
 
     def _enqueue(self) -> None:
         for port in self._inputs:

@@ -11,6 +11,8 @@ from vitdeploy.errors import ExportError
 from vitdeploy.graph.edit import Builder, attribute, constant, input_of, of_type, shape_of
 from vitdeploy.targets import Target
 
+_NEWER = "--target with opset 18 or newer (vitdeploy targets), or make the axes constant in the network"
+
 
 def lower_opset(model: ir.Model, target: Target) -> list[str]:
     """Restate `model` in the target's opset; returns one line for each operator that changed its form.
@@ -35,7 +37,7 @@ def _axes_as_attribute(graph: ir.Graph, node: ir.Node) -> bool:
     """Reductions took their axes as an attribute before opset 18."""
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if len(node.inputs) > 1 and node.inputs[1] is not None and axes is None:
-        raise ExportError(f"{node.name}: {node.op_type} over axes that are computed needs opset 18")
+        raise ExportError(f"{node.name}: {node.op_type} over computed axes needs opset 18", fix=_NEWER)
     if axes is not None:
         node.attributes["axes"] = ir.AttrInt64s("axes", [int(axis) for axis in axes])
     node.attributes.pop("noop_with_empty_axes", None)
@@ -67,7 +69,7 @@ def _no_pad_axes(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     pads, axes = constant(node.inputs[1]), constant(node.inputs[3])
     if pads is None or axes is None:
-        raise ExportError(f"{node.name}: Pad over axes that are computed needs opset 18")
+        raise ExportError(f"{node.name}: Pad over computed axes needs opset 18", fix=_NEWER)
     rank = len(shape_of(input_of(node, 0)))
     full = np.zeros(2 * rank, dtype=np.int64)
     for index, axis in enumerate(axes):

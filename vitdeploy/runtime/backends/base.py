@@ -119,7 +119,11 @@ class Backend(ABC):
         except VitDeployError:
             raise
         except Exception as error:
-            raise BackendError(f"{cls.name} cannot load the model", why=one_line(error)) from error
+            raise BackendError(
+                f"{cls.name} cannot load the model",
+                why=one_line(error),
+                fix="try another --runtime; vitdeploy doctor lists them and the versions with known defects",
+            ) from error
         backend.num_requests = options.num_requests or backend.num_requests
         return backend
 
@@ -139,7 +143,11 @@ class Backend(ABC):
         except VitDeployError:
             raise
         except Exception as error:
-            raise BackendError(f"{self.name} failed while it ran the model", why=one_line(error)) from error
+            raise BackendError(
+                f"{self.name} failed while it ran the model",
+                why=one_line(error),
+                fix="try another --runtime, or a smaller --batch if memory is short",
+            ) from error
 
     def close(self) -> None:
         """Frees the model once the calls under way are done; closing twice is harmless."""

@@ -56,7 +56,11 @@ class OpenVinoBackend(Backend):
                 # Not convert_model: it merges the keys' two Transposes, one of which the plugin reads as transpose_b.
                 openvino.save_model(openvino.Core().read_model(model, b""), str(xml), compress_to_fp16=False)
             except RuntimeError as error:
-                raise ExportError("OpenVINO cannot convert or write the model", why=one_line(error)) from error
+                raise ExportError(
+                    "OpenVINO cannot convert or write the model",
+                    why=one_line(error),
+                    fix="vitdeploy doctor, which lists versions with known defects; or export --target portable",
+                ) from error
             return {IR_MODEL: xml.read_bytes(), IR_WEIGHTS: (Path(folder) / IR_WEIGHTS).read_bytes()}
 
     @classmethod

@@ -54,13 +54,19 @@ class TorchBackend(Backend):
         except VitDeployError:
             raise
         except Exception as error:
-            raise BackendError("torch cannot rebuild the network", why=one_line(error)) from error
+            raise BackendError(
+                "torch cannot rebuild the network", why=one_line(error), fix="use another --runtime"
+            ) from error
         backend.num_requests = options.num_requests or backend.num_requests
         return backend
 
     @classmethod
     def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
-        raise BackendError("torch cannot load the model", why="it reads no ONNX: it rebuilds what a bundle names")
+        raise BackendError(
+            "torch cannot load the model",
+            why="it reads no ONNX: it rebuilds the network that a bundle names",
+            fix="use TorchBackend.open with a bundle",
+        )
 
     def __init__(self, model: nn.Module, bundle: Bundle, device: str) -> None:
         from vitdeploy.models.outputs import choose_outputs
