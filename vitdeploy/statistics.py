@@ -60,7 +60,7 @@ def mcnemar(lost: int, won: int) -> float:
         ratios += term
         if term < 1e-18 * ratios:
             break
-    return min(1.0, 2 * ratios * (math.comb(total, fewer) / 2**total))
+    return min(1.0, 2 * ratios * (math.comb(total, fewer) / (1 << total)))
 
 
 def score_interval(lost: int, won: int, count: int, z: float = Z95) -> tuple[float, float]:
