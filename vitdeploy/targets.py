@@ -179,7 +179,14 @@ _TARGETS: Registry[Target] = Registry(
 
 
 def list_targets() -> list[str]:
-    """The names of all targets, ours first; `find_target` gives a target's row."""
+    """List the targets of `export`.
+
+    Returns:
+        The names, those of installed packages last; `vitdeploy targets` shows what each stands for.
+
+    Raises:
+        PluginError: Two targets of installed packages have the same name.
+    """
     return list(_TARGETS.names())
 
 
