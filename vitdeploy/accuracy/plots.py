@@ -114,7 +114,7 @@ def _thumbnail(images: ImageSet, position: int) -> Image.Image:
     recipe = Preprocessing(size=(SIDE, SIDE), crop_ratio=1.0)
     try:
         pixels = to_pixels(images.dataset.read(images.indices[position]), recipe)
-    except InputError:  # normalised arrays of the caller are no images
+    except InputError:  # normalised arrays cannot be drawn
         return Image.new("RGB", (SIDE, SIDE), "#cccccc")
     return Image.fromarray(pixels)
 

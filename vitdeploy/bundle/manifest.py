@@ -190,7 +190,7 @@ def dump(document: JsonObject) -> bytes:
 
 
 def parse(text: bytes, *, where: str) -> JsonObject:
-    """The JSON object in `text`, of a schema this version knows and unchanged since it was written."""
+    """The JSON object in `text`; BundleError for a newer schema and for a manifest that was changed."""
     try:
         document = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         found_hash = _self_hash(document) if isinstance(document, dict) else None

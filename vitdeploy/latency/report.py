@@ -88,7 +88,7 @@ class BenchmarkReport:
         return "\n".join([_in_words(self.machine), "", self._table(), "", *self._settings(), *self._notes()])
 
     def labels(self) -> list[str]:
-        """The candidates in words, bundles by the name of their folder where that tells them apart."""
+        """The candidates in words; bundles by the name of their folder, see `short_names`."""
         names = short_names([one.bundle for one in self.measurements])
         return [
             f"{name} on {one.runtime}, batch {one.batch}" for name, one in zip(names, self.measurements, strict=True)

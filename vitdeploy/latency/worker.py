@@ -1,4 +1,4 @@
-"""One candidate of a benchmark in a process of its own: its memory, its threads and its crashes are nobody else's."""
+"""One candidate of a benchmark in a process of its own, so that its memory, threads and crashes affect no other."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ LIBRARY_FOLDERS = (
     "opt/tensorrt*/lib",
 )
 
-# Runs in a process of its own: a driver that hangs or crashes takes nothing with it. Prints a line for each device.
+# Runs in a process of its own, because a driver may hang or crash. Prints one JSON list of the devices.
 _CUDA_PROBE = """
 import ctypes, json
 driver = ctypes.CDLL("libcuda.so.1")
@@ -89,7 +89,7 @@ print(version.value)
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor; `features` tells for each precision which of the features that matter to it are there."""
+    """The processor; `features` has for each precision its instruction sets, and whether they are present."""
 
     architecture: str
     name: str
@@ -109,7 +109,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU; `sm` is ten times the compute capability, None where nothing told it."""
+    """One NVIDIA GPU; `sm` is ten times the compute capability, None where it is unknown."""
 
     name: str
     sm: int | None

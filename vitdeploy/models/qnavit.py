@@ -30,7 +30,7 @@ class QnA(nn.Module):
     alone (queries, key projection, tables) becomes a constant of an exported graph.
 
     Scores are shifted by `score_shift`, a number for each query and head that cancels in the quotient: zero unless
-    `fit_half_range` chose it. It is no part of the state dict.
+    `fit_half_range` chose it. It is not part of the state dict.
     """
 
     score_shift: Tensor
@@ -211,7 +211,7 @@ class QnAViT(nn.Module):
     windows        side of the self-attention window of each stage; where a stage has such blocks, its map must be a
                    multiple of it. ModelError names windows that fit.
 
-    An image side that is no multiple of 4 is padded in the stem, as the official code does.
+    An image side that is not a multiple of 4 is padded in the stem, as the official code does.
     """
 
     feature_strides = (4, 8, 16, 32)
