@@ -103,7 +103,7 @@ def test_json_says_what_a_user_wants_to_know(
     assert summary["precision"] == "int8"
     assert summary["snr_db"] > 20
     assert 0 < summary["int8_macs"] <= 1
-    assert summary["given_back"] == 0
+    assert summary["reverted"] == 0
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,13 @@ def test_json_says_what_a_user_wants_to_know(
     [
         (["--int8"], "INT8 needs images to calibrate on"),
         (["--int8", "--calibration", "{missing}"], "there is no"),
-        (["--int8", "--calibration", "{images}", "--method", "guess"], "no calibration method 'guess'"),
-        (["--int8", "--calibration", "{images}", "--samples", "0"], "0 samples"),
+        (["--int8", "--calibration", "{images}", "--method", "guess"], "no range method called 'guess'"),
+        (["--int8", "--calibration", "{images}", "--method", "entropy"], "there are auto, minmax, percentile, mse"),
+        (["--int8", "--calibration", "{images}", "--samples", "0"], "at least 1 calibration sample"),
         (["--int8", "--calibration", "{flat}", "--max-drop", "1"], "--max-drop needs labels"),
         (["--int8", "--calibration", "{black}"], "flat, for example all black"),
         (["--int8", "--calibration", "{images}", "--samples", "40", "--ignore", "nothing.*"], "matches no layer"),
+        (["--int8", "--calibration", "{images}", "--ignored-scope", "nothing.*"], "--ignored-scope nothing.* matches no"),
         (["--int8", "--calibration", "{images}", "--tune-latency", "cuda"], "cannot be timed on 'cuda'"),
         (
             ["--int8", "--calibration", "{images}", "--target", "tensorrt10", "--tune-latency", "openvino"],

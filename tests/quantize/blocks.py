@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tests.graph_cases import parsed
+from vitdeploy.graph.run import run
 
 CLASSES = 24
 SIDE = 16
@@ -73,3 +74,8 @@ def photos(count: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.standard_normal((count, 3, 4, 4)).repeat(4, axis=2).repeat(4, axis=3)
     return (coarse + 0.3 * rng.standard_normal((count, 3, SIDE, SIDE))).astype(np.float32)
+
+
+def evaluate(model: ir.Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """All outputs by name, Q and DQ computed as the standard says."""
+    return run(model, {"images": images}, "qdq")

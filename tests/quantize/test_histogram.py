@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,10 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitdeploy.graph.qdq import S8, U8, QScheme
-from vitdeploy.quantize.histogram import BINS, Histogram, Noise, decibel
+from vitdeploy.quantize.histogram import BINS, Histogram, Noise
 
-values_of_any_size = npst.arrays(
-    np.float32, st.integers(1, 60), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+# Of any size, near zero, and nothing but zeros, as a ReLU gives for a whole image.
+values_of_any_size = st.one_of(
+    npst.arrays(
+        np.float32, st.integers(1, 60), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+    ),
+    npst.arrays(
+        np.float32, st.integers(1, 60), elements=st.floats(-(2.0**-13), 2.0**-13, width=32, allow_subnormal=False)
+    ),
+    st.integers(1, 60).map(lambda size: np.zeros(size, np.float32)),
 )
 
 
@@ -47,7 +52,19 @@ def test_counts_depend_neither_on_order_nor_on_batches(parts: list[np.ndarray], 
     shuffled = np.random.default_rng(seed).permutation(values)
     together, apart = filled(shuffled), filled(*parts)
     assert together.width == apart.width
+    assert together.zeros == apart.zeros
     np.testing.assert_array_equal(together.counts, apart.counts)
+
+
+def test_a_batch_of_zeros_leaves_small_values_their_resolution() -> None:
+    """Values of 1e-4 would share three bins, were the width that of a first image without any."""
+    zeros, values = np.zeros(10_000, np.float32), np.linspace(-1e-4, 1e-4, 10_000, dtype=np.float32)
+    assert np.count_nonzero(filled(zeros, values).counts) == np.count_nonzero(filled(values, zeros).counts) > BINS / 2
+
+
+def test_nothing_but_zeros_has_no_width() -> None:
+    histogram = filled(np.zeros(5, np.float32))
+    assert (histogram.width, histogram.zeros, histogram.counts.sum()) == (0.0, 5, 5)
 
 
 def test_the_widest_value_leaves_at_least_half_of_the_bins_in_use() -> None:
@@ -118,9 +135,3 @@ def test_a_value_that_fills_no_bin_has_the_error_of_its_point() -> None:
     noise = Noise(filled(values), 2.0, 2.0)
     assert noise.power(S8.params(-2.0, 2.0)) == pytest.approx(0, abs=1e-10)
     assert noise.power(S8.params(-1.0, 1.0)) == pytest.approx(10.0)
-
-
-def test_decibel_of_nothing() -> None:
-    assert decibel(1.0, 0.1) == pytest.approx(10.0)
-    assert decibel(1.0, 0.0) == math.inf
-    assert decibel(0.0, 1.0) == -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -11,13 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.graph_cases import parsed
 from tests.quantize.blocks import network, photos
-from vitdeploy.errors import ExportError
 from vitdeploy.graph.qdq import S8, QuantParams
 from vitdeploy.quantize import moments as module
 from vitdeploy.quantize.activations import Activations
-from vitdeploy.quantize.moments import DAMPING, LEAST_ROWS, Moments, Window, moments
+from vitdeploy.quantize.layers import Window
+from vitdeploy.quantize.moments import DAMPING, LEAST_ROWS, SecondMoments, second_moments
 from vitdeploy.quantize.placement import Plan, place
 from vitdeploy.targets import Int8Rules
 
@@ -50,63 +50,12 @@ def test_moments_of_a_convolution_are_those_of_its_unfolded_patches(
 ) -> None:
     window = Window(kernel, strides, pads, dilations)
     values = np.random.default_rng(0).standard_normal((3, channels, *side)).astype(np.float32) + 1
-    found = Moments(window)
+    found = SecondMoments(window)
     found.update(values, 3)
     expected = unfolded(values, window)
     assert (found.rows, found.images) == (len(expected), 3)
     np.testing.assert_allclose(found.mean, expected.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found.second, expected.T @ expected / len(expected), atol=1e-6)
-
-
-def test_patches_lie_as_the_weight_of_the_convolution() -> None:
-    values = np.random.default_rng(1).standard_normal((2, 3, 6, 5)).astype(np.float32)
-    weight = np.random.default_rng(2).standard_normal((4, 3, 3, 2)).astype(np.float32)
-    window = Window((3, 2), (2, 1), (1, 0, 1, 1))
-    ours = window.patches(values).reshape(2, 3, 5, -1) @ weight.reshape(4, -1).T
-    theirs = torch.nn.functional.conv2d(
-        torch.nn.functional.pad(torch.from_numpy(values), (0, 1, 1, 1)), torch.from_numpy(weight), stride=(2, 1)
-    )
-    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), theirs.numpy(), atol=1e-5)
-
-
-@given(
-    sides=st.tuples(st.integers(7, 9), st.integers(7, 9)),
-    kernel=pairs,
-    strides=pairs,
-    dilations=pairs,
-    auto=st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]),
-)
-def test_windows_lie_where_onnx_runtime_puts_them(
-    sides: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int], auto: str
-) -> None:
-    if auto.startswith("SAME"):
-        dilations = (1, 1)  # ONNX Runtime takes no others there
-    node = convolution(sides, kernel, strides=strides, dilations=dilations, auto_pad=auto)
-    values = np.random.default_rng(3).standard_normal((1, 2, *sides)).astype(np.float32)
-    assert node.graph is not None
-    expected = dict(Activations(ir.Model(node.graph, ir_version=8), ["y"])(values))["y"]
-    weight = np.ones((1, 2, *kernel))
-    patches = Window.of(node).patches(values.astype(np.float64))
-    ours = patches.reshape(*patches.shape[:3], -1) @ weight.reshape(1, -1).T
-    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-5)
-
-
-def convolution(sides: tuple[int | str, int | str], kernel: tuple[int, int], **attributes: object) -> ir.Node:
-    listed = ", ".join(
-        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {list(value)}"  # type: ignore[call-overload]
-        for name, value in attributes.items()
-    )
-    text = f"""
-    one (float[batch, 2, {sides[0]}, {sides[1]}] images) => (float[batch, 1, h, w] y) {{
-      [Conv] y = Conv <{listed}> (images, weight)
-    }}
-    """
-    return parsed(text, weight=np.ones((1, 2, *kernel), np.float32)).graph[0]
-
-
-def test_same_padding_of_a_free_image_size_is_an_error_that_says_so() -> None:
-    with pytest.raises(ExportError, match="image size"):
-        Window.of(convolution(("height", "width"), (3, 3), auto_pad="SAME_UPPER"))
 
 
 @settings(max_examples=20)
@@ -117,7 +66,7 @@ def test_moments_do_not_depend_on_the_batches(cuts: list[int], patches: bool) ->
     window = Window((3, 3), pads=(1, 1, 1, 1)) if patches else None
     # More vectors of an image than count, so that some are drawn.
     values = rng.standard_normal((count, 40, 9, 9) if patches else (count, 90, 320)).astype(np.float32)
-    whole, parts = Moments(window, QuantParams(0.1, 0, S8)), Moments(window, QuantParams(0.1, 0, S8))
+    whole, parts = SecondMoments(window, QuantParams(0.1, 0, S8)), SecondMoments(window, QuantParams(0.1, 0, S8))
     whole.update(values, count)
     for part in np.split(values, np.cumsum(cuts)[:-1]):
         parts.update(part, len(part))
@@ -130,7 +79,7 @@ def test_moments_do_not_depend_on_the_batches(cuts: list[int], patches: bool) ->
 
 def test_tokens_of_all_images_count() -> None:
     values = np.random.default_rng(5).standard_normal((4, 5, 6)).astype(np.float32)
-    found = Moments()
+    found = SecondMoments()
     found.update(values, 4)
     rows = values.reshape(20, 6).astype(np.float64)
     np.testing.assert_allclose(found.second, rows.T @ rows / 20)
@@ -141,7 +90,7 @@ def test_tokens_of_all_images_count() -> None:
 def test_the_shift_is_the_mean_of_what_quantizing_changes() -> None:
     values = np.random.default_rng(6).exponential(size=(2, 8, 3)).astype(np.float32)
     params = QuantParams(0.01, 0, S8)  # saturates at 1.27
-    found = Moments(params=params)
+    found = SecondMoments(params=params)
     found.update(values, 2)
     expected = (params.round_trip(values).astype(np.float64) - values).mean(axis=(0, 1))
     np.testing.assert_allclose(found.shift, expected, atol=1e-7)
@@ -157,7 +106,7 @@ NOISE = np.random.default_rng(7).standard_normal((2, 9, 40))
     ids=["zeros", "constant", "far from zero", "fewer than inputs", "tiny"],
 )
 def test_the_metric_is_positive_definite_whatever_the_vectors(values: np.ndarray) -> None:
-    found = Moments()
+    found = SecondMoments()
     found.update(values.astype(np.float32), len(values))
     np.linalg.cholesky(found.metric)  # raises where it is not
     assert np.linalg.eigvalsh(found.metric).min() > 0
@@ -165,7 +114,7 @@ def test_the_metric_is_positive_definite_whatever_the_vectors(values: np.ndarray
 
 def test_the_metric_is_the_damped_covariance() -> None:
     values = np.random.default_rng(8).standard_normal((1, 30, 5)).astype(np.float32) + 3
-    found = Moments()
+    found = SecondMoments()
     found.update(values, 1)
     covariance = np.cov(values[0].T.astype(np.float64), bias=True)
     np.testing.assert_allclose(found.metric, covariance + DAMPING * np.trace(covariance) / 5 * np.eye(5), atol=1e-9)
@@ -178,7 +127,7 @@ def planned(model: ir.Model) -> Plan:
 def test_each_quantized_layer_gets_the_moments_of_what_it_reads() -> None:
     model, images = network(), photos(6)
     plan = planned(model)
-    found = {layer.node: seen for layer, seen in moments(model, plan, {}, lambda: [images[:4], images[4:]])}
+    found = {layer.node: seen for layer, seen in second_moments(model, plan, {}, [images[:4], images[4:]])}
     assert set(found) == {
         *("stem_Conv", "down_Conv", "q_MatMul", "k_MatMul", "v_MatMul", "fc_MatMul", "head_Gemm"),
     }
@@ -197,14 +146,15 @@ def test_little_memory_reads_the_images_more_often_and_finds_the_same(monkeypatc
     plan = planned(model)
     reads = itertools.count()
 
-    def calibration() -> list[np.ndarray]:
-        next(reads)
-        return [images]
+    class Calibration:
+        def __iter__(self) -> Iterator[np.ndarray]:
+            next(reads)
+            yield images
 
-    at_once = {layer.node: seen.second for layer, seen in moments(model, plan, {}, calibration)}
+    at_once = {layer.node: seen.second for layer, seen in second_moments(model, plan, {}, Calibration())}
     assert next(reads) == 1
     monkeypatch.setattr(module, "MOMENT_BYTES", 1)
-    apart = {layer.node: seen.second for layer, seen in moments(model, plan, {}, calibration)}
+    apart = {layer.node: seen.second for layer, seen in second_moments(model, plan, {}, Calibration())}
     assert next(reads) == 2 + len({"images", "act", "norm", "sum", "pooled"})
     assert list(apart) == list(at_once)
     for node, second in at_once.items():
@@ -214,4 +164,4 @@ def test_little_memory_reads_the_images_more_often_and_finds_the_same(monkeypatc
 def test_layers_left_in_float_have_no_moments() -> None:
     model = network()
     plan = tuple(layer.left_in_float("because") for layer in planned(model))
-    assert list(moments(model, plan, {}, lambda: [photos(2)])) == []
+    assert list(second_moments(model, plan, {}, [photos(2)])) == []

@@ -1,4 +1,4 @@
-"""The range of each tensor is the one that hurts its readers least, and never garbage."""
+"""The range of each tensor is the one that changes the layers behind it least, and never garbage."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import logging
 import math
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from tests.quantize.graphs import network, weights
+from tests.quantize.graphs import weights
+from tests.quantize.test_layers import linear, node_map
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.graph.qdq import S8, U8, QScheme
-from vitdeploy.quantize.methods import METHODS
 from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.options import OWN_METHODS, RANGE_METHODS
 from vitdeploy.quantize.ranges import choose_range, choose_ranges
-from vitdeploy.quantize.readers import Reader, channel_axis, reader, widest_window
+
+METHODS = {name: RANGE_METHODS.find(name) for name in OWN_METHODS}
 
 
 def statistics_of(
     values: np.ndarray, axis: int | None = -1, name: str = "t", window: tuple[int, int] | None = None
 ) -> Statistics:
     statistics = Statistics(name, axis, window)
-    statistics.update(values.astype(np.float32), len(values))
+    statistics.update(values.astype(np.float32))
     return statistics
 
 
@@ -33,93 +33,6 @@ def outlier_channel(rows: int = 60_000) -> np.ndarray:
     values = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
     values[:, 3] *= np.where(np.arange(rows) % 50 == 0, 12, 0.1)
     return values
-
-
-def linear(weight: np.ndarray) -> Reader:
-    return node_reader("MatMul", weight)
-
-
-def node_reader(op_type: str, weight: np.ndarray, **attributes: object) -> Reader:
-    found = reader(a_node(op_type, weight, **attributes))
-    assert found is not None
-    return found
-
-
-def a_node(op_type: str, weight: np.ndarray, *, bias: np.ndarray | None = None, **attributes: object) -> ir.Node:
-    image = op_type in ("Conv", "ConvTranspose")
-    constants = {"w": weight} if bias is None else {"w": weight, "b": bias}
-    graph = helper.make_graph(
-        [helper.make_node(op_type, ["x", *constants], ["y"], **attributes)],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * (4 if image else 2))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()],
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).graph[0]
-
-
-def test_readers_compute_what_the_layers_compute() -> None:
-    rng = np.random.default_rng(0)
-    rows, weight, bias = rng.normal(size=(9, 4)), rng.normal(size=(4, 5)), rng.normal(size=5)
-    rows = rows.astype(np.float32)
-    np.testing.assert_allclose(linear(weight)(rows), rows @ weight, rtol=1e-4, atol=1e-5)
-    gemm = node_reader("Gemm", weight.T, bias=bias, transB=1)
-    np.testing.assert_allclose(gemm(rows), rows @ weight + bias, rtol=1e-4, atol=1e-5)
-    assert (linear(weight).window, gemm.window) == (None, None)
-
-
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_convolutions_read_one_window_at_a_time(dilation: int) -> None:
-    rng = np.random.default_rng(0)
-    span = 1 + 2 * dilation
-    windows, kernel = rng.normal(size=(7, 4, span, span)).astype(np.float32), rng.normal(size=(8, 2, 3, 3))
-    conv = node_reader(
-        "Conv", kernel, group=2, strides=[2, 2], pads=[1, 1, 1, 1], dilations=[dilation, dilation], bias=np.ones(8)
-    )
-    assert conv.window == (span, span)
-    taps = windows[:, :, ::dilation, ::dilation].reshape(7, 2, 2, 3, 3)
-    expected = 1 + np.einsum("ngcij,gocij->ngo", taps, kernel.reshape(2, 4, 2, 3, 3)).reshape(7, 8, 1, 1)
-    np.testing.assert_allclose(conv(windows), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_deconvolutions_read_the_pixels_that_meet_in_one_output() -> None:
-    rng = np.random.default_rng(0)
-    plain = node_reader("ConvTranspose", rng.normal(size=(4, 5, 2, 2)), strides=[2, 2])
-    overlapping = node_reader(
-        "ConvTranspose", rng.normal(size=(4, 5, 3, 3)), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]
-    )
-    assert (plain.window, overlapping.window) == ((1, 1), (2, 2))
-    assert plain(rng.normal(size=(7, 4, 1, 1)).astype(np.float32)).shape == (7, 5, 2, 2)
-    assert overlapping(rng.normal(size=(7, 4, 2, 2)).astype(np.float32)).shape == (7, 5, 5, 5)
-
-
-def test_the_widest_window_of_all_readers_is_observed() -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "tall"], ["a"]), helper.make_node("Conv", ["x", "wide"], ["b"])],
-        "two",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * 4)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "ab"],
-        [
-            numpy_helper.from_array(np.ones((2, 2, *size), np.float32), name)
-            for name, size in {"tall": (5, 1), "wide": (3, 3)}.items()
-        ],
-    )
-    read = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).graph
-    assert widest_window(read.inputs[0]) == (5, 3)
-    assert widest_window(read.outputs[0]) is None
-
-
-def test_only_layers_of_constant_weights_are_readers() -> None:
-    nodes = {node.name: node for node in ir.from_proto(network()).graph}
-    assert reader(nodes["Scores"]) is None
-    assert {name: channel_axis(node) for name, node in nodes.items() if name} == {
-        "Conv": 1,
-        "Scores": None,
-        "Linear": -1,
-    }
-    assert channel_axis(a_node("Gemm", np.ones((4, 5)), transA=1)) is None
-    assert channel_axis(a_node("Gemm", np.ones((4, 5)), bias=np.ones(5))) == -1
-    assert channel_axis(a_node("Gemm", np.ones((4, 5)), bias=np.ones((7, 5)))) is None
 
 
 @pytest.mark.parametrize("scheme", [S8, U8])
@@ -133,7 +46,7 @@ def test_one_method_for_all_is_followed(method: str, scheme: QScheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", [S8, U8])
-def test_without_readers_the_tensors_own_error_decides(scheme: QScheme) -> None:
+def test_without_consumers_the_tensors_own_error_decides(scheme: QScheme) -> None:
     values = outlier_channel()
     statistics = statistics_of(values)
     chosen = choose_range(statistics, scheme)
@@ -148,14 +61,14 @@ def test_without_readers_the_tensors_own_error_decides(scheme: QScheme) -> None:
 
 
 @pytest.mark.parametrize("heard", ["outliers", "rest"])
-def test_the_error_at_the_readers_decides(heard: str) -> None:
-    """Who reads the large values of the odd channel needs the wide range, who ignores that channel the narrow one."""
+def test_the_error_at_the_consumers_decides(heard: str) -> None:
+    """A layer that reads the odd channel needs the wide range, one that ignores it the narrow one."""
     values = outlier_channel()
     weight = np.full((8, 3), 0.001 if heard == "outliers" else 1.0)
     weight[3] = 1.0 if heard == "outliers" else 0.0
     statistics = statistics_of(values)
-    chosen = choose_range(statistics, S8, readers=[linear(weight)])
-    # A percentile that cuts into the outliers hurts the one reader and helps the other.
+    chosen = choose_range(statistics, S8, consumers=[linear(weight)])
+    # A percentile that cuts into the outliers hurts the one layer and helps the other.
     errors = {}
     for name, method in METHODS.items():
         params = S8.params(*method(statistics, S8))
@@ -164,14 +77,15 @@ def test_the_error_at_the_readers_decides(heard: str) -> None:
     assert chosen.layer_sqnr_db is not None
 
 
-def test_readers_differ_in_what_they_want() -> None:
+def test_consumers_differ_in_what_they_want() -> None:
     values = outlier_channel()
     statistics = statistics_of(values)
     only, without = np.zeros((8, 3)), np.ones((8, 3))
     only[3], without[3] = 1, 0
-    wide = choose_range(statistics, S8, readers=[linear(only)])
-    narrow = choose_range(statistics, S8, readers=[linear(without)])
-    assert wide.high > 2 * narrow.high
+    wide = choose_range(statistics, S8, consumers=[linear(only)])
+    narrow = choose_range(statistics, S8, consumers=[linear(without)])
+    assert (wide.method, narrow.method) == ("minmax", "percentile")
+    assert wide.high > 1.4 * narrow.high
 
 
 def test_layer_error_is_that_of_all_rows_though_few_are_kept() -> None:
@@ -179,7 +93,7 @@ def test_layer_error_is_that_of_all_rows_though_few_are_kept() -> None:
     values = np.random.default_rng(1).normal(size=(60_000, 8)).astype(np.float32)
     values[::1000, 2] = 60
     weight = np.random.default_rng(2).normal(size=(8, 16))
-    chosen = choose_range(statistics_of(values), S8, readers=[linear(weight)])
+    chosen = choose_range(statistics_of(values), S8, consumers=[linear(weight)])
     for name, estimate in chosen.candidates.items():
         params = S8.params(*METHODS[name](statistics_of(values), S8))
         error = np.square((params.round_trip(values) - values) @ weight).sum()
@@ -189,20 +103,22 @@ def test_layer_error_is_that_of_all_rows_though_few_are_kept() -> None:
 
 def test_convolutions_are_asked_too() -> None:
     values = np.random.default_rng(0).normal(size=(20, 3, 24, 24)).astype(np.float32)
-    kernel = node_reader("Conv", weights()["kernel"])
-    chosen = choose_range(statistics_of(values, axis=1, window=(3, 3)), S8, readers=[kernel])
+    kernel = node_map("Conv", weights()["kernel"])
+    chosen = choose_range(statistics_of(values, axis=1, window=(3, 3)), S8, consumers=[kernel])
     params = chosen.params
     assert params is not None
-    outputs, rounded = kernel(values), kernel(params.round_trip(values))
+    windows = np.lib.stride_tricks.sliding_window_view(values, (3, 3), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5)
+    windows = windows.reshape(-1, 3, 3, 3)
+    outputs, rounded = kernel(windows), kernel(params.round_trip(windows))
     truth = 10 * math.log10(np.square(outputs).sum() / np.square(rounded - outputs).sum())
     assert chosen.layer_sqnr_db == pytest.approx(truth, abs=0.5)
 
 
-def test_a_reader_of_another_shape_is_not_asked() -> None:
-    kernel = node_reader("Conv", weights()["kernel"])
-    assert choose_range(statistics_of(outlier_channel(100)), S8, readers=[kernel]).layer_sqnr_db is None
+def test_a_layer_of_another_shape_is_not_asked() -> None:
+    kernel = node_map("Conv", weights()["kernel"])
+    assert choose_range(statistics_of(outlier_channel(100)), S8, consumers=[kernel]).layer_sqnr_db is None
     narrow = statistics_of(np.ones((2, 3, 8, 8)) * outlier_channel(16).reshape(2, 1, 8, 8), axis=1, window=(2, 3))
-    assert choose_range(narrow, S8, readers=[kernel]).layer_sqnr_db is None
+    assert choose_range(narrow, S8, consumers=[kernel]).layer_sqnr_db is None
 
 
 def test_a_dead_tensor_gets_no_scale_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -237,9 +153,17 @@ def test_a_tensor_that_no_image_reached_is_an_error() -> None:
         choose_range(Statistics("lonely"), S8)
 
 
-def test_an_unknown_method_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="median"):
-        choose_range(statistics_of(outlier_channel(10)), S8, method="median")
+@pytest.mark.parametrize("method", ["median", "entropy", "average"])
+def test_an_unknown_method_is_a_usage_error_that_names_those_that_exist(method: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){method}.*auto, minmax, percentile, mse"):
+        choose_range(statistics_of(outlier_channel(10)), S8, method=method)
+
+
+@pytest.mark.parametrize("bounds", [(math.nan, 1.0), (-1.0, math.inf), (1.0, -1.0)])
+def test_a_method_that_finds_no_range_is_named(bounds: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RANGE_METHODS._loaded, "mse", lambda statistics, scheme: bounds)
+    with pytest.raises(ExportError, match="mse finds no range for t"):
+        choose_range(statistics_of(outlier_channel(10)), S8, method="mse")
 
 
 def test_the_record_is_json() -> None:

@@ -16,7 +16,7 @@ from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.half import half_precision, pin_modules
-from vitdeploy.exporter.int8 import CalibrationSet, choose_samples, eight_bits, open_calibration
+from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
 from vitdeploy.exporter.reference import choose_images
 from vitdeploy.exporter.request import ExportRequest
@@ -25,6 +25,7 @@ from vitdeploy.graph.edit import Array
 from vitdeploy.models.outputs import Outputs, choose_outputs
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.quantize.samples import CalibrationSet, choose_samples, open_calibration
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.targets import Target
@@ -61,7 +62,8 @@ def run(request: ExportRequest) -> Bundle:
         with clock.step("building the network"):
             model, card = _network(request)
         with clock.step("computing the PyTorch reference"):
-            samples = None if data is None else choose_samples(data, card, request.quantization)
+            options = request.quantization
+            samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
             reference = _reference(model, card, request, samples)
         graph, record = _graph(model, reference, request, clock)
         del model

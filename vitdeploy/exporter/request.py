@@ -12,7 +12,7 @@ from vitdeploy.data import DataSource
 from vitdeploy.errors import UsageError
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.targets import Int8Rules, Target, find_target
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class ExportRequest:
         if self.row.int8 is None:
             raise UsageError(f"the target {self.target} has no rules for INT8", fix="--fp16, or another target")
         runtime = self.quantization.tune_latency
+        able = [] if runtime is None else [backend.name for backend in backends() if backend.times_layers]
+        if runtime is not None and runtime not in able:
+            raise UsageError(f"layers cannot be timed on {runtime!r}", fix=f"--tune-latency {' or '.join(able)}")
         if runtime is not None and runtime not in self.row.runtimes:
             raise UsageError(
                 f"bundles for {self.target} are not run by {runtime}",

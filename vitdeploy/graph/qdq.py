@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,11 +84,27 @@ class QuantParams:
         return (self.scheme.low - self.zero_point) * self.scale, (self.scheme.high - self.zero_point) * self.scale
 
 
-def quantize_weight(weight: Array, axis: int, limits: Array | None = None) -> tuple[Array, Array]:
-    """A weight as int8 with one scale for each index of `axis`: integers (shape of `weight`) and scales [n], float32.
+class QuantizedWeight(NamedTuple):
+    """A weight as int8, with a scale for each output channel.
 
-    `limits` [n] is the magnitude at which each channel saturates; None for its largest. A channel of zeros gets the
-    scale of the smallest channel that is not, so that no kernel divides by a denormal.
+    integers  int8 -127..127 in the shape of the weight
+    scales    float32 [channels]: weight = integers * scale of their channel
+    """
+
+    integers: Array
+    scales: Array
+
+    def real(self, axis: int) -> Array:
+        """The weight that is left after rounding, float32; `axis` is that of the channels."""
+        values: Array = self.integers.astype(np.float32) * along(self.scales, axis, self.integers.ndim)
+        return values
+
+
+def quantize_weight(weight: Array, axis: int, limits: Array | None = None) -> QuantizedWeight:
+    """A weight rounded to nearest, with one scale for each index of `axis`.
+
+    `limits` [channels] is the magnitude at which each channel saturates; None for its largest. A channel of zeros gets
+    the scale of the smallest channel that is not, so that no kernel divides by a denormal.
     """
     axis %= weight.ndim
     others = tuple(i for i in range(weight.ndim) if i != axis)
@@ -96,6 +112,10 @@ def quantize_weight(weight: Array, axis: int, limits: Array | None = None) -> tu
     alive = largest[largest > 0]
     scales = np.where(largest > 0, largest, alive.min() if len(alive) else 1.0) / 127
     scales = np.maximum(scales, MIN_SCALE).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    integers = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
-    return integers, scales
+    integers = np.clip(np.rint(weight / along(scales, axis, weight.ndim)), -127, 127).astype(np.int8)
+    return QuantizedWeight(integers, scales)
+
+
+def along(numbers: Array, axis: int, ndim: int) -> Array:
+    """`numbers` [n] as an array of `ndim` dimensions that broadcasts along `axis`."""
+    return numbers.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])

@@ -1,11 +1,11 @@
-"""Tensors inside an FP32 graph, fetched for batches of images in bounded memory."""
+"""Tensors inside an FP32 graph, fetched for batches of images in bounded memory, and their statistics."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,12 +15,68 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from vitdeploy.errors import ExportError, InputError
+from vitdeploy.errors import REPORT, ExportError, InputError
+from vitdeploy.graph.run import fill, open_session, take
+from vitdeploy.progress import Progress
+from vitdeploy.quantize.layers import widest_window
+from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.samples import Images
 
 Array = NDArray[Any]
 
 FETCH_BYTES = 96 << 20  # of tensors held at once, unless a single one of a single image is larger
 MAX_IMAGES = 32  # in one run
+
+
+def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Array]) -> dict[str, Statistics]:
+    """Run the images through an FP32 graph (ONNX Runtime, CPU) and keep the statistics of its tensors.
+
+    model     one input, [n, 3, height, width] with a fixed or a free batch
+    tensors   the tensors to observe, inputs and outputs of the graph included, each with the axis of its channels
+              (for samples, see `Statistics`) or None
+    batches   images float32 [m, 3, height, width] of any m, or `Images`; read once, one after another
+
+    Memory, next to the model: what `Activations` holds at once, `FETCH_BYTES` and what the graph itself needs between
+    two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how the images are
+    split into batches.
+
+    Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
+    and UsageError where there are none or none to learn from.
+    """
+    source = str(model.graph.inputs[0].name) if model.graph.inputs else None
+    activations = Activations(model, [name for name in tensors if name != source])
+    values = {value.name: value for value in chain(model.graph.inputs, *(node.outputs for node in model.graph))}
+    statistics = {
+        name: Statistics(name, axis, widest_window(values[name]) if axis == 1 else None)
+        for name, axis in tensors.items()
+    }
+    images = batches if isinstance(batches, Images) else Images(batches)
+    with Progress("calibrating", images.expected) as progress:
+        for batch in _regroup(images, activations.images):
+            if source in statistics:
+                statistics[source].update(batch)
+            for name, array in activations(batch):
+                statistics[name].update(array)
+            progress.advance(len(batch))
+    images.check()
+    return statistics
+
+
+def _regroup(batches: Iterable[Array], size: int) -> Iterator[Array]:
+    """The images in batches of `size`; the last one may be smaller."""
+    waiting: list[Array] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        if count >= size:
+            whole = np.concatenate(waiting)
+            for start in range(0, count - count % size, size):
+                yield whole[start : start + size]
+            count %= size
+            waiting = [whole[len(whole) - count :]]
+    if count:
+        yield np.concatenate(waiting)
 
 
 class Activations:
@@ -59,7 +115,7 @@ class Activations:
         self._check(batch)
         count = len(batch)
         if isinstance(self._fixed, int) and count < self._fixed:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], self._fixed - count, axis=0)])
+            batch = fill(batch, self._fixed)
         waiting = {str(self.source.name): ort.OrtValue.ortvalue_from_numpy(batch)}
         for segment in self._segments:
             outputs = [*segment.names, *segment.kept]
@@ -68,9 +124,7 @@ class Activations:
             known = chain(waiting.items(), zip(outputs, made, strict=False))
             waiting = {name: value for name, value in known if name in segment.later}
             for index, name in enumerate(segment.names):
-                values = made[index].numpy()
-                if count < len(batch) and len(values) % len(batch) == 0:
-                    values = values[: len(values) // len(batch) * count]
+                values = take(made[index].numpy(), count, len(batch))
                 yield name, values
             del made, known, values  # before the next segment makes its own
             _return_free_memory()
@@ -89,14 +143,15 @@ def _prune(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     missing = sorted(set(names) - set(values))
     if missing:
-        raise ExportError(f"the graph does not compute {missing[0]}", why=f"{len(missing)} such names were given")
+        why = f"{len(missing)} such names were given"
+        raise ExportError(f"the graph does not compute {missing[0]}", why=why, fix=REPORT)
     if any(values[name].shape is None for name in names):
         common.ShapeInferencePass()(model)
     model.graph.outputs.clear()
     for name in names:
         values[name].type = values[name].type or ir.TensorType(ir.DataType.FLOAT)
         if values[name].dtype != ir.DataType.FLOAT:
-            raise ExportError(f"{name} is {values[name].dtype}", why="only float32 tensors have ranges")
+            raise ExportError(f"{name} is {values[name].dtype}", why="only float32 tensors have ranges", fix=REPORT)
         model.graph.outputs.append(values[name])
     common.RemoveUnusedNodesPass()(model)
     return {str(value.name): value for node in model.graph for value in node.outputs}
@@ -158,7 +213,7 @@ def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]]) -> list[_Se
         kept = [value for value in later if made[value] > start and value not in group]
         kept.sort(key=made.__getitem__)
         part = ir.convenience.extract(model.graph, inputs, [*group, *kept])
-        session = _session(ir.Model(part, ir_version=model.ir_version))
+        session = open_session(ir.Model(part, ir_version=model.ir_version), arena=False)
         segments.append(_Segment(session, _names(inputs), _names(group), _names(kept), set(_names(later))))
         start = end
     return segments
@@ -172,15 +227,3 @@ def _return_free_memory() -> None:
 
 def _names(values: Sequence[ir.Value] | set[ir.Value]) -> list[str]:
     return [str(value.name) for value in values]
-
-
-def _session(model: ir.Model) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # memory goes back as soon as it can
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    payload = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])

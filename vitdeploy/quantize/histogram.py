@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.graph.qdq import QuantParams
+from vitdeploy.statistics import decibels
 
 Array = NDArray[Any]
 
@@ -27,13 +28,13 @@ class Histogram:
 
     counts  int64 [2 BINS - 1], bin i at index BINS - 1 + i
     zeros   how many of the values in bin 0 are exactly zero
-    width   of a bin; 0.0 before any value came
+    width   of a bin; 0.0 as long as every value was zero
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(2 * BINS - 1, dtype=np.int64)
         self.zeros = 0
-        self._exponent: int | None = None
+        self._exponent: int | None = None  # None until a value that is not zero tells one
 
     @property
     def width(self) -> float:
@@ -42,11 +43,15 @@ class Histogram:
 
     def update(self, values: Array, largest: float) -> None:
         """Count finite float32 `values` of any shape, of which `largest` is the largest magnitude."""
+        if largest == 0:
+            self.zeros += values.size
+            self.counts[BINS - 1] += values.size
+            return
         exponent = max(math.frexp(largest)[1] - (BINS.bit_length() - 1), _SMALLEST_EXPONENT)
-        if self._exponent is None:
-            self._exponent = exponent
-        while self._exponent < exponent:
-            self._double()
+        present = exponent if self._exponent is None else self._exponent
+        for _ in range(exponent - present):
+            self._merge_pairs()
+        self._exponent = max(exponent, present)
         inverse = np.float32(math.ldexp(1.0, -self._exponent))
         flat = values.reshape(-1)
         self.zeros += flat.size - int(np.count_nonzero(flat))
@@ -59,8 +64,7 @@ class Histogram:
             at += BINS - 1
             self.counts += np.bincount(at, minlength=self.counts.size)
 
-    def _double(self) -> None:
-        assert self._exponent is not None
+    def _merge_pairs(self) -> None:
         middle = BINS - 1
         merged = np.zeros_like(self.counts)
         merged[middle] = self.counts[middle - 1 : middle + 2].sum()
@@ -68,7 +72,6 @@ class Histogram:
         for side, into in ((self.counts[middle:], merged[middle:]), (self.counts[middle::-1], merged[middle::-1])):
             into[1:half] = side[2:].reshape(-1, 2).sum(axis=1)
         self.counts = merged
-        self._exponent += 1
 
     def magnitudes(self) -> Array:
         """Counts of |value|: int64 [BINS], bin i holding [i width, (i + 1) width)."""
@@ -101,6 +104,8 @@ class Noise:
     """The error of quantizing the values of a histogram, as an integral: values count as uniform inside their bin.
 
     Zeros count as what they are: no scheme errs on them, and behind a ReLU they are most of the values.
+
+    signal  sum of the squared values
     """
 
     def __init__(self, histogram: Histogram, low: float, high: float) -> None:
@@ -113,50 +118,31 @@ class Noise:
         # Where the extremes cut a bin down to nearly a point, the integral over it would be lost to rounding.
         self._point = self._right - self._left < 1e-3 * histogram.width
         self._span = np.where(self._point, 1.0, self._right - self._left)
-        self.signal = float(self._counts @ self._mean_square())
-
-    def _mean_square(self) -> Array:
-        left, right = self._left, self._right
-        mean: Array = (left * left + left * right + right * right) / 3
-        return mean
+        squares = (self._left**2 + self._left * self._right + self._right**2) / 3
+        self.signal = float(self._counts @ squares)
 
     def power(self, params: QuantParams) -> float:
-        """Sum of the squared errors of a round trip through `affine`.
+        """Sum of the squared errors of a round trip through 8-bit integers.
 
         With u = x / scale, n the integer it becomes (zero point taken off) and d = u - n, the squared error d^2 has
         the antiderivative n / 12 + d^3 / 3: a whole step adds 1/12, and past the ends n stays and d grows.
         """
         lowest, highest = params.scheme.low - params.zero_point, params.scheme.high - params.zero_point
 
-        def antiderivative(x: Array) -> Array:
+        def rounded(x: Array) -> tuple[Array, Array]:
             u = x / params.scale
             n = np.clip(np.rint(u), lowest, highest)
-            d = u - n
+            return n, u - n
+
+        def antiderivative(x: Array) -> Array:
+            n, d = rounded(x)
             integral: Array = n / 12 + d * d * d / 3
             return integral
 
-        def at(x: Array) -> Array:
-            u = x / params.scale
-            error: Array = np.square(u - np.clip(np.rint(u), lowest, highest))
-            return error
-
         mean = (antiderivative(self._right) - antiderivative(self._left)) * params.scale / self._span
-        if self._point.any():
-            mean = np.where(self._point, at((self._left + self._right) / 2), mean)
+        mean = np.where(self._point, np.square(rounded((self._left + self._right) / 2)[1]), mean)
         return float(self._counts @ mean) * params.scale**2
 
     def sqnr_db(self, params: QuantParams) -> float:
         """Signal to quantization noise in dB; infinite where there is no error."""
-        return decibel(self.signal, self.power(params))
-
-
-def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite without noise, minus infinity without signal."""
-    if noise <= 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def in_json(ratio: float | None) -> float | None:
-    """A ratio in decibels for a JSON document, which knows no infinity."""
-    return round(ratio, 2) if ratio is not None and math.isfinite(ratio) else None
+        return decibels(self.signal, self.power(params))

@@ -1,28 +1,38 @@
-"""The edit: QuantizeLinear and DequantizeLinear where a plan wants them."""
+"""QuantizeLinear and DequantizeLinear where a plan wants them, and a check that a graph keeps its target's rules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Builder, constant, only_consumer, remove_unused, replace, set_constant
-from vitdeploy.graph.qdq import Array, QuantParams, quantize_weight
+from vitdeploy.graph.edit import (
+    Builder,
+    attribute,
+    constant,
+    consumers,
+    input_of,
+    only_consumer,
+    producer,
+    remove_unused,
+    replace,
+    set_constant,
+)
+from vitdeploy.graph.qdq import Array, QuantizedWeight, QuantParams, along, quantize_weight
+from vitdeploy.quantize.layers import weight_of
 from vitdeploy.quantize.placement import DECONVOLUTION, Layer, Plan
 from vitdeploy.targets import Int8Rules
 
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+
+# Operators whose inputs are integers: no TensorRT reads them, and each has its Q/DQ form.
+_INTEGER = ("QLinear", "QGemm", "QAttention")
+_INTEGER_NAMES = frozenset({"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"})
+
 # Half of what int32 holds: sums of products come on top of the bias.
 _LARGEST_BIAS = 1 << 30
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """int8 `integers` in the shape of the weight, and `scales` float32 [channels] of its output channels."""
-
-    integers: Array
-    scales: Array
 
 
 def insert(
@@ -50,8 +60,7 @@ def insert(
         if layer.weight is not None:
             node = _quantize_weight(graph, node, layer, ranges, weights.get(layer.node), rules)
         for index in layer.activations:
-            value = node.inputs[index]
-            assert value is not None
+            value = input_of(node, index)
             if value in rounded:
                 continue
             key = (value, layer.node if rules.pair_per_consumer else "")
@@ -65,21 +74,21 @@ def insert(
 
 
 def _pair(builder: Builder, value: ir.Value, params: QuantParams) -> ir.Value:
-    """Q and DQ of `value` in front of its first reader; a plan is in graph order, so later ones may share them."""
+    """Q and DQ of `value` in front of its first consumer; a plan is in graph order, so later ones may share them."""
     builder.scope, _, name = str(value.name).removesuffix(".out").rpartition("/")
     scale = builder.constant(np.asarray(params.scale, np.float32), f"{name}.scale")
     zero = builder.constant(np.asarray(params.zero_point, params.scheme.dtype), f"{name}.zero_point")
-    integers = builder.op("QuantizeLinear", [value, scale, zero], value.shape, dtype=zero.dtype)
-    return builder.op("DequantizeLinear", [integers, scale, zero], value.shape, dtype=value.dtype)
+    integers = builder.op(QUANTIZE, [value, scale, zero], value.shape, dtype=zero.dtype)
+    return builder.op(DEQUANTIZE, [integers, scale, zero], value.shape, dtype=value.dtype)
 
 
 def _quantize_output(graph: ir.Graph, node: ir.Node, params: QuantParams) -> ir.Value:
     out = node.outputs[0]
-    readers = list(out.uses())
+    uses = list(out.uses())
     position = ir.node("Identity", [out])
     graph.insert_after(node, position)
     real = _pair(Builder(graph, position), out, params)
-    for use in readers:
+    for use in uses:
         use.node.replace_input_with(use.idx, real)
     graph.remove(position, safe=True)
     return real
@@ -94,73 +103,58 @@ def _quantize_weight(
     rules: Int8Rules,
 ) -> ir.Node:
     """Replace the weight and, where it has to be, the bias; returns the node that computes the layer now."""
-    assert layer.weight is not None
-    array = constant(node.inputs[layer.weight])
-    source = node.inputs[0]
-    assert array is not None
-    assert source is not None
-    weight = weight or QuantizedWeight(*quantize_weight(array, layer.axis))
+    array, source = weight_of(node), input_of(node, 0)
+    weight = weight or quantize_weight(array, layer.axis)
     if rules.int32_bias and layer.kind != DECONVOLUTION:
         node = _as_gemm(graph, node)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None:
             step = ranges[str(source.name)].scale
-            weight = _roomy(weight, array, layer.axis, np.abs(bias) / (_LARGEST_BIAS * step))
+            weight = make_room(weight, array, layer.axis, np.abs(bias) / (_LARGEST_BIAS * step))
             scales = (weight.scales * np.float32(step)).astype(np.float32)
             integers = np.rint(bias / scales.astype(np.float64)).astype(np.int32)
-            node.replace_input_with(2, _dequantized(graph, node, 2, integers, scales, 0))
+            node.replace_input_with(2, _dequantized(graph, node, 2, QuantizedWeight(integers, scales), 0))
     if node.op_type == "MatMul":
         _keep_bias_apart(graph, node)
-    real = _dequantized(
-        graph,
-        node,
-        layer.weight,
-        weight.integers,
-        weight.scales,
-        layer.axis,
-        pair_on_weight=rules.pair_on_weight,
-    )
-    node.replace_input_with(layer.weight, real)
+    real = _dequantized(graph, node, 1, weight, layer.axis, pair=rules.pair_on_weight)
+    node.replace_input_with(1, real)
     return node
 
 
 def _dequantized(
-    graph: ir.Graph,
-    node: ir.Node,
-    index: int,
-    integers: Array,
-    scales: Array,
-    axis: int,
-    *,
-    pair_on_weight: bool = False,
+    graph: ir.Graph, node: ir.Node, index: int, weight: QuantizedWeight, axis: int, *, pair: bool = False
 ) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
+    """Input `index` of `node` as what a DequantizeLinear gives, with a QuantizeLinear in front where `pair` says so."""
+    value = input_of(node, index)
     builder = Builder(graph, node)
     builder.scope = str(value.name)
     # ONNX Runtime finds no integer kernel where the zero points are left out.
     parts = [
-        builder.constant(integers, "integers"),
-        builder.constant(scales, "scale"),
-        builder.constant(np.zeros(len(scales), integers.dtype), "zero_point"),
+        builder.constant(weight.integers, "integers"),
+        builder.constant(weight.scales, "scale"),
+        builder.constant(np.zeros(len(weight.scales), weight.integers.dtype), "zero_point"),
     ]
-    if pair_on_weight:
+    if pair:
         # The rounded values, so that the Q in front of them gives the same integers again.
-        shape = [-1 if i == axis else 1 for i in range(integers.ndim)]
-        real = builder.constant(integers.astype(np.float32) * scales.reshape(shape), "rounded")
-        parts[0] = builder.op("QuantizeLinear", [real, *parts[1:]], value.shape, dtype=parts[0].dtype, axis=axis)
-    return builder.op("DequantizeLinear", parts, value.shape, dtype=value.dtype, axis=axis)
+        real = builder.constant(weight.real(axis), "rounded")
+        parts[0] = builder.op(QUANTIZE, [real, *parts[1:]], value.shape, dtype=parts[0].dtype, axis=axis)
+    return builder.op(DEQUANTIZE, parts, value.shape, dtype=value.dtype, axis=axis)
 
 
-def _roomy(weight: QuantizedWeight, array: Array, axis: int, least: Array) -> QuantizedWeight:
-    """`weight` with the channels whose scale is below `least` rounded anew, so that their bias fits into int32."""
+def make_room(weight: QuantizedWeight, array: Array, axis: int, least: Array) -> QuantizedWeight:
+    """`weight` with the channels rounded anew whose scale is below `least` [channels], so that int32 holds their bias.
+
+    array  the weight in float; `axis` is that of the channels
+    """
     tight = weight.scales < least
     if not tight.any():
         return weight
-    shape = [-1 if i == axis else 1 for i in range(array.ndim)]
-    scales = np.where(tight, least, weight.scales).astype(np.float32)
-    coarse = np.rint(array / scales.reshape(shape)).astype(np.int8)
-    return QuantizedWeight(np.where(tight.reshape(shape), coarse, weight.integers), scales)
+    scales = np.where(tight, least, weight.scales)
+    coarse = quantize_weight(array, axis, limits=127 * scales)
+    return QuantizedWeight(
+        np.where(along(tight, axis, array.ndim), coarse.integers, weight.integers),
+        np.where(tight, coarse.scales, weight.scales),
+    )
 
 
 def _bias_behind(node: ir.Node) -> tuple[ir.Node, int, Array] | None:
@@ -185,10 +179,8 @@ def _as_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node:
     name = add.outputs[0].name
     replace(add, gemm)
     gemm.name = name
-    made = gemm.producer()
-    assert made is not None
     graph.remove(node, safe=True)
-    return made
+    return builder.made[-1]
 
 
 def _keep_bias_apart(graph: ir.Graph, node: ir.Node) -> None:
@@ -201,3 +193,56 @@ def _keep_bias_apart(graph: ir.Graph, node: ir.Node) -> None:
     if found is not None and shape is not None:
         add, index, bias = found
         set_constant(add, index, bias.reshape([1] * (len(shape) - 1) + [-1]), "bias")
+
+
+def violations(graph: ir.Graph, rules: Int8Rules) -> list[str]:
+    """What in the graph the rules forbid, a line each, naming the node; empty for a graph that keeps them."""
+    return [line for node in graph for line in _violations(node, rules)]
+
+
+def _violations(node: ir.Node, rules: Int8Rules) -> Iterator[str]:
+    if node.op_type in _INTEGER_NAMES or node.op_type.startswith(_INTEGER):
+        yield f"{node.name}: {node.op_type} is an integer operator, not a Q/DQ pair"
+    elif node.op_type in (QUANTIZE, DEQUANTIZE):
+        yield from _pair_violations(node, rules)
+    elif node.op_type in PRODUCTS:
+        yield from _product_violations(node)
+
+
+def _pair_violations(node: ir.Node, rules: Int8Rules) -> Iterator[str]:
+    scale, zero = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or zero is None:
+        yield f"{node.name}: its scale and zero point are not constants"
+        return
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        yield f"{node.name}: a scale is not a positive number"
+    if rules.activation.symmetric and zero.any():
+        yield f"{node.name}: a zero point is {zero[zero != 0].flat[0]}, the target takes 0 only"
+    allowed = {np.dtype(np.int8), np.dtype(rules.activation.dtype)} | (
+        {np.dtype(np.int32)} if rules.int32_bias else set()
+    )
+    if zero.dtype not in allowed:
+        yield f"{node.name}: {zero.dtype} integers, the target takes {', '.join(sorted(map(str, allowed)))}"
+    behind = consumers(node.outputs[0])
+    if node.op_type == QUANTIZE and any(other.op_type != DEQUANTIZE for other in behind):
+        yield f"{node.name}: its integers are read by {behind[0].op_type}, not by a {DEQUANTIZE}"
+    weight = constant(node.inputs[0])
+    if node.op_type == DEQUANTIZE and weight is None and producer(node.inputs[0], QUANTIZE) is None:
+        yield f"{node.name}: what it reads is neither a constant nor a {QUANTIZE}"
+    if node.op_type == DEQUANTIZE and weight is not None and scale.ndim:
+        axis = int(attribute(node, "axis", 1))
+        if weight.shape[axis] != scale.size:
+            yield f"{node.name}: {scale.size} scales along an axis of {weight.shape[axis]}"
+
+
+def _product_violations(node: ir.Node) -> Iterator[str]:
+    """Both factors are integers or neither: a single Q/DQ costs its conversion and brings no integer kernel.
+
+    What a convolution has written as integers may well be read in float.
+    """
+    left, right = (producer(value, DEQUANTIZE) for value in node.inputs[:2])
+    quantizer = producer(left.inputs[0], QUANTIZE) if left is not None else None
+    source = producer(quantizer.inputs[0]) if quantizer is not None else None
+    written = source is not None and source.op_type in PRODUCTS
+    if (left is None) != (right is None) and not (right is None and written):
+        yield f"{node.name}: only one of its two factors is quantized"

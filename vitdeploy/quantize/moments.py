@@ -1,18 +1,17 @@
-"""Second moments of what each layer reads: the metric in which the rounding of its weight is judged."""
+"""Second moments of what each layer reads: the metric in which the rounding of its weight is measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import ExportError
-from vitdeploy.graph.edit import attribute, constant
+from vitdeploy.graph.edit import input_of
 from vitdeploy.graph.qdq import Array, QuantParams
 from vitdeploy.quantize.activations import Activations
+from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
@@ -27,76 +26,14 @@ DAMPING = 1e-3
 _ROUNDING = 1e-9  # part of the mean square below which a variance is float64's rounding error
 
 
-@dataclass(frozen=True)
-class Window:
-    """The patches that a convolution reads: height and width of each; `pads` are top, left, bottom, right."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilations: tuple[int, int] = (1, 1)
-
-    @classmethod
-    def of(cls, node: ir.Node) -> Window:
-        """The window of a Conv of images, whose weight is constant.
-
-        Raises ExportError where its padding depends on a height and width that are not known.
-        """
-        weight = constant(node.inputs[1])
-        assert weight is not None
-        height, width = weight.shape[2:]
-        strides = tuple(attribute(node, "strides", (1, 1)))
-        dilations = tuple(attribute(node, "dilations", (1, 1)))
-        pads = tuple(attribute(node, "pads", (0, 0, 0, 0)))
-        auto = attribute(node, "auto_pad", "NOTSET")
-        if auto == "VALID":
-            pads = (0, 0, 0, 0)
-        elif auto != "NOTSET":
-            pads = _same(node.inputs[0], (height, width), strides, dilations, lower=auto == "SAME_LOWER")
-        return cls((height, width), strides, pads, dilations)
-
-    def patches(self, values: Array) -> Array:
-        """`values` [n, channels, h, w] as a view [n, out h, out w, channels, kh, kw] of its zero-padded copy."""
-        top, left, bottom, right = self.pads
-        padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        spans = tuple((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True))
-        views: Array = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
-        taken: Array = views[:, :, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
-        patches: Array = np.moveaxis(taken, 1, 3)
-        return patches
-
-
-def _same(
-    source: ir.Value | None,
-    kernel: tuple[int, int],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    *,
-    lower: bool,
-) -> tuple[int, ...]:
-    """Padding that makes the output as large as the input over the stride, the odd pixel behind or, `lower`, before."""
-    sides = None if source is None or source.shape is None else [size for size in source.shape if isinstance(size, int)]
-    if sides is None or len(sides) < 2:
-        raise ExportError(
-            "the padding of a convolution depends on the image size, which is free", fix="export with --image-size"
-        )
-    before, after = [], []
-    for side, size, stride, dilation in zip(sides[-2:], kernel, strides, dilations, strict=True):
-        total = max(0, (math.ceil(side / stride) - 1) * stride + (size - 1) * dilation + 1 - side)
-        small, large = total // 2, total - total // 2
-        before.append(large if lower else small)
-        after.append(small if lower else large)
-    return (*before, *after)
-
-
-class Moments:
+class SecondMoments:
     """Mean and second moment of the vectors x that a layer multiplies by its weight, and what quantizing does to them.
 
     The vectors are the rows of a tensor [..., K], or the patches of images [n, channels, h, w], K = channels x kh x kw
     in this order, with the zeros of the padding. Memory: 8 K² bytes.
 
     window  of a convolution; None for rows
-    affine  how the tensor is quantized; None where it is not
+    params  how the tensor is quantized; None where it is not
     rows    vectors seen, and `images`, what they came from
     """
 
@@ -173,60 +110,63 @@ class Moments:
         return np.sort(chosen)
 
 
-def moments(
-    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Callable[[], Iterable[Array]]
-) -> Iterator[tuple[Layer, Moments]]:
+_Inputs = tuple[str, Window | None]  # what layers read: a tensor and, for convolutions, a window
+
+
+def second_moments(
+    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Array]
+) -> Iterator[tuple[Layer, SecondMoments]]:
     """The moments of what each quantized linear layer and dense convolution reads, one layer after another.
 
     model   FP32, one input [n, 3, height, width]
     ranges  by name of an activation, how it is quantized
-    images  called for batches float32 [m, 3, height, width], once for each group of layers whose moments fit in
+    images  batches float32 [m, 3, height, width], iterated once for each group of layers whose moments fit in
             `MOMENT_BYTES`; layers that read the same vectors share them
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.
     """
     nodes = {node.name: node for node in model.graph}
-    groups: list[dict[tuple[str, Window | None], list[Layer]]] = []
-    held = 0
-    for key, layers in _read(nodes, plan).items():
-        weight = constant(nodes[layers[0].node].inputs[1])
-        assert weight is not None
-        size = 8 * (weight.size // weight.shape[layers[0].axis]) ** 2
-        if not groups or held + size > MOMENT_BYTES:
-            groups.append({})
-            held = 0
-        groups[-1][key] = layers
-        held += size
-    for group in groups:
-        found = {key: Moments(key[1], ranges.get(key[0])) for key in group}
-        _observe(model, found, images())
+    for group in _groups(nodes, plan):
+        found = {key: SecondMoments(key[1], ranges.get(key[0])) for key in group}
+        _observe(model, found, images)
         for key, layers in group.items():
             seen = found.pop(key)
             yield from ((layer, seen) for layer in layers)
 
 
-def _read(nodes: Mapping[str | None, ir.Node], plan: Plan) -> dict[tuple[str, Window | None], list[Layer]]:
-    """Layers by what they read: a tensor and, for convolutions, a window."""
-    found: dict[tuple[str, Window | None], list[Layer]] = {}
+def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_Inputs, list[Layer]]]:
+    """Layers by what they read, as many at a time as fit."""
+    read: dict[_Inputs, list[Layer]] = {}
     for layer in plan:
         if layer.quantized and layer.kind in {LINEAR, CONVOLUTION}:
             node = nodes[layer.node]
             window = Window.of(node) if layer.kind == CONVOLUTION else None
-            found.setdefault((str(node.inputs[0].name), window), []).append(layer)  # type: ignore[union-attr]
-    return found
+            read.setdefault((str(input_of(node, 0).name), window), []).append(layer)
+    group: dict[_Inputs, list[Layer]] = {}
+    held = 0
+    for key, layers in read.items():
+        weight = weight_of(nodes[layers[0].node])
+        size = 8 * (weight.size // weight.shape[layers[0].axis]) ** 2
+        if group and held + size > MOMENT_BYTES:
+            yield group
+            group, held = {}, 0
+        group[key] = layers
+        held += size
+    if group:
+        yield group
 
 
-def _observe(model: ir.Model, found: Mapping[tuple[str, Window | None], Moments], batches: Iterable[Array]) -> None:
+def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Array]) -> None:
     source = str(model.graph.inputs[0].name)
     activations = Activations(model, list(dict.fromkeys(name for name, _ in found if name != source)))
-    readers: dict[str, list[Moments]] = {}
+    of_tensor: dict[str, list[SecondMoments]] = {}
     for (name, _), one in found.items():
-        readers.setdefault(name, []).append(one)
+        of_tensor.setdefault(name, []).append(one)
     for batch in batches:
         for start in range(0, len(batch), activations.images):
             part = batch[start : start + activations.images]
-            for one in readers.get(source, ()):
+            for one in of_tensor.get(source, ()):
                 one.update(part, len(part))
             for name, values in activations(part):
-                for one in readers[name]:
+                for one in of_tensor[name]:
                     one.update(values, len(part))

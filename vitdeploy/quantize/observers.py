@@ -1,49 +1,42 @@
-"""What calibration remembers of one tensor: extremes, a histogram, magnitudes a channel, and a few samples."""
+"""What calibration remembers of one tensor: its extremes, a histogram, and a sample of what layers multiply."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.quantize.histogram import Histogram
-from vitdeploy.quantize.sample import Sample
 
 Array = NDArray[Any]
 
-# Weight of a new image in the moving average of the extremes, as torch.ao's MovingAverageMinMaxObserver and ONNX
-# Runtime's CalibMovingAverageConstant have it.
-AVERAGING = 0.01
-
-_GROUP = 16  # rows whose maximum is taken at once: numpy is slow where the inner loop is as short as a row
+SAMPLE_BYTES = 1 << 20  # kept of one tensor at most, unless two units are larger
+SAMPLE_UNITS = 1024
 
 
 class Statistics:
     """Statistics of one tensor over all calibration images, updated batch by batch in bounded memory.
 
-    count, images   values and images seen
-    nans, infs      values that are not a number, and infinite ones; all else describes the finite values
-    low, high       extremes
-    average_low, average_high   moving average of each image's extremes
-    histogram       of all values
-    channels        largest magnitude of each channel, float32 [channels]; None without an axis
-    sample          some of what the tensor's readers multiply by their weights; None without an axis
+    count       values seen
+    nans, infs  values that are not a number, and infinite ones; all else describes the finite values
+    low, high   extremes
+    histogram   of all values
+    sample      some of what the tensor's consumers multiply by their weights; None without an axis
 
     axis    of the channels
     window  height and width that a convolution reads at once, of a tensor [n, channels, h, w]; None for rows
 
-    Memory: 64 KiB for the histogram and, with an axis, at most `sample.SAMPLE_BYTES` (or two units).
+    Memory: 64 KiB for the histogram and, with an axis, at most `SAMPLE_BYTES` (or two units).
     """
 
     def __init__(self, name: str, axis: int | None = None, window: tuple[int, int] | None = None) -> None:
-        self.name, self.axis = name, axis
-        self.count = self.images = self.nans = self.infs = 0
+        self.name = name
+        self.count = self.nans = self.infs = 0
         self.low, self.high = math.inf, -math.inf
-        self.average_low = self.average_high = 0.0
         self.histogram = Histogram()
-        self.channels: Array | None = None
         self.sample = None if axis is None else Sample(axis, window)
 
     @property
@@ -51,53 +44,132 @@ class Statistics:
         """Largest magnitude."""
         return max(-self.low, self.high, 0.0)
 
-    def update(self, values: Array, images: int) -> None:
-        """Add float32 `values` of any shape, made from `images` images.
-
-        Where the batch is the first axis, each image's extremes enter the moving average on their own.
-        """
-        self.images += images
+    def update(self, values: Array) -> None:
+        """Add float32 `values` of any shape."""
         if values.size == 0:
             return
-        parts = values.reshape(images if values.shape and values.shape[0] % images == 0 else 1, -1)
-        lows, highs = parts.min(axis=1), parts.max(axis=1)
-        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
-            values = self._finite(values)
+        low, high = float(values.min()), float(values.max())
+        whole = math.isfinite(low) and math.isfinite(high)
+        if not whole:
+            self.nans += int(np.isnan(values).sum())
+            self.infs += int(np.isinf(values).sum())
+            values = values[np.isfinite(values)]
             if values.size == 0:
                 return
-            lows, highs = values.min(keepdims=True).reshape(-1), values.max(keepdims=True).reshape(-1)
-        for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
-            new = self.low > self.high
-            self.average_low = low if new else self.average_low + AVERAGING * (low - self.average_low)
-            self.average_high = high if new else self.average_high + AVERAGING * (high - self.average_high)
-            self.low, self.high = min(self.low, low), max(self.high, high)
+            low, high = float(values.min()), float(values.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += values.size
-        self.histogram.update(values, max(-float(lows.min()), float(highs.max()), 0.0))
-        if self.axis is not None and self.sample is not None and values.ndim > 1:
-            largest = _channel_magnitudes(values, self.axis)
-            self.channels = largest if self.channels is None else np.maximum(self.channels, largest)
+        self.histogram.update(values, max(-low, high))
+        if self.sample is not None and whole and values.ndim > 1:
             self.sample.update(values)
 
-    def _finite(self, values: Array) -> Array:
-        """Count what is not finite; the finite values, flat."""
-        self.nans += int(np.isnan(values).sum())
-        self.infs += int(np.isinf(values).sum())
-        finite: Array = values[np.isfinite(values)]
-        return finite
+
+class Sample:
+    """The units of a tensor with the largest values, and a uniform sample of the others.
+
+    A unit is what one output of a linear layer reads: a row of channels, or of a tensor [n, channels, h, w] a window
+    of pixels. Errors of clipping sit in few units with large values, which a plain sample misses, so these are all
+    taken: stratified sampling with a take-all stratum (Cochran, Sampling Techniques, chapter 5A). Both halves are made
+    of units numbered over all images, the second one by pseudo-random keys of the numbers: neither depends on how the
+    images are split into batches.
+
+    axis    of the channels
+    window  height and width in pixels, for convolutions; None for rows
+    seen    units so far
+    """
+
+    def __init__(self, axis: int, window: tuple[int, int] | None = None) -> None:
+        self.axis, self.window = axis, window
+        self.seen = 0
+        self._largest, self._uniform = _Smallest(), _Smallest()
+
+    @property
+    def units(self) -> Array:
+        """Float32 [n, channels], or [n, channels, height, width] of windows; the large ones first."""
+        return np.concatenate([self._largest.units, self._uniform.units[self._others()]])
+
+    @property
+    def weights(self) -> Array:
+        """How many units of the whole tensor each of `units` stands for, float64 [n]."""
+        others, taken = self._others(), len(self._largest.numbers)
+        rest = np.full(len(others), (self.seen - taken) / max(len(others), 1))
+        return np.concatenate([np.ones(taken), rest])
+
+    def _others(self) -> Array:
+        return np.flatnonzero(~np.isin(self._uniform.numbers, self._largest.numbers))
+
+    def update(self, values: Array) -> None:
+        """Offer all units of float32 `values`."""
+        if self.window is None:
+            self._offer_rows(np.moveaxis(values, self.axis, -1).reshape(-1, values.shape[self.axis]))
+        else:
+            self._offer_windows(values, self.window)
+
+    def _offer_rows(self, rows: Array) -> None:
+        bound = self._largest.bound
+        at = np.arange(len(rows))
+        if bound < 0:  # a comparison of all values is much faster than the maximum of every short row
+            at = np.flatnonzero(((rows > -bound) | (rows < bound)).any(axis=1))
+        hit = rows[at]
+        magnitude = np.maximum(hit.max(axis=1), -hit.min(axis=1)) if len(at) else np.empty(0, rows.dtype)
+        self._offer(len(rows), at, magnitude, rows.shape[1:], lambda index: rows[index])
+
+    def _offer_windows(self, values: Array, window: tuple[int, int]) -> None:
+        short = [max(0, size - side) for size, side in zip(window, values.shape[2:], strict=True)]
+        if any(short):  # smaller than the window: as wide as it, as a padded convolution sees it
+            values = np.pad(values, ((0, 0), (0, 0), *((lack // 2, lack - lack // 2) for lack in short)))
+        magnitude = np.maximum(values.max(axis=1), -values.min(axis=1))
+        for axis, size in zip((1, 2), window, strict=True):
+            magnitude = np.lib.stride_tricks.sliding_window_view(magnitude, size, axis=axis).max(axis=-1)
+        windows = np.lib.stride_tricks.sliding_window_view(values, window, axis=(2, 3))
+
+        def take(index: Array) -> Array:
+            image, top, left = np.unravel_index(index, magnitude.shape)
+            units: Array = windows[image, :, top, left]
+            return units
+
+        count, shape = magnitude.size, (values.shape[1], *window)
+        self._offer(count, np.arange(count), magnitude.reshape(-1), shape, take)
+
+    def _offer(
+        self, count: int, at: Array, magnitude: Array, shape: tuple[int, ...], take: Callable[[Array], Array]
+    ) -> None:
+        """Offer `count` units, and for the largest of them those `at`, which have these magnitudes."""
+        room = max(1, min(SAMPLE_UNITS, SAMPLE_BYTES // (4 * math.prod(shape))) // 2)
+        self._largest.offer(room, -magnitude.astype(np.float64), at, self.seen, take)
+        self._uniform.offer(room, _keys(self.seen, count), np.arange(count), self.seen, take)
+        self.seen += count
 
 
-def _channel_magnitudes(values: Array, axis: int) -> Array:
-    axis %= values.ndim
-    if axis == values.ndim - 1:
-        rows = values.reshape(-1, values.shape[-1])
-        whole = len(rows) // _GROUP * _GROUP
-        wide = rows[:whole].reshape(-1, _GROUP * rows.shape[1])
-        tall = [part.reshape(-1, rows.shape[1]) for part in (wide.max(axis=0), wide.min(axis=0))] if whole else []
-        rows = np.concatenate([*tall, rows[whole:]])
-        return _magnitude(rows, (0,))
-    return _magnitude(values, tuple(i for i in range(values.ndim) if i != axis))
+class _Smallest:
+    """The units with the smallest keys; of equal ones those that came first."""
+
+    def __init__(self) -> None:
+        self.units: Array = np.empty(0, dtype=np.float32)
+        self.numbers: Array = np.empty(0, dtype=np.int64)
+        self._keys: Array = np.empty(0)
+        self.bound: float = math.inf  # a unit must have a smaller key to enter
+
+    def offer(self, room: int, keys: Array, at: Array, first: int, take: Callable[[Array], Array]) -> None:
+        """Keep the best of what is there and the units `at`, numbered from `first`, whose keys are `keys`."""
+        better = np.flatnonzero(keys < self.bound)
+        better = better[np.argsort(keys[better], kind="stable")[:room]]
+        if len(better) == 0:
+            return
+        units, numbers, keys = take(at[better]), at[better] + first, keys[better]
+        if len(self.numbers):
+            units = np.concatenate([self.units, units])
+            numbers, keys = np.concatenate([self.numbers, numbers]), np.concatenate([self._keys, keys])
+        order = np.argsort(keys, kind="stable")[:room]
+        self.units, self.numbers, self._keys = units[order], numbers[order], keys[order]
+        if len(order) == room:
+            self.bound = float(self._keys[-1])
 
 
-def _magnitude(values: Array, axes: tuple[int, ...]) -> Array:
-    largest: Array = np.maximum(values.max(axis=axes), -values.min(axis=axes))
-    return largest
+def _keys(first: int, count: int) -> Array:
+    """Pseudo-random numbers 0..1 of the integers from `first`: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    z = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    keys: Array = (z ^ (z >> np.uint64(31))) * 2.0**-64
+    return keys

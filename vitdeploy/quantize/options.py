@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
+from vitdeploy.registry import Registry
 
-METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
+if TYPE_CHECKING:
+    from vitdeploy.quantize.range_methods import RangeMethod
 
+AUTO = "auto"
+OWN_METHODS = ("minmax", "percentile", "mse")
 
-# On which layers can be timed while exporting.
-RUNTIMES = ("onnxruntime", "openvino")
+RANGE_METHODS: Registry[RangeMethod] = Registry(
+    "vitdeploy.range_methods",
+    kind="range method",
+    option="--method",
+    kept={name: f"vitdeploy.quantize.range_methods:{name}" for name in OWN_METHODS},
+)
 
 
 @dataclass(frozen=True)
 class Int8Options:
     """How a network is quantized.
 
-    samples   calibration images
-    method    range of activations: `auto` (for each tensor the one that harms its readers least) or one for all
-    ignore    patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
-    min_snr   dB that the outputs keep against FP32 on images not calibrated on; layers go back to float until they do
-    max_drop  points of top-1 accuracy that may be lost on labelled images; layers go back to float until it holds
-    tune_latency  runtime on which layers have to be faster in INT8 to become it, measured here
-    seed      of the choice of images
+    samples        images to calibrate on
+    method         how the range of an activation is chosen: the name of a range method, or `auto`, which takes for each
+                   tensor the one that changes the layers behind it least
+    ignored_scope  patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
+    min_snr        dB that the outputs keep against FP32 on images that were not calibrated on; layers are reverted to
+                   float until they do
+    max_drop       points of top-1 accuracy that may be lost on labelled images; layers are reverted until that holds
+    tune_latency   runtime on which layers have to be faster in INT8 to become it, measured on this machine
+    seed           of the choice of images
+
+    Raises UsageError for a value that makes no sense.
     """
 
     samples: int = 300
-    method: str = "auto"
-    ignore: tuple[str, ...] = ()
+    method: str = AUTO
+    ignored_scope: tuple[str, ...] = ()
     min_snr: float | None = None
     max_drop: float | None = None
     tune_latency: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"there is no calibration method {self.method!r}", fix=f"--method {', '.join(METHODS)}")
+        check_method(self.method)
         if self.samples < 1:
-            raise UsageError(f"{self.samples} samples calibrate nothing", fix="--samples 300")
+            raise UsageError("at least 1 calibration sample is required", fix="--samples 300")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise UsageError(
-                f"a drop of {self.max_drop} is no goal", why="it is in points of accuracy", fix="--max-drop 0.5"
+                f"invalid --max-drop {self.max_drop}",
+                why="it is a number of points of accuracy, 0 to 100",
+                fix="--max-drop 0.5",
             )
-        if self.tune_latency is not None and self.tune_latency not in RUNTIMES:
-            raise UsageError(
-                f"layers cannot be timed on {self.tune_latency!r}", fix=f"--tune-latency {' or '.join(RUNTIMES)}"
-            )
+
+
+def check_method(name: str) -> None:
+    """Raise UsageError unless `name` is `auto` or a range method."""
+    if name != AUTO and name not in RANGE_METHODS.names():
+        raise UsageError(
+            f"there is no range method called {name!r}",
+            why=f"there are {AUTO}, {', '.join(RANGE_METHODS.names())}",
+            fix=f"--method {AUTO}",
+        )

@@ -8,7 +8,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, sizes
+from vitdeploy.graph.edit import attribute, constant, input_of, sizes
 from vitdeploy.graph.qdq import QScheme
 from vitdeploy.targets import Int8Rules
 
@@ -60,7 +60,7 @@ Plan = tuple[Layer, ...]
 
 def place(graph: ir.Graph, rules: Int8Rules) -> Plan:
     """Every product of the graph with the reason why it stays in float, if it does."""
-    return tuple(_judged(layer, node, rules) for node, layer in _layers(graph, rules))
+    return tuple(_restricted(layer, node, rules) for node, layer in _layers(graph, rules))
 
 
 def restrict(plan: Plan, obstacle: Callable[[Layer], str | None]) -> Plan:
@@ -73,14 +73,14 @@ def restrict(plan: Plan, obstacle: Callable[[Layer], str | None]) -> Plan:
 def tensors(graph: ir.Graph, plan: Plan) -> dict[str, list[Layer]]:
     """The activations that become integers, by name, each with the quantized layers that read it.
 
-    Layers that read none of what they make integers of (`Layer.output`) stand there with an empty list.
+    What a layer writes as integers (`Layer.output`) and none reads stands there with an empty list.
     """
     nodes = {node.name: node for node in graph}
     found: dict[str, list[Layer]] = {}
     for layer in plan:
         if layer.quantized:
             for index in layer.activations:
-                found.setdefault(str(nodes[layer.node].inputs[index].name), []).append(layer)  # type: ignore[union-attr]
+                found.setdefault(str(input_of(nodes[layer.node], index).name), []).append(layer)
             if layer.output:
                 found.setdefault(str(nodes[layer.node].outputs[0].name), [])
     return found
@@ -105,9 +105,7 @@ def _depends_on_input(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _product(node: ir.Node, computed: set[ir.Value], rules: Int8Rules) -> Layer | None:
-    left, right = node.inputs[0], node.inputs[1]
-    assert left is not None
-    assert right is not None
+    left, right = input_of(node, 0), input_of(node, 1)
     out = sizes(node.outputs[0])
     inner = sizes(left)
     macs = prod(map(_length, out or ())) * _length(inner[-1] if inner else 1)
@@ -121,10 +119,10 @@ def _product(node: ir.Node, computed: set[ir.Value], rules: Int8Rules) -> Layer 
 
 
 def _convolution(node: ir.Node, computed: set[ir.Value], rules: Int8Rules) -> Layer | None:
-    weight = node.inputs[1]
-    if weight is None or constant(weight) is None or node.inputs[0] not in computed:
+    weight = constant(node.inputs[1])
+    if weight is None or node.inputs[0] not in computed:
         return None
-    group, shape = int(attribute(node, "group", 1)), constant(weight).shape  # type: ignore[union-attr]
+    group, shape = int(attribute(node, "group", 1)), weight.shape
     transposed = node.op_type == "ConvTranspose"
     kind = DECONVOLUTION if transposed else CONVOLUTION if group == 1 else DEPTHWISE
     out = sizes(node.inputs[0] if transposed else node.outputs[0]) or (1, 1)
@@ -141,7 +139,7 @@ _KINDS: Mapping[str, Callable[[ir.Node, set[ir.Value], Int8Rules], Layer | None]
 }
 
 
-def _judged(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
+def _restricted(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
     reason = None
     if layer.scheme is None:
         reason = "the target computes the products of attention faster in float"

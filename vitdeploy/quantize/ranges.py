@@ -1,4 +1,4 @@
-"""The range of each tensor: by one method for all, or the one that does the least harm to the layers that read it."""
+"""The range of each tensor: by one method for all, or the one that changes the layers behind it least."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.errors import ExportError
 from vitdeploy.graph.qdq import QScheme, QuantParams
 from vitdeploy.progress import Progress
-from vitdeploy.quantize.histogram import Noise, decibel, in_json
-from vitdeploy.quantize.methods import METHODS
-from vitdeploy.quantize.observers import Statistics
-from vitdeploy.quantize.readers import Reader
-from vitdeploy.quantize.sample import Sample
+from vitdeploy.quantize.histogram import Noise
+from vitdeploy.quantize.layers import LinearMap
+from vitdeploy.quantize.observers import Sample, Statistics
+from vitdeploy.quantize.options import AUTO, OWN_METHODS, RANGE_METHODS, check_method
+from vitdeploy.statistics import decibels, json_number
 
 Array = NDArray[Any]
 
-log = logging.getLogger("vitdeploy.calibration")
+log = logging.getLogger(__name__)
 
-AUTO = "auto"
 DEAD = 1e-20  # a tensor that never leaves this magnitude carries nothing
 DEAD_NOTE = "zero on every calibration image, left in float"
 CONSTANT_NOTE = "one and the same value on every calibration image"
@@ -34,7 +33,7 @@ CONSTANT_NOTE = "one and the same value on every calibration image"
 class TensorRange:
     """How one tensor is quantized, and why.
 
-    affine         scale and zero point; None for a tensor that was zero on every image, which has no range: leave it
+    params         scale and zero point; None for a tensor that was zero on every image, which has no range: leave it
                    in float
     method         the method that was taken
     low, high      what the integers cover
@@ -61,9 +60,9 @@ class TensorRange:
             "zero_point": None if self.params is None else self.params.zero_point,
             "low": self.low,
             "high": self.high,
-            "sqnr_db": in_json(self.sqnr_db),
-            "layer_sqnr_db": in_json(self.layer_sqnr_db),
-            "candidates": {name: in_json(value) for name, value in self.candidates.items()},
+            "sqnr_db": json_number(self.sqnr_db, 2),
+            "layer_sqnr_db": json_number(self.layer_sqnr_db, 2),
+            "candidates": {name: json_number(value, 2) for name, value in self.candidates.items()},
             "note": self.note,
         }
 
@@ -73,13 +72,14 @@ def choose_ranges(
     schemes: Mapping[str, QScheme],
     *,
     method: str = AUTO,
-    readers: Mapping[str, Sequence[Reader]] | None = None,
+    consumers: Mapping[str, Sequence[LinearMap]] | None = None,
 ) -> dict[str, TensorRange]:
     """`choose_range` for every tensor; what is unusual about them goes to the log once, as warnings."""
     chosen: dict[str, TensorRange] = {}
     with Progress("choosing ranges", len(statistics)) as progress:
         for name, found in statistics.items():
-            chosen[name] = choose_range(found, schemes[name], method=method, readers=(readers or {}).get(name, ()))
+            layers = (consumers or {}).get(name, ())
+            chosen[name] = choose_range(found, schemes[name], method=method, consumers=layers)
             progress.advance()
     for note in dict.fromkeys(found.note for found in chosen.values() if found.note):
         names = [name for name, found in chosen.items() if found.note == note]
@@ -88,27 +88,27 @@ def choose_ranges(
 
 
 def choose_range(
-    statistics: Statistics, scheme: QScheme, *, method: str = AUTO, readers: Sequence[Reader] = ()
+    statistics: Statistics, scheme: QScheme, *, method: str = AUTO, consumers: Sequence[LinearMap] = ()
 ) -> TensorRange:
     """Scale and zero point of one tensor.
 
-    method  a name of `METHODS`, or `auto`: the one whose round trip changes the outputs of `readers` least, each
-            layer's squared error in proportion to its squared output, on the sample of the tensor; without readers,
-            the one that changes the tensor itself least
+    method     name of a range method, or `auto`: of ours the one whose round trip changes the outputs of `consumers`
+               least, each layer's squared error in proportion to its squared output, on the sample of the tensor;
+               without consumers the one that changes the tensor itself least
+    consumers  the layers that read the tensor
 
     Raises UsageError for an unknown method, ExportError for a tensor that no image reached or that held NaN or Inf.
     """
-    if method != AUTO and method not in METHODS:
-        raise UsageError(f"there is no calibration method {method!r}", fix=f"--method {AUTO}, {', '.join(METHODS)}")
+    check_method(method)
     _check(statistics)
     if statistics.max_abs < DEAD:
         return TensorRange(None, "none", statistics.low, statistics.high, math.inf, note=DEAD_NOTE)
     constant = statistics.low == statistics.high
-    names = ["minmax"] if constant else [*METHODS] if method == AUTO else [method]
-    params = {name: scheme.params(*METHODS[name](statistics, scheme)) for name in names}
-    noise = Noise(statistics.histogram, statistics.low, statistics.high)
-    judge = _reader_noise(statistics, readers)
-    candidates = {name: (judge or noise).sqnr_db(params) for name, params in params.items()}
+    names = ("minmax",) if constant else OWN_METHODS if method == AUTO else (method,)
+    params = {name: _params(name, statistics, scheme) for name in names}
+    tensor_noise = Noise(statistics.histogram, statistics.low, statistics.high)
+    layer_noise = _layer_noise(statistics, consumers)
+    candidates = {name: (layer_noise or tensor_noise).sqnr_db(params) for name, params in params.items()}
     best = max(candidates, key=lambda name: candidates[name])
     low, high = params[best].range
     return TensorRange(
@@ -116,11 +116,22 @@ def choose_range(
         best,
         low,
         high,
-        noise.sqnr_db(params[best]),
-        candidates[best] if judge else None,
+        tensor_noise.sqnr_db(params[best]),
+        candidates[best] if layer_noise else None,
         candidates,
         CONSTANT_NOTE if constant else None,
     )
+
+
+def _params(method: str, statistics: Statistics, scheme: QScheme) -> QuantParams:
+    low, high = RANGE_METHODS.find(method)(statistics, scheme)
+    if not -math.inf < low <= high < math.inf:
+        raise ExportError(
+            f"the range method {method} finds no range for {statistics.name}",
+            why=f"it returned {low} to {high}",
+            fix=f"--method {AUTO}",
+        )
+    return scheme.params(low, high)
 
 
 def _check(statistics: Statistics) -> None:
@@ -134,13 +145,13 @@ def _check(statistics: Statistics) -> None:
         raise ExportError(f"no calibration image reached {statistics.name}", fix="--calibration with images")
 
 
-def _reader_noise(statistics: Statistics, readers: Sequence[Reader]) -> _ReaderNoise | None:
-    """A judge of ranges by the readers that take the tensor's sample, if there are any."""
+def _layer_noise(statistics: Statistics, consumers: Sequence[LinearMap]) -> _LayerNoise | None:
+    """The noise at the consumers that take the tensor's sample, if there are any."""
     sample = statistics.sample
     if sample is None or not sample.seen:
         return None
-    fitting = [reader for reader in readers if _fits(reader.window, sample.window)]
-    return _ReaderNoise(sample, fitting) if fitting else None
+    fitting = [layer for layer in consumers if _fits(layer.window, sample.window)]
+    return _LayerNoise(sample, fitting) if fitting else None
 
 
 def _fits(needed: tuple[int, int] | None, given: tuple[int, int] | None) -> bool:
@@ -149,21 +160,17 @@ def _fits(needed: tuple[int, int] | None, given: tuple[int, int] | None) -> bool
     return needed[0] <= given[0] and needed[1] <= given[1]
 
 
-class _ReaderNoise:
-    """What a round trip does to the outputs of the readers: squared error over squared output, the mean over them."""
+class _LayerNoise:
+    """What a round trip does to the outputs of layers: squared error over squared output, the mean over the layers."""
 
-    def __init__(self, sample: Sample, readers: Sequence[Reader]) -> None:
-        self._units, self._weights, self._readers = sample.units, sample.weights, readers
-        self._outputs = [reader(self._units) for reader in readers]
+    def __init__(self, sample: Sample, layers: Sequence[LinearMap]) -> None:
+        self._units, self._weights, self._layers = sample.units, sample.weights, layers
+        self._signals = [max(self._energy(layer(self._units)), 1e-30) for layer in layers]
 
     def sqnr_db(self, params: QuantParams) -> float:
-        rounded = params.round_trip(self._units)
-        parts = [
-            self._energy(reader(rounded) - output) / max(self._energy(output), 1e-30)
-            for reader, output in zip(self._readers, self._outputs, strict=True)
-        ]
-        return decibel(1.0, float(np.mean(parts)))
+        error = params.round_trip(self._units) - self._units
+        parts = [self._energy(layer(error)) / signal for layer, signal in zip(self._layers, self._signals, strict=True)]
+        return decibels(1.0, float(np.mean(parts)))
 
     def _energy(self, outputs: Array) -> float:
-        rows = outputs.reshape(len(outputs), -1)
-        return float(np.einsum("ij,ij->i", rows, rows, dtype=np.float64) @ self._weights)
+        return float(np.einsum("ij,ij->i", outputs, outputs, dtype=np.float64) @ self._weights)

@@ -14,12 +14,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import ExportError
-from vitdeploy.graph.edit import Builder, attribute, constant, consumers, set_constant
+from vitdeploy.errors import REPORT, ExportError
+from vitdeploy.graph.edit import Builder, attribute, constant, consumers, input_of, set_constant
 from vitdeploy.graph.qdq import S8, Array, QScheme, QuantParams
 from vitdeploy.preprocess import Preprocessing
-from vitdeploy.quantize.layers import add_to_bias, output_axis, per_input
-from vitdeploy.quantize.moments import Window
+from vitdeploy.quantize.layers import Window, add_to_bias, output_axis, per_input, weight_of
 
 _LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 
@@ -101,9 +100,9 @@ class _Inputs:
     def replace(self, node: ir.Node, factor: Array | None, offset: Array, params: QuantParams) -> None:
         """Let `node` read `factor` x + `offset`, each a scalar or one number a channel, with its output unchanged."""
         reason = obstacle(node)
-        value, weight = node.inputs[0], constant(node.inputs[1])
-        if reason is not None or value is None or weight is None:
-            raise ExportError(f"the input of {node.name} cannot be shifted", why=reason)
+        if reason is not None:
+            raise ExportError(f"the input of {node.name} cannot be shifted", why=reason, fix=REPORT)
+        value, weight = input_of(node, 0), weight_of(node)
         padding = Window.of(node).pads if node.op_type == "Conv" else ()
         key = (value, padding, params)
         if key not in self._made:

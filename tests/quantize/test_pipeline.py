@@ -8,18 +8,17 @@ import onnx_ir as ir
 import pytest
 
 from tests.graph_cases import run
-from tests.quantize.blocks import network, photos
+from tests.quantize.blocks import evaluate, network, photos
 from tests.quantize.test_insert import kernels, ranges_of
 from tests.rows import RULES
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.preprocess import Preprocessing
-from vitdeploy.quantize.checker import violations
-from vitdeploy.quantize.images import Images
-from vitdeploy.quantize.insert import insert
-from vitdeploy.quantize.judge import Judge, evaluate
+from vitdeploy.quantize.insert import insert, violations
+from vitdeploy.quantize.mixed_precision import Evaluator
 from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.pipeline import Int8Report, quantize
 from vitdeploy.quantize.placement import place
-from vitdeploy.quantize.quantize import Int8Report, quantize
+from vitdeploy.quantize.samples import Images
 
 RECIPE = Preprocessing(size=(16, 16))
 OTHERS = photos(32, seed=7)
@@ -35,9 +34,9 @@ def pixels(images: np.ndarray) -> np.ndarray:
 def quantized(target: str = "portable", *, batch: int | str = "batch", pinned: dict[str, str] | None = None, **options):
     model = network(batch)
     images = pixels(photos(48))
-    judge = Judge(model, [pixels(OTHERS)])
+    evaluator = Evaluator(model, [pixels(OTHERS)])
     small, report = quantize(
-        model, RULES[target], RECIPE, lambda: Images([images]), judge, Int8Options(**options), pinned or {}
+        model, RULES[target], RECIPE, Images([images]), evaluator, Int8Options(**options), pinned or {}
     )
     return model, small, report
 
@@ -60,9 +59,9 @@ def test_the_repairs_are_worth_their_while() -> None:
     rules = RULES["portable"]
     plan = place(model.graph, rules)
     plain = insert(model, plan, ranges_of(model, plan, rules, pixels(photos(48))), {}, rules)
-    judge = Judge(model, [pixels(OTHERS)])
-    assert judge.snr_db(small) == pytest.approx(report.snr_db)
-    assert report.snr_db > judge.snr_db(plain) + 1
+    evaluator = Evaluator(model, [pixels(OTHERS)])
+    assert evaluator.snr_db(small) == pytest.approx(report.snr_db)
+    assert report.snr_db > evaluator.snr_db(plain) + 1
 
 
 @pytest.mark.parametrize("target", ["portable", "onnxruntime"])
@@ -77,7 +76,7 @@ def test_correcting_biases_leaves_no_layer_without_its_integer_kernel(target: st
 
 def test_the_input_of_the_first_convolution_loses_nothing() -> None:
     names = [layer.node for layer in quantized()[2].plan if layer.node != "stem_Conv"]
-    model, small, report = quantized(ignore=tuple(names))
+    model, small, report = quantized(ignored_scope=tuple(names))
     assert quantized_names(report) == {"stem_Conv"}
     exact = [name for name, found in report.ranges.items() if found.method == "exact"]
     assert len(exact) == 1
@@ -100,43 +99,42 @@ def test_a_graph_of_fixed_batch_is_calibrated_like_one_of_any_batch() -> None:
     assert fixed.snr_db == pytest.approx(dynamic.snr_db, abs=1)
 
 
-def test_min_snr_gives_layers_back_until_it_holds_and_says_which() -> None:
+def test_min_snr_reverts_layers_until_it_holds_and_says_which() -> None:
     whole = quantized()[2]
     goal = whole.snr_db + 3
     _, small, report = quantized(min_snr=goal)
     assert report.snr_db >= goal
-    assert 0 < len(report.given_back) < 7
-    assert quantized_names(report) == quantized_names(whole) - {one.node for one in report.given_back}
-    assert all(one.bytes > 0 for one in report.given_back)
-    assert Judge(network(), [pixels(OTHERS)]).snr_db(small) == pytest.approx(report.snr_db)
+    assert 0 < len(report.reverted) < 7
+    assert quantized_names(report) == quantized_names(whole) - {one.node for one in report.reverted}
+    assert all(one.bytes > 0 for one in report.reverted)
+    assert Evaluator(network(), [pixels(OTHERS)]).snr_db(small) == pytest.approx(report.snr_db)
 
 
 def test_max_drop_is_measured_on_labels() -> None:
     model = network()
     images = pixels(OTHERS)
     labels = evaluate(model, images)["logits"].argmax(axis=1)
-    judge = Judge(model, [images], labels.tolist())
-    _, report = quantize(
-        model, RULES["portable"], RECIPE, lambda: Images([pixels(photos(48))]), judge, Int8Options(max_drop=0.0), {}
-    )
+    evaluator = Evaluator(model, [images], labels.tolist())
+    calibration = Images([pixels(photos(48))])
+    _, report = quantize(model, RULES["portable"], RECIPE, calibration, evaluator, Int8Options(max_drop=0.0), {})
     assert report.drop == 0.0
 
 
 def test_ignored_and_pinned_nodes_stay_in_float_with_the_reason() -> None:
-    _, _, report = quantized(ignore=("fc*",), pinned={"head_Gemm": "the network says so"})
+    _, _, report = quantized(ignored_scope=("fc*",), pinned={"head_Gemm": "the network says so"})
     reasons = {layer.node: layer.obstacle for layer in report.plan}
-    assert reasons["fc_MatMul"] == "--ignore fc*"
+    assert reasons["fc_MatMul"] == "--ignored-scope fc*"
     assert reasons["head_Gemm"] == "the network says so"
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"stages\.9.* matches no layer"):
-        quantized(ignore=("stages.9*",))
+        quantized(ignored_scope=("stages.9*",))
 
 
 def test_a_network_in_which_nothing_is_left_is_an_error() -> None:
     with pytest.raises(ExportError, match="nothing in this network can be quantized"):
-        quantized(ignore=("*",))
+        quantized(ignored_scope=("*",))
 
 
 def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
@@ -144,8 +142,8 @@ def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
     images = pixels(photos(48))
     bias = model.graph.initializers["stem_bias"]
     bias.const_value = ir.tensor(np.full(16, -100, np.float32))  # ReLU lets nothing through
-    judge = Judge(model, [images[:8]])
-    _, report = quantize(model, RULES["portable"], RECIPE, lambda: Images([images]), judge, Int8Options(), {})
+    evaluator = Evaluator(model, [images[:8]])
+    _, report = quantize(model, RULES["portable"], RECIPE, Images([images]), evaluator, Int8Options(), {})
     assert "zero on every" in str({layer.node: layer.obstacle for layer in report.plan}["down_Conv"])
 
 

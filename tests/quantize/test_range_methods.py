@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitdeploy.graph.qdq import S8, U8, QScheme
-from vitdeploy.quantize.methods import METHODS, entropy, mse, percentile
 from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.options import OWN_METHODS, RANGE_METHODS
+from vitdeploy.quantize.range_methods import minmax, mse, percentile
 
 S8_ASYMMETRIC = QScheme(signed=True, symmetric=False)
 any_qscheme = pytest.mark.parametrize("scheme", [S8, U8, S8_ASYMMETRIC], ids=["s8", "u8", "s8 asymmetric"])
@@ -19,7 +20,7 @@ any_qscheme = pytest.mark.parametrize("scheme", [S8, U8, S8_ASYMMETRIC], ids=["s
 
 def statistics_of(values: np.ndarray) -> Statistics:
     statistics = Statistics("t")
-    statistics.update(values.astype(np.float32)[None], 1)
+    statistics.update(values.astype(np.float32)[None])
     return statistics
 
 
@@ -38,11 +39,11 @@ def error(values: np.ndarray, scheme: QScheme, bounds: tuple[float, float]) -> f
 
 
 @any_qscheme
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 @given(seed=st.integers(0, 99), shift=st.sampled_from([-9.0, -1.0, 0.0, 0.3, 9.0]), size=st.sampled_from([1, 7, 999]))
 def test_no_range_reaches_beyond_the_values(method: str, scheme: QScheme, seed: int, shift: float, size: int) -> None:
     values = gaussian(seed, size) + np.float32(shift)
-    low, high = METHODS[method](statistics_of(values), scheme)
+    low, high = RANGE_METHODS.find(method)(statistics_of(values), scheme)
     assert math.isfinite(low)
     assert math.isfinite(high)
     assert min(values.min(), 0) <= low <= high <= max(values.max(), 0)
@@ -50,7 +51,7 @@ def test_no_range_reaches_beyond_the_values(method: str, scheme: QScheme, seed: 
 
 def test_minmax_is_the_extremes() -> None:
     values = gaussian()
-    assert METHODS["minmax"](statistics_of(values), S8) == (values.min(), values.max())
+    assert minmax(statistics_of(values), S8) == (values.min(), values.max())
 
 
 @given(seed=st.integers(0, 99), percent=st.sampled_from([50.0, 90.0, 99.0, 99.9, 99.99]))
@@ -83,7 +84,7 @@ def test_hundred_percent_is_everything() -> None:
     seed=st.integers(0, 30),
     kind=st.sampled_from(["gaussian", "outliers", "relu", "heavy", "uniform", "one-sided outlier"]),
 )
-def test_mse_is_not_worse_than_the_extremes_or_any_other_method(scheme: QScheme, seed: int, kind: str) -> None:
+def test_mse_is_not_worse_than_the_extremes_or_a_percentile(scheme: QScheme, seed: int, kind: str) -> None:
     noise = gaussian(seed, 20_000)
     values = {
         "gaussian": noise,
@@ -95,9 +96,8 @@ def test_mse_is_not_worse_than_the_extremes_or_any_other_method(scheme: QScheme,
     }[kind]
     statistics = statistics_of(values)
     best = error(values, scheme, mse(statistics, scheme))
-    assert best <= error(values, scheme, METHODS["minmax"](statistics, scheme)) * 1.001
-    for method in ("percentile", "entropy"):
-        assert best <= error(values, scheme, METHODS[method](statistics, scheme)) * 1.05
+    assert best <= error(values, scheme, minmax(statistics, scheme)) * 1.001
+    assert best <= error(values, scheme, percentile(statistics, scheme)) * 1.05
 
 
 def test_mse_finds_the_optimum_of_a_gaussian() -> None:
@@ -116,51 +116,8 @@ def test_mse_clips_each_end_on_its_own() -> None:
 
 
 @any_qscheme
-def test_entropy_clips_the_outliers_of_a_gaussian(scheme: QScheme) -> None:
-    low, high = entropy(statistics_of(with_outliers()), scheme)
-    assert 3 < high < 8
-    assert -8 < low < -3
-
-
-def test_entropy_keeps_a_uniform_distribution_whole() -> None:
-    values = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
-    low, high = entropy(statistics_of(values), S8)
-    assert high > 0.97
-    assert low < -0.97
-
-
-def test_entropy_agrees_with_its_definition() -> None:
-    """The published procedure, bin by bin in plain Python, on a histogram small enough for it."""
-    values = np.abs(np.concatenate([gaussian(5, 3000), gaussian(6, 20) * 8])).astype(np.float32)
-    statistics = statistics_of(values)
-    counts = statistics.histogram.magnitudes().tolist()
-    counts[0] = counts[1]
-    while counts[-1] == 0:
-        counts.pop()
-    levels = 256  # all values on one side of zero, unsigned
-    scores = {}
-    for kept in [*range(levels, len(counts), 16), len(counts)]:
-        p = [float(count) for count in counts[:kept]]
-        p[-1] += sum(counts[kept:])
-        q = [0.0] * kept
-        for level in range(levels):
-            inside = range(level * kept // levels, (level + 1) * kept // levels)
-            held = [i for i in inside if counts[i]]
-            for i in held:
-                q[i] = sum(counts[j] for j in inside) / len(held)
-        if p[-1] and not q[-1]:
-            continue
-        scores[kept] = sum(
-            a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True) if a and b
-        )
-    best = min(scores, key=scores.__getitem__) * statistics.histogram.width
-    assert entropy(statistics, U8) == (0.0, pytest.approx(min(best, values.max()), rel=1e-6))
-    assert best < values.max()
-
-
-@any_qscheme
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 def test_methods_scale_with_the_tensor(method: str, scheme: QScheme) -> None:
     values = with_outliers()
-    plain, large = (np.array(METHODS[method](statistics_of(values * f), scheme)) for f in (1.0, 1024.0))
+    plain, large = (np.array(RANGE_METHODS.find(method)(statistics_of(values * f), scheme)) for f in (1.0, 1024.0))
     np.testing.assert_allclose(large, plain * 1024, rtol=1e-6)

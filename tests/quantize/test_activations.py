@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 from tests.quantize.graphs import CHANNELS, CLASSES, SIDE, activations, network, photos
 from vitdeploy.errors import ExportError, InputError, UsageError
 from vitdeploy.quantize import activations as activations_module
-from vitdeploy.quantize.collect import collect
-from vitdeploy.quantize.images import Images
+from vitdeploy.quantize.activations import collect
 from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.samples import Images
 
 TENSORS = {"images": 1, "conv": 1, "relu": None, "rows": -1, "scores": None, "logits": -1}
+
+
+def graph(batch: int | str = "batch") -> ir.Model:
+    return ir.from_proto(network(batch))
 
 
 def check(found: dict[str, Statistics], images: np.ndarray) -> None:
@@ -31,12 +35,10 @@ def check(found: dict[str, Statistics], images: np.ndarray) -> None:
     assert list(found) == list(TENSORS)
     for name, statistics in found.items():
         values = expected[name]
-        assert (statistics.images, statistics.count) == (len(images), values.size), name
+        assert statistics.count == values.size, name
         extremes = [values.min(), values.max()]
         np.testing.assert_allclose([statistics.low, statistics.high], extremes, rtol=1e-4, atol=1e-5)
         assert statistics.histogram.counts.sum() == values.size
-    for name, axes in {"images": (0, 2, 3), "conv": (0, 2, 3), "rows": (0, 1), "logits": (0, 1)}.items():
-        np.testing.assert_allclose(found[name].channels, np.abs(expected[name]).max(axis=axes), rtol=1e-4)
 
 
 def units(statistics: Statistics) -> bytes | None:
@@ -44,15 +46,13 @@ def units(statistics: Statistics) -> bytes | None:
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 4])
-@pytest.mark.parametrize("given_as", ["proto", "bytes", "ir"])
-def test_statistics_are_those_of_the_tensors(batch: int | str, given_as: str) -> None:
-    images, model = photos(10), network(batch)
-    forms = {"proto": model, "bytes": model.SerializeToString(), "ir": ir.from_proto(model)}
-    check(collect(forms[given_as], TENSORS, [images[:3], images[3:]]), images)
+def test_statistics_are_those_of_the_tensors(batch: int | str) -> None:
+    images = photos(10)
+    check(collect(graph(batch), TENSORS, [images[:3], images[3:]]), images)
 
 
-def test_samples_are_what_the_readers_read() -> None:
-    found = collect(network(), TENSORS, [photos(4)])
+def test_samples_are_what_the_layers_read() -> None:
+    found = collect(graph(), TENSORS, [photos(4)])
     shapes = {name: None if one.sample is None else one.sample.units.shape for name, one in found.items()}
     every = 4 * SIDE * SIDE
     assert shapes == {
@@ -66,7 +66,7 @@ def test_samples_are_what_the_readers_read() -> None:
 
 
 def test_the_graph_given_stays_as_it_was() -> None:
-    model = ir.from_proto(network())
+    model = graph()
     before = ir.to_proto(model).SerializeToString()
     collect(model, TENSORS, [photos(3)])
     assert ir.to_proto(model).SerializeToString() == before
@@ -76,15 +76,15 @@ def test_the_graph_given_stays_as_it_was() -> None:
 def test_batches_do_not_matter(cuts: list[int]) -> None:
     images = photos(10)
     parts = [part for part in np.split(images, sorted(cuts)) if len(part)]
-    whole, split = collect(network(), TENSORS, [images]), collect(network(), TENSORS, parts)
+    whole, split = collect(graph(), TENSORS, [images]), collect(graph(), TENSORS, parts)
     for name in TENSORS:
         np.testing.assert_array_equal(whole[name].histogram.counts, split[name].histogram.counts)
         assert units(whole[name]) == units(split[name])
-        assert whole[name].average_high == split[name].average_high
+        assert (whole[name].low, whole[name].high) == (split[name].low, split[name].high)
 
 
 def test_a_second_run_gives_the_same_to_the_bit() -> None:
-    first, second = (collect(network(), TENSORS, [photos(40)]) for _ in range(2))
+    first, second = (collect(graph(), TENSORS, [photos(40)]) for _ in range(2))
     for name in TENSORS:
         np.testing.assert_array_equal(first[name].histogram.counts, second[name].histogram.counts)
         assert units(first[name]) == units(second[name])
@@ -98,15 +98,17 @@ def test_tensors_that_do_not_fit_at_once_come_from_segments(
 ) -> None:
     monkeypatch.setattr(activations_module, "FETCH_BYTES", fetch)
     images = photos(10)
-    check(collect(network(batch), TENSORS, [images]), images)
+    check(collect(graph(batch), TENSORS, [images]), images)
 
 
 def test_segments_compute_every_node_once_and_load_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[ir.Model] = []
-    original = activations_module._session
+    original = activations_module.open_session
     monkeypatch.setattr(activations_module, "FETCH_BYTES", 4 * CHANNELS * SIDE * SIDE * 2)
-    monkeypatch.setattr(activations_module, "_session", lambda part: parts.append(part) or original(part))
-    collect(network(), TENSORS, [photos(3)])
+    monkeypatch.setattr(
+        activations_module, "open_session", lambda part, **options: parts.append(part) or original(part, **options)
+    )
+    collect(graph(), TENSORS, [photos(3)])
     assert [[node.op_type for node in part.graph] for part in parts] == [
         ["Conv", "Relu"],
         ["Reshape", "Transpose"],
@@ -121,8 +123,8 @@ def test_as_many_images_run_at_once_as_fit() -> None:
     for fit, expected in ((5, 5), (0.5, 1), (1000, activations_module.MAX_IMAGES)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(activations_module, "FETCH_BYTES", int(fit * one_image))
-            assert activations_module.Activations(ir.from_proto(network()), ["conv", "relu"]).images == expected
-    assert activations_module.Activations(ir.from_proto(network(4)), ["conv"]).images == 4
+            assert activations_module.Activations(graph(), ["conv", "relu"]).images == expected
+    assert activations_module.Activations(graph(4), ["conv"]).images == 4
 
 
 def test_tensors_without_a_known_shape_are_observed_too() -> None:
@@ -130,7 +132,7 @@ def test_tensors_without_a_known_shape_are_observed_too() -> None:
     del model.graph.value_info[:]
     model.graph.output[0].type.tensor_type.ClearField("shape")
     images = photos(10)
-    check(collect(model, TENSORS, [images]), images)
+    check(collect(ir.from_proto(model), TENSORS, [images]), images)
 
 
 def test_batches_are_read_once_and_one_after_another() -> None:
@@ -141,7 +143,7 @@ def test_batches_are_read_once_and_one_after_another() -> None:
             read.append(index)
             yield photos(16, seed=index)
 
-    assert collect(network(), {"relu": None}, batches())["relu"].images == 80
+    assert collect(graph(), {"relu": None}, batches())["relu"].count == 80 * CHANNELS * SIDE * SIDE
     assert read == [0, 1, 2, 3, 4]
 
 
@@ -151,50 +153,51 @@ def test_an_interruption_comes_through() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(network(), TENSORS, batches())
+        collect(graph(), TENSORS, batches())
 
 
 def test_images_keep_their_record() -> None:
     images = Images([photos(40)])
-    collect(network(), {"relu": None}, images)
+    collect(graph(), {"relu": None}, images)
     assert images.count == len(set(images.hashes)) == 40
 
 
 def test_few_images_are_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        collect(network(), {"relu": None}, [photos(3)])
+        collect(graph(), {"relu": None}, [photos(3)])
     assert "only 3 calibration images" in caplog.text
 
 
 def test_no_images_are_an_error() -> None:
     with pytest.raises(UsageError, match="no calibration images"):
-        collect(network(), {"relu": None}, [])
+        collect(graph(), {"relu": None}, [])
 
 
 def test_images_of_another_size_are_an_error() -> None:
     with pytest.raises(InputError, match=r"\[3, 16, 16\].*\[3, 8, 8\]"):
-        collect(network(), {"relu": None}, [np.ones((2, 3, 16, 16), dtype=np.float32)])
+        collect(graph(), {"relu": None}, [np.ones((2, 3, 16, 16), dtype=np.float32)])
 
 
 @pytest.mark.parametrize("name", ["nowhere", "kernel"])
 def test_a_tensor_that_is_not_computed_is_an_error(name: str) -> None:
     with pytest.raises(ExportError, match=f"does not compute {name}"):
-        collect(network(), {name: None}, [photos(3)])
+        collect(graph(), {name: None}, [photos(3)])
 
 
 def test_a_tensor_that_is_no_float_is_an_error() -> None:
     model = network()
     model.graph.node.append(onnx.helper.make_node("Shape", ["relu"], ["size"]))
     with pytest.raises(ExportError, match="size is"):
-        collect(onnx.shape_inference.infer_shapes(model), {"size": None}, [photos(3)])
+        collect(ir.from_proto(onnx.shape_inference.infer_shapes(model)), {"size": None}, [photos(3)])
 
 
 _MEASURE = """
 import re
 from pathlib import Path
 import numpy as np
+import onnx_ir as ir
 from onnx import TensorProto, helper
-from vitdeploy.quantize.collect import collect
+from vitdeploy.quantize.activations import collect
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -203,7 +206,7 @@ names = [f"t{i}" for i in range(40)]
 nodes = [helper.make_node("Neg", [a], [b]) for a, b in zip(["images", *names], names)]
 info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3, 256, 256]) for n in ["images", *names]]
 graph = helper.make_graph(nodes, "chain", [info[0]], [info[-1]], value_info=info[1:-1])
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 rng = np.random.default_rng(0)
 batches = [rng.normal(size=(4, 3, 256, 256)).astype(np.float32) for _ in range(3)]
 collect(model, {"t0": None}, batches[:1])

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitdeploy.graph.qdq import QScheme
 from vitdeploy.quantize.histogram import Noise
 from vitdeploy.quantize.observers import Statistics
 
-Array = NDArray[Any]
-Method = Callable[[Statistics, QScheme], tuple[float, float]]
-
 PERCENT = 99.99
-_ENTROPY_STRIDE = 32  # bins between two thresholds that are tried
 _COARSE = np.geomspace(1.0, 1 / 64, 25)  # part of the range that is kept
 _FINE = np.geomspace(1.15, 1 / 1.15, 9)
+
+
+class RangeMethod(Protocol):
+    """A method: from what was seen of a tensor to the lowest and highest real value that its integers cover.
+
+    statistics  of the tensor, which holds finite values that are not all equal or zero
+    scheme      of the integers: a symmetric one covers as much on either side of zero, whatever is returned
+
+    Values beyond the range saturate. The two numbers are finite, the first one not above the second; where zero lies
+    outside, the range is widened to hold it. A package adds a method by an entry point of the group
+    `vitdeploy.range_methods`; it is then a name for `--method`, and `auto` does not try it.
+    """
+
+    def __call__(self, statistics: Statistics, scheme: QScheme) -> tuple[float, float]:
+        """The range."""
+        ...
 
 
 def minmax(statistics: Statistics, scheme: QScheme) -> tuple[float, float]:
     """The extremes over all images: nothing saturates."""
     return statistics.low, statistics.high
-
-
-def average(statistics: Statistics, scheme: QScheme) -> tuple[float, float]:
-    """The moving average of each image's extremes (constant `observers.AVERAGING`)."""
-    return statistics.average_low, statistics.average_high
 
 
 def percentile(statistics: Statistics, scheme: QScheme, percent: float = PERCENT) -> tuple[float, float]:
@@ -43,49 +48,6 @@ def percentile(statistics: Statistics, scheme: QScheme, percent: float = PERCENT
     low, high, tail = statistics.low, statistics.high, (1 - percent / 100) / 2
     quantile = statistics.histogram.quantile
     return quantile(tail, low, high), quantile(1 - tail, low, high)
-
-
-def entropy(statistics: Statistics, scheme: QScheme) -> tuple[float, float]:
-    """The threshold on the magnitude whose clipped and quantized distribution tells most of the original one.
-
-    Smallest Kullback-Leibler divergence, after S. Migacz, 8-bit Inference with TensorRT, GTC 2017 (s7310), slide
-    "Entropy Calibration": values beyond the threshold count in the last bin of the reference and are missing from the
-    candidate, which spreads the mass of each level over its bins that are not empty. As in NVIDIA's
-    pytorch-quantization, the bin of zero takes the count of its neighbour, because zero itself is exact.
-    """
-    counts = statistics.histogram.magnitudes().astype(np.float64)
-    counts[0] = counts[1]
-    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
-    levels = _levels(statistics, scheme)
-    if used <= levels:
-        return minmax(statistics, scheme)
-    bins = [*range(levels, used, _ENTROPY_STRIDE), used]
-    divergences = [_divergence(counts[:used], kept, levels) for kept in bins]
-    threshold = bins[int(np.argmin(divergences))] * statistics.histogram.width
-    return _symmetric(statistics, threshold)
-
-
-def _levels(statistics: Statistics, scheme: QScheme) -> int:
-    """Integers that the scheme has for magnitudes: 128 if symmetric and signed, up to 256 for one side of zero."""
-    full = scheme.params(statistics.low, statistics.high)
-    return 1 + round(statistics.max_abs / full.scale)
-
-
-def _divergence(counts: Array, kept: int, levels: int) -> float:
-    """Kullback-Leibler divergence, in nats, of quantizing the first `kept` bins to `levels`; inf if one cannot be."""
-    clipped = counts[:kept]
-    reference = clipped.copy()
-    reference[-1] += counts[kept:].sum()
-    bounds = np.arange(levels + 1) * kept // levels
-    starts = bounds[:-1]
-    held = clipped > 0
-    mass = np.add.reduceat(clipped, starts)
-    share = mass / np.maximum(np.add.reduceat(held.astype(np.float64), starts), 1)
-    candidate = np.where(held, np.repeat(share, np.diff(bounds)), 0.0)
-    if candidate[-1] == 0 and reference[-1] > 0:
-        return math.inf
-    p, q = reference[held] / reference.sum(), candidate[held] / candidate.sum()
-    return float(p @ np.log(p / q))
 
 
 def mse(statistics: Statistics, scheme: QScheme) -> tuple[float, float]:
@@ -125,12 +87,3 @@ def _smallest(power: Callable[[float], float], candidates: Sequence[float]) -> f
 def _symmetric(statistics: Statistics, bound: float) -> tuple[float, float]:
     """-bound to bound, but no further than zero and the values reach."""
     return max(-bound, min(statistics.low, 0.0)), min(bound, max(statistics.high, 0.0))
-
-
-METHODS: Mapping[str, Method] = {
-    "minmax": minmax,
-    "average": average,
-    "percentile": percentile,
-    "entropy": entropy,
-    "mse": mse,
-}

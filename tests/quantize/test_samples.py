@@ -10,7 +10,7 @@ import pytest
 
 from tests.quantize.graphs import photos
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.quantize.images import ENOUGH, Images
+from vitdeploy.quantize.samples import ENOUGH, Images
 
 
 def read(*batches: np.ndarray, names: list[str] | None = None) -> Images:

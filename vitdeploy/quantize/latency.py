@@ -1,6 +1,6 @@
 """Which layers are faster in 8-bit integers on a runtime of this machine: measured, since kernels differ widely.
 
-Layers of equal shapes are judged together, small ones with all small ones of their kind, and in the whole graph: only
+Layers of equal shapes are timed together, small ones with all small ones of their kind, and in the whole graph: only
 there does a runtime fuse what it will fuse in use. Latency does not depend on ranges, so no calibration comes before.
 """
 
@@ -20,21 +20,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.errors import ExportError
 from vitdeploy.files import cache_folder, write_atomically
 from vitdeploy.graph.edit import sizes
 from vitdeploy.graph.qdq import Array
-from vitdeploy.statistics import Ratio, paired_ratio
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.placement import Layer, Plan, restrict, tensors
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
+from vitdeploy.statistics import Ratio, paired_ratio
 from vitdeploy.targets import Int8Rules
 
-log = logging.getLogger("vitdeploy.calibration")
+log = logging.getLogger(__name__)
 
-MIN_ROUNDS, MAX_ROUNDS = 12, 40
+ROUNDS = 30  # in which two graphs take turns; fixed, so that the interval of their ratio is what it says
 TURN_SECONDS = 0.02  # of calls that a graph makes in its turn, at least
 SMALL = 0.01  # part of the arithmetic; what less than that changes is lost in the noise of a measurement
 _RANGE = 4.0  # any range: it changes what is computed, not how long that takes
@@ -42,29 +43,32 @@ _RANGE = 4.0  # any range: it changes what is computed, not how long that takes
 
 @dataclass(frozen=True)
 class Group:
-    """Layers of one kind that were judged together.
+    """Layers of one kind that were timed together.
 
     nodes  their names
     ratio  time of the network with them in INT8 over its time with them in float, the rest being equal
-    int8   whether they are to be quantized
     """
 
     nodes: tuple[str, ...]
     ratio: Ratio
-    int8: bool
+
+    @property
+    def faster(self) -> bool:
+        """Whether INT8 is faster with 95 % confidence: what is not measurably faster stays in float."""
+        return _below_one(self.ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"nodes": list(self.nodes), "int8": self.int8, **_rounded(self.ratio)}
+        return {"nodes": list(self.nodes), "int8": self.faster, **_in_json(self.ratio)}
 
 
 @dataclass(frozen=True)
-class Tuning:
+class LatencyReport:
     """What was measured.
 
     settings  runtime, version, threads and processor
-    groups    in the order in which they were judged; each with the ones before it as decided
-    whole     time of the network with the groups that stay in INT8 over its time in FP32
+    groups    in the order in which they were timed; each with the ones before it as decided
+    whole     time of the network with the groups that are faster in INT8 over its time in FP32
     """
 
     settings: Mapping[str, Any]
@@ -72,14 +76,14 @@ class Tuning:
     whole: Ratio
 
     @property
-    def wins(self) -> bool:
+    def faster(self) -> bool:
         """Whether INT8 is faster than FP32 here at all."""
-        return self.whole.value < 1 and any(group.int8 for group in self.groups)
+        return _below_one(self.whole) and any(group.faster for group in self.groups)
 
     def obstacle(self, layer: Layer) -> str | None:
         """Why a layer stays in float, for `placement.restrict`; None where it is faster in INT8."""
         for group in self.groups:
-            if layer.node in group.nodes and not group.int8:
+            if layer.node in group.nodes and not group.faster:
                 return f"INT8 is not faster in {self.settings['backend']} here (x{group.ratio.value:.3f} of the time)"
         return None
 
@@ -87,12 +91,24 @@ class Tuning:
         """JSON values."""
         return {
             "settings": dict(self.settings),
-            "int8_over_fp32": _rounded(self.whole),
+            "int8_over_fp32": _in_json(self.whole),
             "groups": [group.to_dict() for group in self.groups],
         }
 
 
-def tune(
+def faster_layers(model: ir.Model, plan: Plan, rules: Int8Rules, runtime: str) -> LatencyReport:
+    """`time_layers`; ExportError where nothing is faster, before anybody waits for calibration."""
+    report = time_layers(model, plan, rules, runtime=runtime)
+    if not report.faster:
+        raise ExportError(
+            f"INT8 is not faster than FP32 in {runtime} on this machine",
+            why=f"the network takes {report.whole.value:.2f} of the time of FP32 at best",
+            fix="--fp16, or leave --tune-latency out",
+        )
+    return report
+
+
+def time_layers(
     model: ir.Model,
     plan: Plan,
     rules: Int8Rules,
@@ -100,19 +116,20 @@ def tune(
     runtime: str,
     threads: int | None = None,
     cache: Path | None = None,
-) -> Tuning:
+) -> LatencyReport:
     """What to quantize of `plan` so that every group of layers makes the network faster on `runtime`.
 
     model    optimized FP32 graph with one input, float32 [batch, 3, height, width]; a free batch is measured at 1
     threads  of the runtime; None leaves it to it, as a session does
-    cache    folder of earlier results for the same graph, runtime, version, processor and threads; `default_folder`
+    cache    folder of earlier results for the same graph, runtime, version, processor and threads; None for the
+             user's cache
 
     Raises UsageError for a runtime that does not exist and BackendError for one that is not here or cannot run it.
     """
-    judge = _Judge(find_backend(runtime), Options(threads=threads), model)
+    race = _Race(find_backend(runtime), Options(threads=threads), model)
     quantized = _build(model, plan, rules)
-    best = judge.load(quantized)
-    settings = {**best.describe(), "processor": read_cpu().name}
+    best = race.load(quantized)
+    settings = {**best.describe(), "processor": read_cpu().name, "rounds": ROUNDS}
     file = (cache or cache_folder("latency")) / f"{_fingerprint(quantized, settings)}.json"
     known = _read(file, settings)
     if known is not None:
@@ -123,21 +140,20 @@ def tune(
     with Progress(f"measuring INT8 on {runtime}", len(wanted) + 1) as progress:
         for nodes in wanted:
             trial = _without(plan, nodes)
-            other = judge.load(_build(model, trial, rules))
-            ratio = judge.race(best, other)
-            groups.append(Group(nodes, ratio, int8=ratio.value < 1))
-            if not groups[-1].int8:
+            other = race.load(_build(model, trial, rules))
+            groups.append(Group(nodes, race.run(best, other)))
+            if not groups[-1].faster:
                 plan, best, other = trial, other, best
             other.close()
             progress.advance()
-        tuning = Tuning(settings, tuple(groups), judge.race(best, judge.load(model)))
+        report = LatencyReport(settings, tuple(groups), race.run(best, race.load(model)))
         progress.advance()
-    _write(file, tuning)
-    return tuning
+    _write(file, report)
+    return report
 
 
 def _groups(graph: ir.Graph, plan: Plan) -> list[tuple[str, ...]]:
-    """Names of the quantized layers, those to be judged together; the group with the most arithmetic first."""
+    """Names of the quantized layers, those to be timed together; the group with the most arithmetic first."""
     nodes = {node.name: node for node in graph}
     layers = [layer for layer in plan if layer.quantized]
     alike: dict[Any, list[Layer]] = {}
@@ -171,7 +187,7 @@ def _build(model: ir.Model, plan: Plan, rules: Int8Rules) -> ir.Model:
     return insert(model, plan, ranges, {}, rules)
 
 
-class _Judge:
+class _Race:
     """Lets graphs take turns on one runtime."""
 
     def __init__(self, backend: type[Backend], options: Options, model: ir.Model) -> None:
@@ -184,20 +200,18 @@ class _Judge:
     def load(self, model: ir.Model) -> Backend:
         return self._backend.load(ir.to_proto(model).SerializeToString(), options=self._options)
 
-    def race(self, first: Backend, second: Backend) -> Ratio:
-        """Time of `first` over time of `second`; rounds go on until it is clear which is faster."""
+    def run(self, first: Backend, second: Backend) -> Ratio:
+        """Time of `first` over time of `second`."""
         self._turn(second, 1)
         calls = max(1, round(TURN_SECONDS / self._turn(first, 1)))
         seconds: tuple[list[float], list[float]] = ([], [])
-        while True:
-            order = (0, 1) if len(seconds[0]) % 2 else (1, 0)
-            for index in order:
+        for number in range(ROUNDS):
+            for index in (0, 1) if number % 2 else (1, 0):
                 seconds[index].append(self._turn((first, second)[index], calls))
-            ratio = paired_ratio(*seconds)
-            rounds = len(seconds[0])
-            clear = ratio.low is not None and ratio.high is not None and (ratio.low > 1 or ratio.high < 1)
-            if rounds >= MAX_ROUNDS or (clear and rounds >= MIN_ROUNDS):
-                return ratio
+        ratio = paired_ratio(*seconds)
+        # Rounded, so that a result that is kept in a file decides the same.
+        low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
+        return Ratio(round(ratio.value, 4), low, high, paired=True)
 
     def _turn(self, backend: Backend, calls: int) -> float:
         """Mean seconds of a call. The first one is not counted: workers of the other graph may still be spinning."""
@@ -223,27 +237,31 @@ def _fingerprint(model: ir.Model, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read(file: Path, settings: Mapping[str, Any]) -> Tuning | None:
+def _read(file: Path, settings: Mapping[str, Any]) -> LatencyReport | None:
     """An earlier result; None where there is none that can be read."""
     try:
         document = json.loads(file.read_text())
-        groups = tuple(Group(tuple(row["nodes"]), _ratio(row), row["int8"]) for row in document["groups"])
-        return Tuning(settings, groups, _ratio(document["int8_over_fp32"]))
+        groups = tuple(Group(tuple(row["nodes"]), _ratio(row)) for row in document["groups"])
+        return LatencyReport(settings, groups, _ratio(document["int8_over_fp32"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(file: Path, tuning: Tuning) -> None:
+def _write(file: Path, report: LatencyReport) -> None:
     """Keep a result; where that is impossible, the next run measures again."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(tuning.to_dict(), indent=1))
+        write_atomically(file, json.dumps(report.to_dict(), indent=1))
+
+
+def _below_one(ratio: Ratio) -> bool:
+    return ratio.high is not None and ratio.high < 1
 
 
 def _ratio(row: Mapping[str, Any]) -> Ratio:
-    return Ratio(float(row["ratio"]), row["low"], row["high"], paired=True)
+    low, high = (None if row[bound] is None else float(row[bound]) for bound in ("low", "high"))
+    return Ratio(float(row["ratio"]), low, high, paired=True)
 
 
-def _rounded(ratio: Ratio) -> dict[str, Any]:
-    low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
-    return {"ratio": round(ratio.value, 4), "low": low, "high": high}
+def _in_json(ratio: Ratio) -> dict[str, Any]:
+    return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}

@@ -1,0 +1,271 @@
+"""The straight flow: an optimized FP32 graph and calibration images in, a graph with Q/DQ and what it took out."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.graph.edit import input_of
+from vitdeploy.graph.qdq import U8, QuantParams
+from vitdeploy.passes.drop_key_bias import DropKeyBias
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.activations import collect
+from vitdeploy.quantize.gptq import RoundedLayer, correct_biases, round_layers
+from vitdeploy.quantize.insert import insert
+from vitdeploy.quantize.latency import LatencyReport, faster_layers
+from vitdeploy.quantize.layers import LinearMap, channel_axis, linear_map, weight_of
+from vitdeploy.quantize.mixed_precision import Evaluator, Reverted, revert_layers
+from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.placement import CONVOLUTION, Layer, Plan, place, restrict, tensors
+from vitdeploy.quantize.ranges import TensorRange, choose_range, choose_ranges
+from vitdeploy.quantize.samples import Images
+from vitdeploy.quantize.shift import obstacle, pixel_grid, shift
+from vitdeploy.quantize.smoothing import smooth
+from vitdeploy.statistics import json_number
+from vitdeploy.targets import Int8Rules, find_target
+
+log = logging.getLogger(__name__)
+
+# Below it something is wrong with the network or the images, and no accuracy is to be expected.
+MIN_SNR_DB = 20.0
+
+# A range is one-sided where it reaches less than this part of its longer side to the other: GELU's, SiLU's, ReLU's.
+ONE_SIDED = 0.25
+
+
+@dataclass
+class Int8Report:
+    """What quantization decided; JSON by `to_dict`.
+
+    plan      every product of the graph: quantized, or the reason why not
+    ranges    by name of a tensor that becomes integer
+    snr_db    of the outputs against the FP32 graph, on images not calibrated on
+    images    the calibration images
+    repairs   what was changed in the network so that it quantizes well
+    reverted  layers in float for accuracy
+    drop      points of top-1 lost, where that was asked for
+    latency   what was measured, where that was asked for
+    """
+
+    plan: Plan
+    ranges: Mapping[str, TensorRange]
+    snr_db: float
+    images: Mapping[str, Any]
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    reverted: Sequence[Reverted] = ()
+    drop: float | None = None
+    latency: LatencyReport | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as they stand in a manifest."""
+        counts: dict[str, list[int]] = {}
+        for layer in self.plan:
+            count = counts.setdefault(layer.kind, [0, 0])
+            count[0] += layer.quantized
+            count[1] += 1
+        macs = sum(layer.macs for layer in self.plan)
+        return {
+            "snr_db": json_number(self.snr_db, 2),
+            "drop": self.drop,
+            "layers": {kind: {"int8": count[0], "of": count[1]} for kind, count in counts.items()},
+            "int8_macs": round(sum(layer.macs for layer in self.plan if layer.quantized) / max(macs, 1), 4),
+            "float": {layer.node: layer.obstacle for layer in self.plan if not layer.quantized},
+            "reverted": [layer.to_dict() for layer in self.reverted],
+            "repairs": self.repairs,
+            "tuning": None if self.latency is None else self.latency.to_dict(),
+            "calibration": dict(self.images),
+            "ranges": {name: found.to_dict() for name, found in self.ranges.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """An FP32 graph with all that INT8 needs of it: the quantized graph of any part of its layers follows.
+
+    model   FP32, rewritten so that it quantizes well
+    params  scale and zero point of every activation
+    layers  the rounded weights, by node
+    rules   of the target
+    """
+
+    model: ir.Model
+    params: Mapping[str, QuantParams]
+    layers: Mapping[str, RoundedLayer]
+    rules: Int8Rules
+
+    def build(self, plan: Plan) -> ir.Model:
+        """The graph whose layers of `plan` are quantized and the others not."""
+        nodes = [layer.node for layer in plan if layer.quantized and layer.node in self.layers]
+        corrected = correct_biases(self.model, {node: self.layers[node].mean_error for node in nodes})
+        DropKeyBias(find_target("portable"))(corrected)  # keys need no correction, and where they had no bias, no Add
+        return insert(corrected, plan, self.params, {node: self.layers[node].weight for node in nodes}, self.rules)
+
+    def extra_bytes(self, plan: Plan) -> dict[str, int]:
+        """What the weight of each layer takes more in float, by node."""
+        nodes = {node.name: node for node in self.model.graph}
+        return {layer.node: 3 * weight_of(nodes[layer.node]).size for layer in plan if layer.weight is not None}
+
+
+def quantize(
+    model: ir.Model,
+    rules: Int8Rules,
+    recipe: Preprocessing,
+    images: Images,
+    evaluator: Evaluator,
+    options: Int8Options,
+    pinned: Mapping[str, str],
+) -> tuple[ir.Model, Int8Report]:
+    """A copy of an optimized FP32 graph whose products compute in 8-bit integers as the target's rules say.
+
+    recipe     how pictures became the images; its mean and deviation place the integers of the first convolution
+    images     to calibrate on; they are read two times or more
+    evaluator  holds the result against FP32, on other images
+    pinned     nodes that stay in float, with the reason
+
+    Raises UsageError for a pattern that matches nothing, and ExportError where nothing is left to quantize.
+    """
+    model = model.clone()
+    plan = _in_scope(place(model.graph, rules), options.ignored_scope, pinned)
+    latency = None
+    if options.tune_latency is not None:
+        latency = faster_layers(model, plan, rules, options.tune_latency)
+        plan = restrict(plan, latency.obstacle)
+
+    convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
+    exact = pixel_grid(model, recipe, rules.activation, convolutions)
+    statistics = collect(model, _channel_axes(model, plan, but=exact), images)
+    calibration = {"images": images.count, "method": options.method, "sha256": images.hashes}
+    smoothed = smooth(model, statistics)
+    changed = tuple(layer for layer in plan if any(layer.node in found.layers for found in smoothed))
+    if changed:
+        statistics |= collect(model, _channel_axes(model, changed, but=exact), images)
+    one_sided = _one_sided(model, plan, statistics, options.method) if rules.activation.symmetric else {}
+    shifted = shift(model, one_sided)
+    ranges = _ranges(model, plan, statistics, rules, options.method, _known(exact, shifted))
+    repairs = [{"repair": "exact input", "tensor": name} for name in exact]
+    repairs += [found.to_dict() for found in smoothed]
+    repairs += [{"repair": "shift", "tensor": name} for name in shifted]
+
+    plan = _without_dead(plan, model, ranges)
+    if not any(layer.quantized for layer in plan):
+        reasons = "; ".join(dict.fromkeys(str(layer.obstacle) for layer in plan)) or "it has no products"
+        raise ExportError("nothing in this network can be quantized", why=reasons, fix="--precision fp16")
+    params = {name: found.params for name, found in ranges.items() if found.params is not None}
+    layers = round_layers(model, plan, params, images)
+    repairs += [{"repair": "rounding", "node": node, **layer.to_dict()} for node, layer in layers.items()]
+
+    quantizer = Quantizer(model, params, layers, rules)
+    plan, reverted = _meet_goals(plan, quantizer, evaluator, options)
+    quantized = quantizer.build(plan)
+    snr_db = evaluator.snr_db(quantized)
+    if not snr_db >= MIN_SNR_DB:
+        log.warning("INT8 reaches only %.1f dB against FP32; see --min-snr, --max-drop, and validate", snr_db)
+    drop = None if options.max_drop is None else evaluator.drop(quantized)
+    return quantized, Int8Report(plan, ranges, snr_db, calibration, repairs, reverted, drop, latency)
+
+
+def _in_scope(plan: Plan, ignored: Sequence[str], pinned: Mapping[str, str]) -> Plan:
+    """`plan` without the nodes that the user or the network keeps in float."""
+    for pattern in ignored:
+        if not any(fnmatch.fnmatchcase(layer.node, pattern) for layer in plan):
+            names = ", ".join(layer.node for layer in plan[:3])
+            raise UsageError(
+                f"--ignored-scope {pattern} matches no layer",
+                why=f"layers are called {names}, …",
+                fix="use a name or a shell pattern, e.g. 'stages.3.*'",
+            )
+
+    def reason(layer: Layer) -> str | None:
+        matched = next((pattern for pattern in ignored if fnmatch.fnmatchcase(layer.node, pattern)), None)
+        return f"--ignored-scope {matched}" if matched else pinned.get(layer.node)
+
+    return restrict(plan, reason)
+
+
+def _channel_axes(model: ir.Model, plan: Plan, but: Collection[str]) -> dict[str, int | None]:
+    """The activations to observe, each with the axis of its channels; not those of `but`, whose range is known."""
+    nodes = {node.name: node for node in model.graph}
+    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in but}
+    return {name: channel_axis(nodes[layers[0].node]) if layers else None for name, layers in read.items()}
+
+
+def _one_sided(
+    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], method: str
+) -> dict[str, QuantParams]:
+    """The dense convolutions whose inputs lie on one side of zero, by node, each with the asymmetric range of these."""
+    nodes = {node.name: node for node in model.graph}
+    found = {}
+    for name, layers in tensors(model.graph, plan).items():
+        wanted = [layer.node for layer in layers if layer.kind == CONVOLUTION and obstacle(nodes[layer.node]) is None]
+        if wanted and name in statistics and _lies_on_one_side(statistics[name]):
+            consumers = [LinearMap(nodes[node]) for node in wanted]
+            params = choose_range(statistics[name], U8, method=method, consumers=consumers).params
+            found.update({node: params for node in wanted if params is not None})
+    return found
+
+
+def _lies_on_one_side(statistics: Statistics) -> bool:
+    low, high = statistics.low, statistics.high
+    return min(-low, high) < ONE_SIDED * max(-low, high)
+
+
+def _known(exact: Mapping[str, QuantParams], shifted: Mapping[str, QuantParams]) -> dict[str, TensorRange]:
+    """The ranges that need no choice."""
+    known = {name: TensorRange(params, "exact", *params.range, math.inf) for name, params in exact.items()}
+    return known | {name: TensorRange(params, "shift", *params.range, math.nan) for name, params in shifted.items()}
+
+
+def _ranges(
+    model: ir.Model,
+    plan: Plan,
+    statistics: Mapping[str, Statistics],
+    rules: Int8Rules,
+    method: str,
+    known: Mapping[str, TensorRange],
+) -> dict[str, TensorRange]:
+    """A range for every activation that is not in `known`, and those."""
+    nodes = {node.name: node for node in model.graph}
+    read = {name: layers for name, layers in tensors(model.graph, plan).items() if name not in known}
+    schemes = {name: (layers[0].scheme if layers else None) or rules.activation for name, layers in read.items()}
+    consumers = {
+        name: [found for layer in layers if (found := linear_map(nodes[layer.node])) is not None]
+        for name, layers in read.items()
+    }
+    chosen = choose_ranges({name: statistics[name] for name in read}, schemes, method=method, consumers=consumers)
+    return {**chosen, **known}
+
+
+def _without_dead(plan: Plan, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Plan:
+    """Layers that read or write a tensor without a range stay in float."""
+    nodes = {node.name: node for node in model.graph}
+    dead = {name: found.note for name, found in ranges.items() if found.params is None}
+
+    def reason(layer: Layer) -> str | None:
+        node = nodes[layer.node]
+        values = [input_of(node, index) for index in layer.activations] + [node.outputs[0]] * layer.output
+        return next((dead[str(value.name)] for value in values if value.name in dead), None)
+
+    return restrict(plan, reason)
+
+
+def _meet_goals(
+    plan: Plan, quantizer: Quantizer, evaluator: Evaluator, options: Int8Options
+) -> tuple[Plan, tuple[Reverted, ...]]:
+    """Revert layers to float until both goals hold."""
+    goals = [(evaluator.snr_db, options.min_snr)]
+    goals += [(evaluator.gain, None if options.max_drop is None else -options.max_drop)]
+    reverted: tuple[Reverted, ...] = ()
+    for score, goal in goals:
+        if goal is not None:
+            extra = quantizer.extra_bytes(plan)
+            plan, more = revert_layers(plan, quantizer.build, score, evaluator.snr_db, goal, extra_bytes=extra)
+            reverted += more
+    return plan, reverted
