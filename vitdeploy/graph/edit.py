@@ -127,13 +127,16 @@ def reshape_target(shape: Sequence[int | str]) -> Array | None:
 
 
 class Builder:
-    """Adds nodes in front of `anchor`, naming them after it; initializers go to the graph. `made` lists the nodes."""
+    """Adds nodes in front of `anchor`, naming them after it; initializers go to the graph. `made` lists the nodes.
 
-    def __init__(self, graph: ir.Graph, anchor: ir.Node) -> None:
+    `taken` are the `names_in(graph)`, to which it adds; given where many edits follow each other.
+    """
+
+    def __init__(self, graph: ir.Graph, anchor: ir.Node, *, taken: set[str] | None = None) -> None:
         self.graph, self.anchor = graph, anchor
         self.scope = (anchor.name or "graph").rpartition("/")[0]
         self.made: list[ir.Node] = []
-        self._taken = names_in(graph)
+        self._taken = names_in(graph) if taken is None else taken
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """A new initializer holding `array`, called after `name`."""
@@ -213,10 +216,12 @@ def bypass(node: ir.Node, value: ir.Value | None) -> bool:
 def inherit_name(new: ir.Value, old: ir.Value) -> None:
     """Call the initializer `new` after the initializer `old`, which is removed if it has no consumer."""
     graph, stem = need(new.graph, f"a graph around {new.name}"), str(old.name)
+    del graph.initializers[str(new.name)]
     if not old.uses() and not old.is_graph_output():
         del graph.initializers[stem]
-    del graph.initializers[str(new.name)]
-    new.name = unused_name(stem, names_in(graph))
+        new.name = stem
+    else:
+        new.name = unused_name(stem, names_in(graph))
     graph.register_initializer(new)
 
 

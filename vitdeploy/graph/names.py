@@ -22,11 +22,9 @@ def block_of(name: str) -> str:
 
 def names_in(graph: ir.Graph) -> set[str]:
     """The names of all inputs, initializers, nodes and values of `graph`."""
-    names = {*graph.initializers, *(str(value.name) for value in graph.inputs)}
-    for node in graph:
-        names.add(str(node.name))
-        names.update(str(value.name) for value in node.outputs)
-    return names
+    nodes = list(graph)
+    values = {value.name for node in nodes for value in node.outputs} | {value.name for value in graph.inputs}
+    return {name for name in values | {node.name for node in nodes} if name is not None}.union(graph.initializers)
 
 
 def unused_name(name: str, *taken: Container[str]) -> str:

@@ -23,6 +23,7 @@ from vitdeploy.graph.edit import (
     reshape_target,
     sizes,
 )
+from vitdeploy.graph.names import names_in
 from vitdeploy.passes.base import GraphPass
 
 
@@ -40,11 +41,11 @@ class StaticShapes(GraphPass):
         """Apply the rules below to each node in topological order, again for as long as annotations come to light."""
         lifted = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         changes = ["graph: Constant nodes became initializers"] if lifted.modified else []
-        annotated = True
+        annotated, taken = True, names_in(model.graph)
         while annotated:
             for node in of_type(model.graph, *_RULES):
-                name = node.name
-                line = next(filter(None, (rule(model.graph, node) for rule in _RULES[node.op_type])), None)
+                name, add = node.name, Builder(model.graph, node, taken=taken)
+                line = next(filter(None, (rule(add, node) for rule in _RULES[node.op_type])), None)
                 changes += [f"{name}: {line}"] if line else []
             annotated = _annotate(model)
             changes += ["graph: shapes inferred"] if annotated else []
@@ -66,14 +67,14 @@ def _unannotated(model: ir.Model) -> int:
     return sum(value.shape is None or value.type is None for node in model.graph for value in node.outputs)
 
 
-def _no_operation(graph: ir.Graph, node: ir.Node) -> str | None:
+def _no_operation(add: Builder, node: ir.Node) -> str | None:
     """Identity, and Reshape or Expand to the shape that is there already."""
     shape = sizes(node.inputs[0])
     same = shape is not None and shape == sizes(node.outputs[0])
     return "removed, no operation" if (same or node.op_type == "Identity") and bypass(node, node.inputs[0]) else None
 
 
-def _same_type(graph: ir.Graph, node: ir.Node) -> str | None:
+def _same_type(add: Builder, node: ir.Node) -> str | None:
     """Cast and CastLike to the type that is there already; CastLike to a known type becomes Cast."""
     source = input_of(node, 0)
     like = node.inputs[1].dtype if node.op_type == "CastLike" and node.inputs[1] is not None else None
@@ -84,21 +85,21 @@ def _same_type(graph: ir.Graph, node: ir.Node) -> str | None:
         return "removed, no operation" if bypass(node, source) else None
     if node.op_type == "Cast":
         return None
-    cast = Builder(graph, node).op("Cast", [source], node.outputs[0].shape, dtype=wanted, to=int(wanted))
+    cast = add.op("Cast", [source], node.outputs[0].shape, dtype=wanted, to=int(wanted))
     return "became Cast" if bypass(node, cast) else None
 
 
-def _constant_reshape(graph: ir.Graph, node: ir.Node) -> str | None:
+def _constant_reshape(add: Builder, node: ir.Node) -> str | None:
     shape = sizes(node.outputs[0])
     target = None if shape is None else reshape_target(shape)
     if target is None or (_equal(constant(node.inputs[1]), target) and not attribute(node, "allowzero", 0)):
         return None
-    node.replace_input_with(1, Builder(graph, node).constant(target, "shape"))
+    node.replace_input_with(1, add.constant(target, "shape"))
     node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
     return f"to the constant shape {target.tolist()}"
 
 
-def _constant_expand(graph: ir.Graph, node: ir.Node) -> str | None:
+def _constant_expand(add: Builder, node: ir.Node) -> str | None:
     """A free dimension that the input has already is left alone by a 1."""
     before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
     if before is None or after is None:
@@ -108,11 +109,11 @@ def _constant_expand(graph: ir.Graph, node: ir.Node) -> str | None:
     kept = all(old == new for old, new in zip(padded, after, strict=True) if isinstance(new, str))
     if not kept or _equal(constant(node.inputs[1]), np.array(target)):
         return None
-    node.replace_input_with(1, Builder(graph, node).constant(np.array(target, dtype=np.int64), "shape"))
+    node.replace_input_with(1, add.constant(np.array(target, dtype=np.int64), "shape"))
     return f"to the constant shape {target}"
 
 
-def _constant_resize(graph: ir.Graph, node: ir.Node) -> str | None:
+def _constant_resize(add: Builder, node: ir.Node) -> str | None:
     """Computed output sizes become the scales that a runtime derives from them."""
     before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
     by_size = len(node.inputs) == 4 and node.inputs[3] is not None
@@ -129,11 +130,11 @@ def _constant_resize(graph: ir.Graph, node: ir.Node) -> str | None:
     if reached != list(after):  # rounding would lose a pixel
         return None
     node.resize_inputs(3)
-    node.replace_input_with(2, Builder(graph, node).constant(scales, "scales"))
+    node.replace_input_with(2, add.constant(scales, "scales"))
     return "by constant scales"
 
 
-def _known_dimensions(graph: ir.Graph, node: ir.Node) -> str | None:
+def _known_dimensions(add: Builder, node: ir.Node) -> str | None:
     """Shape, or Gather and Slice of one, where only known dimensions are asked for."""
     shape_node = node if node.op_type == "Shape" else producer(node.inputs[0], "Shape")
     shape = None if shape_node is None or shape_node.inputs[0] is None else shape_node.inputs[0].shape
@@ -154,18 +155,18 @@ def _known_dimensions(graph: ir.Graph, node: ir.Node) -> str | None:
         asked = asked[start : stop : axis_and_step[1] if len(axis_and_step) == 2 else 1]
     if not all(isinstance(dim, int) for dim in asked.flat):
         return None
-    known = Builder(graph, node).constant(asked.astype(np.int64), "dimensions")
+    known = add.constant(asked.astype(np.int64), "dimensions")
     return f"became the constant {asked.tolist()}" if bypass(node, known) else None
 
 
-def _constant_transpose(graph: ir.Graph, node: ir.Node) -> str | None:
+def _constant_transpose(add: Builder, node: ir.Node) -> str | None:
     """The transposed weight of a linear layer is one constant for all its consumers, under the weight's own name."""
     weight = node.inputs[0]
     array = constant(weight)
     if weight is None or array is None or not weight.is_initializer():
         return None
     perm = attribute(node, "perm")
-    moved = Builder(graph, node).constant(array.transpose(perm), "weight")
+    moved = add.constant(array.transpose(perm), "weight")
     alike = [other for other in consumers(weight) if other.op_type == "Transpose" and attribute(other, "perm") == perm]
     replaced = [bypass(other, moved) for other in alike]
     if not any(replaced):
@@ -174,7 +175,7 @@ def _constant_transpose(graph: ir.Graph, node: ir.Node) -> str | None:
     return f"folded into {moved.name}"
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> str | None:
+def _split(add: Builder, node: ir.Node) -> str | None:
     """SplitToSequence whose parts are all taken by constant position becomes Split."""
     source, axis = input_of(node, 0), attribute(node, "axis", 0)
     shape = sizes(source)
@@ -188,13 +189,13 @@ def _split(graph: ir.Graph, node: ir.Node) -> str | None:
     if len(positions) < len(takers):
         return None
     parts = chunk.tolist() if chunk.ndim else [min(int(chunk), length - at) for at in range(0, length, int(chunk))]
-    split = Builder(graph, node).constant(np.array(parts, dtype=np.int64), "split")
+    split = add.constant(np.array(parts, dtype=np.int64), "split")
     new = ir.node("Split", [source, split], attributes={"axis": axis}, num_outputs=len(parts), name=_split_name(node))
     for place, (out, part) in enumerate(zip(new.outputs, parts, strict=True)):
         out.name = f"{new.name}.out{place or ''}"
         out.type = source.type
         out.shape = ir.Shape([part if index == axis % len(shape) else dim for index, dim in enumerate(shape)])
-    graph.insert_before(node, new)
+    add.graph.insert_before(node, new)
     for taker, position in zip(takers, positions, strict=True):
         bypass(taker, new.outputs[position])
     return f"became Split into {parts}"
