@@ -6,5 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-if [ $# -eq 0 ]; then set -- -m 'not slow'; fi
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 "$@"
+if [ $# -eq 0 ]; then set -- -m 'not slow' --durations=40; fi
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadscope "$@"
