@@ -95,8 +95,6 @@ class NameNodes(GraphPass):
     """Counts the nodes of a graph; only for the sample's own target."""
 
     name = "sample_count"
-    expects = "any graph"
-    guarantees = "the same graph"
 
     def applies(self) -> bool:
         return self.target.name == TARGET.name

@@ -70,13 +70,11 @@ def _require_onnx() -> None:
 
 def _load(bundle: Bundle) -> ir.Model:
     """The graph with the shapes of its values."""
-    import onnx
-    import onnx_ir as ir
+    from vitdeploy.graph.onnx_file import read_graph
 
     data = bundle.read(MODEL)
     try:
-        proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(data), strict_mode=True)
-        return ir.serde.deserialize_model(proto)
+        return read_graph(data)
     except Exception as error:  # onnx and protobuf have no common base
         why = str(error).strip().splitlines() or [type(error).__name__]
         what = f"{MODEL} of {bundle.path} is not a valid ONNX model"
