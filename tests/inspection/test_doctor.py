@@ -215,9 +215,7 @@ ABSENT = Package("tensorrt", problem="tensorrt is not installed", fix="pip insta
         (machine_with("3.12.1", jetson=False), TensorRt(ABSENT, None, ()), "pip install tensorrt"),
     ],
 )
-def test_what_brings_tensorrt_depends_on_what_is_there(
-    here: Machine, tensorrt: TensorRt, fix: str
-) -> None:
+def test_what_brings_tensorrt_depends_on_what_is_there(here: Machine, tensorrt: TensorRt, fix: str) -> None:
     assert doctor_module._missing_tensorrt(here, tensorrt).fix.startswith(fix)
 
 
