@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
-from tests.exporter.zoo_models import SHALLOW, shallow_model
+from tests.exporter.zoo_models import SHALLOW, captured_network
 from tests.graph_cases import ops, run
 from tests.rows import TARGETS
-from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.optimize import lower, node_count, optimize
 from vitdeploy.graph.edit import attribute, constant
 from vitdeploy.targets import Target
 
 FORMED = TARGETS["onnxruntime"]
 PLAIN = replace(FORMED, projections="fused", drops_batch=False, linear="matmul", channels_last_maps=False)
-
-
-@cache
-def captured(family: str) -> tuple[ir.Model, np.ndarray, np.ndarray]:
-    """A shallow network of the family for a batch of 1, two images [2, 3, H, W] and PyTorch's logits of them."""
-    model, images = shallow_model(family)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images[:2])).numpy()
-    return (
-        capture(model, torch.from_numpy(images[:1]), dynamic_batch=False, output_names=["logits"]),
-        images[:2],
-        expected,
-    )
 
 
 def built(graph: ir.Model, target: Target) -> tuple[ir.Model, dict[str, list[str]]]:
@@ -49,7 +33,7 @@ def ranks(graph: ir.Model, op_type: str) -> set[int]:
 
 @pytest.mark.parametrize("family", SHALLOW)
 def test_the_forms_of_onnxruntime_compute_what_pytorch_computes(family: str) -> None:
-    network, images, expected = captured(family)
+    network, images, expected = captured_network(family)
     graph, changes = built(network, FORMED)
     assert changes["drop_batch_axis"]
     for image, logits in zip(images, expected, strict=True):
@@ -58,7 +42,7 @@ def test_the_forms_of_onnxruntime_compute_what_pytorch_computes(family: str) -> 
 
 
 def test_tokens_of_lemevit_are_matrices_and_its_attention_has_rank_three() -> None:
-    network, images, _ = captured("lemevit")
+    network, images, _ = captured_network("lemevit")
     plain, formed = built(network, PLAIN)[0], built(network, FORMED)[0]
     before, after = (run(graph, {"images": images[:1]})[0] for graph in (plain, formed))
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
@@ -74,6 +58,6 @@ def test_tokens_of_lemevit_are_matrices_and_its_attention_has_rank_three() -> No
 
 
 def test_no_key_of_saevit_keeps_its_bias() -> None:
-    network, _, _ = captured("saevit")
+    network, _, _ = captured_network("saevit")
     graph, changes = built(network, TARGETS["portable"])
     assert len(changes["drop_key_bias"]) == ops(graph)["Softmax"] > 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.reference import reference_images
 from vitdeploy.models.create import create_model
 from vitdeploy.models.layers import to_map
@@ -49,7 +53,25 @@ def zoo_model(name: str, *, other_size: bool = False) -> tuple[nn.Module, np.nda
 
 
 def shallow_model(family: str, image_size: tuple[int, int] = SHALLOW_SIZE) -> tuple[nn.Module, np.ndarray]:
-    """A family's network with few blocks and 10 classes, and IMAGES images for it."""
+    """A family's network with few blocks and 10 classes, and IMAGES images for it; the caller may change both."""
+    return copy.deepcopy(_shallow(family, image_size))
+
+
+@cache
+def captured_network(family: str) -> tuple[ir.Model, np.ndarray, np.ndarray]:
+    """The shallow network captured for a batch of 1, two images [2, 3, H, W] and PyTorch's logits of them.
+
+    Made once a session: rewrite a clone of the graph.
+    """
+    model, images = shallow_model(family)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(images[:2])).numpy()
+    graph = capture(model, torch.from_numpy(images[:1]), dynamic_batch=False, output_names=["logits"])
+    return graph, images[:2], logits
+
+
+@cache
+def _shallow(family: str, image_size: tuple[int, int]) -> tuple[nn.Module, np.ndarray]:
     name, hyperparameters = SHALLOW[family]
     card = find_card(name).resized(image_size)
     card = replace(card, num_classes=10, hyperparameters={**card.hyperparameters, **hyperparameters})
