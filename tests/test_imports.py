@@ -91,9 +91,7 @@ def test_check_and_its_report_are_there_without_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["import vitdeploy", "import vitdeploy.exporter.api", "from vitdeploy import export"])
 def test_a_public_function_is_that_whatever_was_imported_first(first: str) -> None:
-    code = (
-        f"{first}; import inspect, vitdeploy; print(inspect.isfunction(vitdeploy.export), vitdeploy.export.__name__)"
-    )
+    code = f"{first}; import inspect, vitdeploy; print(inspect.isfunction(vitdeploy.export), vitdeploy.export.__name__)"
     assert python(code) == "True export"
 
 

@@ -101,4 +101,3 @@ class NameNodes(GraphPass):
 
     def rewrite(self, model: ir.Model) -> list[str]:
         return [f"{sum(1 for _ in model.graph)} nodes seen"]
-
