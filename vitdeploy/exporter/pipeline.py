@@ -187,7 +187,7 @@ def _prove(bundle: Bundle, request: ExportRequest) -> None:
             raise GateError(
                 f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
                 why="; ".join(report.failures),
-                fix="vitdeploy export … --precision fp32" if request.precision != "fp32" else None,
+                fix="another --target" if request.precision == "fp32" else "vitdeploy export … --precision fp32",
             )
         results.append(report.parity.to_dict())
     bundle.update_results(parity=results)
