@@ -260,7 +260,7 @@ def test_bad_input_is_refused_before_training_and_nothing_is_written(
 
     assert "there is no " in refusal("cagevit_tiny", tmp_path / "gone")
     assert "text.zip cannot be read" in refusal("cagevit_tiny", tmp_path / "text.zip")
-    assert "expected as class/file.jpg" in refusal("cagevit_tiny", tmp_path / "empty")
+    assert "one folder of images for each class (class/file.jpg)" in refusal("cagevit_tiny", tmp_path / "empty")
     assert "only one class" in refusal("cagevit_tiny", tmp_path / "one")
     assert f"red/1.png of {damaged} cannot be read" in refusal("cagevit_tiny", damaged)
     assert f"red/1.png of {damaged}.zip cannot be read" in refusal("cagevit_tiny", zipped(damaged))
