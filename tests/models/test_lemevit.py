@@ -72,7 +72,7 @@ def small_network(kinds: str, image_size: tuple[int, int] = (64, 96)) -> LeMeViT
 # The official network
 
 
-@pytest.fixture(scope="module", params=["lemevit_tiny", "lemevit_small"])
+@pytest.fixture(scope="module", params=["lemevit_tiny", pytest.param("lemevit_small", marks=pytest.mark.slow)])
 def official(request: pytest.FixtureRequest, shared: Path, fill: ModuleType) -> tuple[LeMeViT, dict[str, Any], Any]:
     folder = shared / "reference" / "golden"
     about = json.loads((folder / f"{request.param}.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.models import misfit, registry
 from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from vitdeploy.models.create import create_model
 from vitdeploy.models.misfit import likely_model
-from vitdeploy.models.registry import cards
+from vitdeploy.models.registry import ModelCard, cards
 
 ONE_OF_EACH_FAMILY = list({cards()[name].family: name for name in reversed(list(cards()))}.values())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_built_once() -> Iterator[None]:
+    """To recognise a state dict, each network of the zoo is built without memory; no test changes one."""
+    built: dict[str, nn.Module] = {}
+
+    def build(card: ModelCard) -> nn.Module:
+        if card.name not in built:
+            built[card.name] = registry.build(card)
+        return built[card.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(misfit, "build", build)
+        yield
 
 
 @pytest.fixture(scope="module")
