@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -185,3 +187,10 @@ def test_a_graph_of_fixed_batch_is_watched_over_all_samples() -> None:
     seen = activation_ranges(model, {"x": x})
     assert seen["a"].max_abs == pytest.approx((x * x).max())
     assert seen["a"].half_snr_db == pytest.approx(half_snr_db(x * x), abs=0.01)
+
+
+@pytest.mark.parametrize("ratio", [math.inf, -math.inf, math.nan])
+def test_the_record_of_a_module_that_is_exact_or_broken_is_json(ratio: float) -> None:
+    record = HalfReport(snr_db=ratio).to_dict()
+    assert record["snr_db"] is None
+    assert json.loads(json.dumps(record, allow_nan=False)) == record

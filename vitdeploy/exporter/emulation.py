@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Runner
+from vitdeploy.statistics import decibels
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def activation_ranges(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str,
     return {
         str(value.name): Range(
             max_abs=float(np.max(seen(index, "max"))),
-            half_snr_db=_decibel(sum(seen(index, "signal")), sum(seen(index, "noise"))),
+            half_snr_db=decibels(sum(seen(index, "signal")), sum(seen(index, "noise"))),
         )
         for index, value in enumerate(values)
     }
@@ -79,20 +80,12 @@ def _statistics(graph: ir.Graph, value: ir.Value, name: str) -> list[ir.Value]:
     return statistics
 
 
-def _decibel(signal: float, noise: float) -> float:
-    if not np.isfinite(signal) or not np.isfinite(noise):
-        return -np.inf
-    if noise == 0:
-        return np.inf
-    return float(10 * np.log10(signal / noise)) if signal else -np.inf
-
-
 def half_snr_db(array: Array) -> float:
     """Signal-to-noise in dB of a constant when it is stored in half precision; infinities count as themselves."""
     finite = array[np.isfinite(array)].astype(np.float64)
     with np.errstate(over="ignore"):
         error = finite - finite.astype(np.float16).astype(np.float64)
-    return _decibel(float(np.square(finite).sum()), float(np.square(error).sum()))
+    return decibels(float(np.square(finite).sum()), float(np.square(error).sum()))
 
 
 def emulate_half(model: ir.Model) -> ir.Model:

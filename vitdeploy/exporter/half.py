@@ -22,6 +22,7 @@ from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
+from vitdeploy.statistics import json_number
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class HalfReport:
     def to_dict(self) -> dict[str, Any]:
         """As the manifest records it."""
         return {
-            "snr_db": round(self.snr_db, 2),
+            "snr_db": json_number(self.snr_db, 2),
             "measured_by": "emulation: every FP16 tensor rounded where it is made, products accumulated in FP32",
             "half_nodes": self.half_nodes,
             "kept_fp32": [{"node": node, "reason": reason} for node, reason in self.kept.items()],
@@ -136,7 +137,8 @@ def to_half(
             break
         reason = f"FP16 here costs accuracy: {report.snr_db:.1f} dB at the outputs with it, {trials[block]:.1f} without"
         report.kept.update(dict.fromkeys(_blocks(model, report)[block], reason))
-        report.repairs.append({"block": block, "snr_db_before": report.snr_db, "snr_db_after": trials[block]})
+        before, after = json_number(report.snr_db), json_number(trials[block])
+        report.repairs.append({"block": block, "snr_db_before": before, "snr_db_after": after})
         report.snr_db = trials[block]
     typed = _typed(model, report.kept)
     report.half_nodes = sum(any(out.dtype == HALF for out in n.outputs) and n.op_type != "Cast" for n in typed.graph)
