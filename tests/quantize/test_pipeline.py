@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.rows import RULES
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.insert import insert, violations
-from vitdeploy.quantize.mixed_precision import Evaluator
+from vitdeploy.quantize.mixed_precision import Evaluator, Reverted
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.pipeline import Int8Report, quantize
 from vitdeploy.quantize.placement import place
@@ -153,3 +154,11 @@ def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(UsageError):
         replace(Int8Options(), **options)
+
+
+@pytest.mark.parametrize("ratio", [np.inf, -np.inf, np.nan])
+def test_the_record_is_json_whatever_was_measured(ratio: float) -> None:
+    report = replace(quantized()[2], snr_db=ratio, reverted=(Reverted("fc_MatMul", ratio, 3),))
+    record = report.to_dict()
+    assert record["snr_db"] is record["reverted"][0]["snr_db_alone"] is None
+    assert json.loads(json.dumps(record, allow_nan=False)) == record

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from vitdeploy.graph.qdq import S8, U8, QScheme
 from vitdeploy.quantize.observers import Statistics
 from vitdeploy.quantize.options import OWN_METHODS, RANGE_METHODS
 from vitdeploy.quantize.range_methods import minmax, mse, percentile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 S8_ASYMMETRIC = QScheme(signed=True, symmetric=False)
 any_qscheme = pytest.mark.parametrize("scheme", [S8, U8, S8_ASYMMETRIC], ids=["s8", "u8", "s8 asymmetric"])
@@ -121,3 +128,32 @@ def test_methods_scale_with_the_tensor(method: str, scheme: QScheme) -> None:
     values = with_outliers()
     plain, large = (np.array(RANGE_METHODS.find(method)(statistics_of(values * f), scheme)) for f in (1.0, 1024.0))
     np.testing.assert_allclose(large, plain * 1024, rtol=1e-6)
+
+
+_ASK = """
+import json, numpy as np
+from vitdeploy.graph.qdq import S8
+from vitdeploy.quantize.observers import Statistics
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.ranges import choose_range
+statistics = Statistics("t")
+statistics.update(np.linspace(-2, 2, 1000, dtype=np.float32))
+found = choose_range(statistics, S8, method=Int8Options(method="half").method)
+automatic = choose_range(statistics, S8)
+print(json.dumps([found.method, found.high, sorted(automatic.candidates)]))
+"""
+
+
+def test_an_installed_package_adds_a_method_and_auto_tries_ours(tmp_path: Path) -> None:
+    (tmp_path / "halving.py").write_text(
+        "def half(statistics, scheme):\n    return statistics.low / 2, statistics.high / 2\n"
+    )
+    record = tmp_path / "halving-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[vitdeploy.range_methods]\nhalf = halving:half\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, env=environment)
+    method, high, candidates = json.loads(done.stdout)
+    assert (method, high) == ("half", pytest.approx(1.0))
+    assert candidates == sorted(OWN_METHODS)

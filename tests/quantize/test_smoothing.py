@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.graph_cases import assert_same, batch, parsed, run
+from tests.graph_cases import assert_same, batch, ops, parsed, run
 from vitdeploy.graph.qdq import S8
 from vitdeploy.quantize import smoothing
 from vitdeploy.quantize.activations import collect
@@ -177,6 +177,25 @@ def test_a_large_channel_costs_less_once_it_is_scaled_down() -> None:
     assert (done.node, done.layers, done.channels) == ("norm", ("one",), 1)
     assert 15 < done.largest < 40
     assert quantized_snr(model, plan, IMAGES) > plain + 12
+
+
+def test_in_front_of_convolutions_a_product_does_it_where_that_is_asked_for() -> None:
+    text = """agraph (float[n,6,9,9] x) => (y, z) { r = Relu(x) g = Mul(r, gains)
+        [one] y = Conv<pads=[1,1,1,1]>(g, k) [two] z = Conv(g, k) }"""
+    gains = np.array([1, 1, 90, 1, 1, 1], np.float32).reshape(1, 6, 1, 1)
+    model = parsed(text, gains=gains, k=batch(8, 6, 3, 3, seed=1))
+    x = batch(3, 6, 9, 9)
+    before, statistics = run(model, {"x": x}), {"g": Statistics("g", 1, (3, 3))}
+    statistics["g"].update(np.maximum(x, 0) * gains)
+    assert smooth(model, statistics) == []
+    assert smooth(model, statistics, multiply=["three"]) == []
+    (done,) = smooth(model, statistics, multiply=["one", "two"])
+    assert (done.layers, done.channels) == (("one", "two"), 1)
+    assert done.largest > 20
+    assert_same(before, run(model, {"x": x}), 1e-4)
+    assert ops(model) == {"Relu": 1, "Mul": 2, "Conv": 2}
+    read = {node.inputs[0].name for node in model.graph if node.op_type == "Conv" and node.inputs[0] is not None}
+    assert len(read - {"g"}) == 1
 
 
 def test_names_stay_valid() -> None:

@@ -143,12 +143,12 @@ def quantize(
     exact = pixel_grid(model, recipe, rules.activation, convolutions)
     statistics = collect(model, _channel_axes(model, plan, but=exact), images)
     calibration = {"images": images.count, "method": options.method, "sha256": images.hashes}
-    smoothed = smooth(model, statistics)
+    one_sided = _one_sided(model, plan, statistics) if rules.activation.symmetric else ()
+    smoothed = smooth(model, statistics, multiply=one_sided)  # a product costs these little: a sum stands there too
     changed = tuple(layer for layer in plan if any(layer.node in found.layers for found in smoothed))
     if changed:
         statistics |= collect(model, _channel_axes(model, changed, but=exact), images)
-    one_sided = _one_sided(model, plan, statistics, options.method) if rules.activation.symmetric else {}
-    shifted = shift(model, one_sided)
+    shifted = shift(model, _asymmetric(model, plan, statistics, one_sided, options.method))
     ranges = _ranges(model, plan, statistics, rules, options.method, _known(exact, shifted))
     repairs = [{"repair": "exact input", "tensor": name} for name in exact]
     repairs += [found.to_dict() for found in smoothed]
@@ -197,15 +197,27 @@ def _channel_axes(model: ir.Model, plan: Plan, but: Collection[str]) -> dict[str
     return {name: channel_axis(nodes[layers[0].node]) if layers else None for name, layers in read.items()}
 
 
-def _one_sided(
-    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], method: str
+def _one_sided(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics]) -> list[str]:
+    """The dense convolutions whose inputs lie on one side of zero and may be shifted, by node."""
+    nodes = {node.name: node for node in model.graph}
+    return [
+        layer.node
+        for name, layers in tensors(model.graph, plan).items()
+        if name in statistics and _lies_on_one_side(statistics[name])
+        for layer in layers
+        if layer.kind == CONVOLUTION and obstacle(nodes[layer.node]) is None
+    ]
+
+
+def _asymmetric(
+    model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], convolutions: Collection[str], method: str
 ) -> dict[str, QuantParams]:
-    """The dense convolutions whose inputs lie on one side of zero, by node, each with the asymmetric range of these."""
+    """The asymmetric range of what each of the convolutions reads, by node."""
     nodes = {node.name: node for node in model.graph}
     found = {}
     for name, layers in tensors(model.graph, plan).items():
-        wanted = [layer.node for layer in layers if layer.kind == CONVOLUTION and obstacle(nodes[layer.node]) is None]
-        if wanted and name in statistics and _lies_on_one_side(statistics[name]):
+        wanted = [layer.node for layer in layers if layer.node in convolutions]
+        if wanted:
             consumers = [LinearMap(nodes[node]) for node in wanted]
             params = choose_range(statistics[name], U8, method=method, consumers=consumers).params
             found.update({node: params for node in wanted if params is not None})

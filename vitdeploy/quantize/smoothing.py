@@ -1,36 +1,37 @@
-"""Outlier channels of a normalisation, scaled down to the size of the others where that costs nothing.
+"""Outlier channels scaled down to the size of the others: behind a norm, and before convolutions that shift anyway.
 
 A tensor has one scale for all channels, and a channel far larger than the others leaves them few integers; behind the
 LayerNorms of vision transformers that is common. Dividing channel j by s_j in the norm's scale and bias and multiplying
 the weights that read it by s_j changes nothing in real arithmetic, and weights have a scale for each output channel:
 SmoothQuant (Xiao et al., 2022, arXiv:2211.10438). There s_j is a power of the channel's largest magnitude; here only
-outliers are touched, which was better on every network that was measured (docs/int8.md).
+outliers are touched. Where no constant scales the channels, as behind GELU, a product does it where the caller asks
+for that. What it is worth is measured in docs/int8.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, input_of, need, only_consumer, set_constant, sizes
+from vitdeploy.graph.edit import Builder, attribute, constant, input_of, need, only_consumer, set_constant, sizes
 from vitdeploy.graph.qdq import Array
 from vitdeploy.quantize.layers import channel_axis, per_input, weight_of
 from vitdeploy.quantize.observers import Statistics
 
 OUTLIER = 1.5  # times the median channel: what reaches higher is scaled down to that
-WORTH = 2.0  # by which the largest channel has to be scaled down, or the norm is left alone
+WORTH = 2.0  # by which the largest channel has to be scaled down, or all are left alone
 
 
 @dataclass(frozen=True)
 class Smoothed:
-    """One normalisation whose outlier channels were scaled down.
+    """One tensor whose outlier channels were scaled down.
 
-    node      that scales the channels
-    layers    the linear layers that undo it
+    node      that scales them: the norm, or the product put there
+    layers    that undo it
     channels  how many channels were scaled
     largest   factor of the largest one
     """
@@ -51,39 +52,60 @@ class Smoothed:
         }
 
 
-def smooth(model: ir.Model, statistics: Mapping[str, Statistics]) -> list[Smoothed]:
-    """Scale down the outlier channels of norms in place, and say where; the outputs of the graph stay the same.
+def smooth(model: ir.Model, statistics: Mapping[str, Statistics], *, multiply: Collection[str] = ()) -> list[Smoothed]:
+    """Scale down outlier channels in place, and say where; the outputs of the graph stay the same.
 
-    statistics  of what linear layers read, with the axis of the channels; out of date afterwards for the layers named
+    statistics  of what layers read, with the axis of the channels; out of date afterwards for the layers named
+    multiply    names of dense convolutions in front of which a product may be put for it
 
-    Nodes and tensors keep their names; weights shared with other nodes are copied.
+    Nodes and tensors keep their names, except that layers of `multiply` read a new tensor; weights shared with other
+    nodes are copied.
     """
     done: list[Smoothed] = []
     for scale in _scales(model.graph):
         layers = _layers_behind(scale.output)
-        names = {str(input_of(layer, 0).name) for layer in layers}
-        samples = [found.sample.units for name in names if (found := statistics.get(name)) and found.sample]
-        if not samples:
-            continue
-        factors = _factors(samples)
-        if factors.max() < WORTH:
-            continue
-        for node, index in scale.constants:
-            array = need(constant(node.inputs[index]), f"the scale of {node.name}")
-            set_constant(node, index, (array / factors).astype(np.float32), "smoothed")
-        for layer in layers:
-            set_constant(layer, 1, (weight_of(layer) * per_input(layer, factors)).astype(np.float32), "smoothed")
-        count = int(np.count_nonzero(factors > 1))
-        done.append(Smoothed(scale.name, tuple(str(layer.name) for layer in layers), count, float(factors.max())))
+        factors = _factors(layers, statistics)
+        if factors is not None:
+            for node, index in scale.constants:
+                array = need(constant(node.inputs[index]), f"the scale of {node.name}")
+                set_constant(node, index, (array / factors).astype(np.float32), "smoothed")
+            done.append(_undo(layers, factors, scale.name))
+    read: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.name in multiply:
+            read.setdefault(input_of(node, 0), []).append(node)
+    for value, layers in read.items():
+        factors = _factors(layers, statistics)
+        if factors is not None:
+            builder = Builder(model.graph, layers[0])
+            factor = builder.constant((1 / factors).reshape(-1, 1, 1), "smoothing")
+            product = builder.op("Mul", [value, factor], value.shape)
+            for node in layers:
+                node.replace_input_with(0, product)
+            done.append(_undo(layers, factors, str(builder.made[0].name)))
     return done
 
 
-def _factors(samples: Sequence[Array]) -> Array:
-    """s of every channel, float32, at least 1: how far it reaches above `OUTLIER` times the median channel."""
-    largest = np.max([np.abs(units).max(axis=0) for units in samples], axis=0)
-    median = max(float(np.median(largest)), 1e-30)
-    factors: Array = np.maximum(largest / (OUTLIER * median), 1.0).astype(np.float32)
-    return factors
+def _factors(layers: Sequence[ir.Node], statistics: Mapping[str, Statistics]) -> Array | None:
+    """s of every channel that the layers read, float32, at least 1; None where none is worth it.
+
+    It is how far the largest value that was sampled of a channel reaches above `OUTLIER` times that of the median one.
+    """
+    names = {str(input_of(layer, 0).name) for layer in layers}
+    samples = [found.sample.units for name in names if (found := statistics.get(name)) and found.sample]
+    if not samples:
+        return None
+    largest = np.max([np.abs(units).max(axis=(0, *range(2, units.ndim))) for units in samples], axis=0)
+    factors: Array = np.maximum(largest / max(OUTLIER * float(np.median(largest)), 1e-30), 1.0).astype(np.float32)
+    return factors if factors.max() >= WORTH else None
+
+
+def _undo(layers: Sequence[ir.Node], factors: Array, source: str) -> Smoothed:
+    """Multiply the weights of the layers by the factors of the channels that they read."""
+    for layer in layers:
+        set_constant(layer, 1, (weight_of(layer) * per_input(layer, factors)).astype(np.float32), "smoothed")
+    names = tuple(str(layer.name) for layer in layers)
+    return Smoothed(source, names, int(np.count_nonzero(factors > 1)), float(factors.max()))
 
 
 @dataclass(frozen=True)
