@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,29 @@ def tiny_bundle(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     assert main(["export", f"{model_file}:build", "--image-size", "16x24", "--fp16", "-o", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def captures() -> dict[Any, Any]:
+    """What `one_capture` keeps: the weights and the captured graph, by size, batch and outputs."""
+    return {}
+
+
+@pytest.fixture
+def one_capture(captures: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of the small network that differ in target or precision alone begin with one captured graph."""
+    import torch
+
+    from vitdeploy.exporter import capture as module
+
+    capture = module.capture
+
+    def once(model: torch.nn.Module, example: torch.Tensor, **options: Any) -> Any:
+        key = (tuple(example.shape), options["dynamic_batch"], *options["output_names"])
+        if key not in captures:
+            captures[key] = model.state_dict(), capture(model, example, **options)
+        weights, graph = captures[key]
+        torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
+        return graph.clone()
+
+    monkeypatch.setattr(module, "capture", once)

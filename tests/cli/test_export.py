@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_what_ships_holds_standard_operators_only(tiny_bundle: Path) -> None:
     assert "ConvTranspose" not in {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.usefixtures("one_capture")
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_exports_a_users_own_model(target: str, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
@@ -92,20 +94,18 @@ def test_what_a_users_module_prints_does_not_spoil_the_json(
     assert "loading my weights" in err
 
 
-def test_an_export_is_deterministic(model_file: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert main(["export", f"{model_file}:build", "--image-size", "16", "-o", str(tmp_path / name)]) == 0
-    assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
-
-
-def test_an_existing_bundle_needs_force(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", f"{model_file}:build", "--image-size", "16", "-o", str(tmp_path / "b")]
-    assert main(command) == 0
-    before = (tmp_path / "b/manifest.json").read_bytes()
+def test_an_existing_bundle_needs_force_and_an_export_is_deterministic(
+    tiny_bundle: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    command = ["export", f"{model_file}:build", "--image-size", "16x24", "--fp16", "-o", str(out)]
+    before = (out / "manifest.json").read_bytes()
     assert main(command) == 2
     assert "--force" in capsys.readouterr().err
-    assert (tmp_path / "b/manifest.json").read_bytes() == before
+    assert (out / "manifest.json").read_bytes() == before
     assert main([*command, "--force"]) == 0
+    assert (out / "manifest.json").read_bytes() != before  # it is a new one, of another time
+    assert (out / "model.onnx").read_bytes() == (tiny_bundle / "model.onnx").read_bytes()
 
 
 def test_images_can_be_the_reference(model_file: Path, tmp_path: Path, shared: Path) -> None:

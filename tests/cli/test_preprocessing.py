@@ -114,6 +114,7 @@ def test_its_proof_are_pixels_and_what_pytorch_makes_of_them(baked: Bundle, mode
     assert baked.manifest.graph["passes"][-1]["pass"] == "bake_preprocessing"
 
 
+@pytest.mark.usefixtures("one_capture")
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_in_half_precision_takes_pixels(target: str, export: Export) -> None:
     bundle = export("--bake-preprocessing", "--fp16", "--target", target)
