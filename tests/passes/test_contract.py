@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,14 +10,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 
-from tests.exporter.test_optimize import Everything
+from tests.exporter.test_optimize import captured_everything
 from tests.graph_cases import PORTABLE, annotated, assert_same, parsed, run
 from tests.rows import TARGETS
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter import optimize as order
-from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.optimize import PASSES, lower, run_pass
 from vitdeploy.graph.names import names_in
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
@@ -28,17 +25,6 @@ from vitdeploy.preprocess import Preprocessing
 from vitdeploy.targets import Target
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 24)).astype(np.float32)
-
-
-@cache
-def captured(dynamic: bool) -> ir.Model:
-    torch.manual_seed(0)
-    module = Everything().eval()
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                tensor += 0.1 * torch.rand_like(tensor)
-    return capture(module, torch.from_numpy(IMAGES), dynamic_batch=dynamic, output_names=["logits"])
 
 
 def test_every_pass_has_a_name_of_its_own_and_says_what_it_does() -> None:
@@ -54,7 +40,7 @@ def test_every_pass_has_a_name_of_its_own_and_says_what_it_does() -> None:
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
 def test_every_pass_keeps_what_the_graph_computes_and_its_own_promise(target: Target, dynamic: bool) -> None:
-    model = captured(dynamic).clone()
+    model = captured_everything(dynamic).clone()
     lower(model, target)
     expected = run(model, {"images": IMAGES})
     for kind in PASSES:
@@ -79,7 +65,7 @@ def test_every_pass_keeps_what_the_graph_computes_and_its_own_promise(target: Ta
 @pytest.mark.parametrize("lost", ["shapes", "types", "all"])
 def test_a_graph_that_states_too_little_is_left_alone_or_refused_in_words(name: str, lost: str) -> None:
     """No pass meets it with an AttributeError, which an assertion becomes under python -O."""
-    target, model = TARGETS[name], captured(False).clone()
+    target, model = TARGETS[name], captured_everything(False).clone()
     lower(model, target)
     for kind in PASSES:
         poor = model.clone()
@@ -169,7 +155,7 @@ def test_passes_of_installed_packages_run_after_ours_where_they_apply(monkeypatc
 
     monkeypatch.setattr(order, "_ANNOUNCED", SimpleNamespace(announced=lambda: (Mine,)))
     for name, changes in (("portable", ["seen"]), ("onnxruntime", [])):
-        model = captured(False).clone()
+        model = captured_everything(False).clone()
         lower(model, TARGETS[name])
         records = order.optimize(model, TARGETS[name])
         names = [record["pass"] for record in records]
