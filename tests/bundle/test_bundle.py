@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import LABELS, failing_after, tiny_images, tiny_logits, tiny_manifest, tiny_model, write_tiny_bundle
+from tests.conftest import examples
 from vitdeploy.bundle import MANIFEST, MODEL, REFERENCE, Bundle, TensorSpec, WeightsRecord
 from vitdeploy.bundle.manifest import Manifest, dump
 from vitdeploy.errors import BundleError
@@ -275,7 +276,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_change_to_a_manifest_gives_anything_but_a_bundle_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -304,7 +305,7 @@ def test_no_change_to_a_manifest_gives_anything_but_a_bundle_error(
 
 
 @given(text=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_in_place_of_a_manifest_give_anything_but_a_bundle_error(
     text: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import ops, parsed, run
 from vitdeploy.exporter.emulation import activation_ranges, emulate_half, half_snr_db
 from vitdeploy.exporter.half import HALF, HalfReport, Quality, keep_single, to_half
@@ -157,7 +158,7 @@ def test_resize_keeps_its_scales_in_float32() -> None:
     onnx.checker.check_model(ir.to_proto(typed), full_check=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-3, 1.0, 100.0]))
 def test_the_emulation_rounds_every_tensor_as_numpy_does(seed: int, scale: float) -> None:
     body = "g (float[8] x) => (float[8] y) { a = Mul (x, x) b = Add (a, x) y = Neg (b) }"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from vitdeploy.graph.layout import Movement, Size
 
 Chain = list[tuple[str, tuple[int, ...]]]
@@ -55,7 +56,7 @@ def composed(start: tuple[Size, ...], chain: Chain) -> Movement | None:
     return movement
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(chains())
 def test_a_chain_of_transposes_and_reshapes_is_one_movement_of_at_most_one_transpose(
     case: tuple[tuple[int, ...], Chain],
@@ -76,7 +77,7 @@ def test_a_chain_of_transposes_and_reshapes_is_one_movement_of_at_most_one_trans
     assert len(movement.steps()) <= len(chain)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(chains(), st.data())
 def test_what_broadcasts_against_the_source_moves_to_what_broadcasts_against_the_target(
     case: tuple[tuple[int, ...], Chain], data: st.DataObject
@@ -95,7 +96,7 @@ def test_what_broadcasts_against_the_source_moves_to_what_broadcasts_against_the
     np.testing.assert_array_equal(np.broadcast_to(moved, movement.shape), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(chains(), st.data())
 def test_a_reduction_is_told_the_axes_of_the_source(case: tuple[tuple[int, ...], Chain], data: st.DataObject) -> None:
     start, chain = case

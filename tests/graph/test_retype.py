@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, ops, parsed, run
 from vitdeploy.graph.names import names_in
 from vitdeploy.graph.retype import retype
@@ -103,7 +104,7 @@ def test_names_that_are_taken_are_not_given_again() -> None:
 _OPERATORS = ("Abs", "Neg", "Relu", "Tanh")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(_OPERATORS), st.integers(0, 5), st.booleans()), min_size=1, max_size=6),
     outputs=st.sets(st.integers(0, 5), max_size=3),

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, assert_same, batch, ops, parsed, run
 from vitdeploy.exporter.half import to_half
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
@@ -44,7 +45,7 @@ def baked(model: ir.Model, recipe: Preprocessing) -> ir.Model:
 numbers = st.floats(0.01, 1.0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     mean=st.tuples(numbers, numbers, numbers),

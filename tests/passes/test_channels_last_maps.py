@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, parsed, prove
 from tests.rows import TARGETS
 from vitdeploy.graph.edit import attribute
@@ -20,7 +21,7 @@ def perms(model: ir.Model) -> list[tuple[int, ...]]:
     return [tuple(attribute(node, "perm")) for node in model.graph if node.op_type == "Transpose"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(b=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 5), c=st.integers(1, 5), free=st.booleans())
 def test_tokens_become_a_map_with_the_channels_last(b: int, h: int, w: int, c: int, free: bool) -> None:
     size = "batch" if free else b
@@ -31,7 +32,7 @@ def test_tokens_become_a_map_with_the_channels_last(b: int, h: int, w: int, c: i
     assert perms(model) == [(0, 3, 1, 2)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(b=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 5), c=st.integers(1, 5), free=st.booleans())
 def test_a_map_becomes_tokens_with_the_channels_last(b: int, h: int, w: int, c: int, free: bool) -> None:
     size = "batch" if free else b

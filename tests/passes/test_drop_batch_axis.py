@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.conftest import examples
 from tests.exporter.zoo_models import BlockOfMaps
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from tests.rows import TARGETS
@@ -129,7 +130,7 @@ def test_another_batch_keeps_its_axis(size: str) -> None:
     assert prove(DropBatchAxis, model, batch(2, 6, 4), target=DROPS).changes == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     n=st.integers(1, 5),
     h=st.integers(1, 3),

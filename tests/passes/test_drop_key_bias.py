@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from vitdeploy.models.lemevit import CrossAttention, SelfAttention
 from vitdeploy.passes.drop_key_bias import DropKeyBias
@@ -107,7 +108,7 @@ def test_a_bias_that_another_layer_adds_stays_with_it() -> None:
     np.testing.assert_array_equal(model.graph.initializers["bk"].const_value.numpy(), WEIGHTS["bk"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     b=st.integers(1, 3),
     n=st.integers(1, 6),

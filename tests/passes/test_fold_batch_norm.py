@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, ops, parsed, prove
 from vitdeploy.passes.fold_batch_norm import FoldBatchNorm
 
@@ -24,7 +25,7 @@ def model_of(body: str, inputs: str, outputs: str = "y", **weights: np.ndarray) 
 NORM = "BatchNormalization <epsilon = 0.001>"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     group=st.integers(1, 3),
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -49,7 +50,7 @@ def test_it_goes_into_the_convolution_before_it(
     assert "w" in model.graph.initializers
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(group=st.integers(1, 3), widths=st.tuples(st.integers(1, 3), st.integers(1, 3)), kernel=st.integers(1, 3))
 def test_it_goes_into_the_convolution_behind_it_where_that_does_not_pad(
     group: int, widths: tuple[int, int], kernel: int

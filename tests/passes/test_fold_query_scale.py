@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.conftest import examples
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from vitdeploy.models.lemevit import DualCrossAttention, SelfAttention, TiedDualCrossAttention
 from vitdeploy.passes.fold_query_scale import FoldQueryScale
@@ -119,7 +120,7 @@ def test_weights_that_another_layer_reads_are_copied() -> None:
     np.testing.assert_array_equal(model.graph.initializers["wq"].const_value.numpy(), WEIGHTS["wq"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     b=st.integers(1, 3),
     n=st.integers(1, 6),

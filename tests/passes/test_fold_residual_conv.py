@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, ops, parsed, prove
 from vitdeploy.passes.fold_residual_conv import FoldResidualConv
 
@@ -17,7 +18,7 @@ def residual(channels: int, attributes: str, kernel: tuple[int, int], group: int
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     group=st.integers(1, 4),
     width=st.integers(1, 3),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import examples
 from tests.graph_cases import batch, folded, ops, parsed, prove, run
 from vitdeploy.graph.edit import attribute
 from vitdeploy.passes.fuse_layer_norm import FuseLayerNorm
@@ -172,7 +173,7 @@ def test_statistics_read_elsewhere_stay() -> None:
     assert ops(model) == {"ReduceMean": 1, "LayerNormalization": 1}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     shape=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     axis=st.integers(0, 3),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, batch, ops, parsed, prove, run
 from tests.rows import TARGETS
 from vitdeploy.passes.gelu_form import GeluForm
@@ -122,7 +123,7 @@ def test_gelu_of_a_gelu_behind_elementwise_nodes(target: str) -> None:
     assert ops(model)["Gelu" if target == "gelu" else "Erf"] == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     case=st.sampled_from(["none", "tanh"]),

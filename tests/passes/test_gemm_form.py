@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, ops, parsed, prove
 from tests.rows import TARGETS
 from vitdeploy.passes.gemm_form import GemmForm
@@ -12,7 +13,7 @@ from vitdeploy.passes.gemm_form import GemmForm
 GEMM = TARGETS["onnxruntime"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     n=st.integers(1, 5),
     k=st.integers(1, 5),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, batch, captured, ops, parsed, prove, run
 from tests.rows import TARGETS
 from vitdeploy.passes.hoist_broadcast import HoistBroadcast
@@ -74,7 +75,7 @@ def test_what_treats_images_alike_is_computed_once_and_folds_away(case: str) -> 
     assert ops(ir.serde.deserialize_model(proto)) == {"Mul": 1}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(chain=st.lists(st.sampled_from(SHAPE_KEEPING), max_size=5), images=st.integers(1, 3))
 def test_any_chain_of_them_gives_the_same_numbers(chain: list[str], images: int) -> None:
     steps = ["O0 = Relu (c)"]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, batch, parsed, prove
 from vitdeploy.graph.edit import attribute
 from vitdeploy.passes.key_form import KeyForm
@@ -21,7 +22,7 @@ def perms(model: ir.Model) -> list[tuple[int, ...]]:
     return [tuple(attribute(node, "perm")) for node in model.graph if node.op_type == "Transpose"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(b=st.integers(1, 3), n=st.integers(1, 5), h=st.integers(1, 3), d=st.integers(1, 4), free=st.booleans())
 def test_heads_first_then_the_last_two_axes(b: int, n: int, h: int, d: int, free: bool) -> None:
     size = "batch" if free else b

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.conftest import examples
 from tests.exporter.zoo_models import BlockOfMaps
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from vitdeploy.graph.edit import sizes
@@ -148,7 +149,7 @@ def test_two_long_streams_stay_apart(short: int, merged: bool) -> None:
     assert (ops(model)["MatMul"] == 1) == merged
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     b=st.integers(1, 3),
     tokens=st.lists(st.integers(1, 6), min_size=2, max_size=4),

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, batch, ops, parsed, prove
 from vitdeploy.graph.edit import attribute
 from vitdeploy.passes.merge_transposes import MergeTransposes
@@ -63,7 +64,7 @@ def test_transposes_and_reshapes_that_meet_their_inverse_vanish(case: str) -> No
     assert moves(model) == (0, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(perms=st.lists(st.permutations(range(4)), min_size=1, max_size=4), between=st.lists(st.booleans(), min_size=4))
 def test_any_chain_of_transposes_leaves_at_most_one(perms: list[list[int]], between: list[bool]) -> None:
     body, last = "", "x"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from tests.rows import TARGETS
 from vitdeploy.models.lemevit import SelfAttention
@@ -86,7 +87,7 @@ def test_only_targets_that_ask_for_it_are_given_it(target: str) -> None:
     assert bool(changes) == (target == "onnxruntime")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     b=st.integers(1, 3),
     widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import examples
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from vitdeploy.passes.split_qkv import SplitQKV
 
@@ -101,7 +102,7 @@ def test_every_idiom_becomes_one_split_of_the_last_axis(cut: Cut, dynamic: bool)
     assert max(len(value.shape) for node in model.graph for value in node.outputs) == 4
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.integers(1, 5)),
     parts=st.integers(2, 4),

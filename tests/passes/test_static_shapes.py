@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.conftest import examples
 from tests.graph_cases import PORTABLE, annotated, batch, captured, ops, parsed, prove
 from vitdeploy.graph.edit import constant
 from vitdeploy.passes.static_shapes import StaticShapes
@@ -48,7 +49,7 @@ def test_captured_attention_over_a_free_batch_keeps_no_computed_shape() -> None:
             assert (shape[1:] > 0).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), cut=st.integers(0, 3), images=st.integers(1, 3))
 def test_any_reshape_of_the_axes_behind_the_batch_becomes_constant(sizes: list[int], cut: int, images: int) -> None:
     merged = [math.prod(sizes[:cut]), *sizes[cut:]]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.quantize.blocks import network, photos
 from vitdeploy.graph.qdq import S8, QuantParams
 from vitdeploy.quantize import moments as module
@@ -58,7 +59,7 @@ def test_moments_of_a_convolution_are_those_of_its_unfolded_patches(
     np.testing.assert_allclose(found.second, expected.T @ expected / len(expected), atol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(cuts=st.lists(st.integers(1, 3), min_size=1, max_size=3), patches=st.booleans())
 def test_moments_do_not_depend_on_the_batches(cuts: list[int], patches: bool) -> None:
     rng = np.random.default_rng(4)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import examples
 from tests.image_cases import QNA, noise, pixels_of, stretch
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing, preprocess
@@ -213,7 +214,7 @@ def test_an_object_of_another_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("suffix", ["jpeg", "png", "gif", "tiff", "webp", "bmp"])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_images_are_read_or_refused(
     data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
