@@ -9,4 +9,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 .venv/bin/mypy
 if [ $# -eq 0 ]; then set -- -m 'not slow' --durations=40; fi
 if [[ " $* " == *" -m slow "* ]]; then set -- --hypothesis-profile=slow "$@"; fi
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadscope "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 "$@"
