@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import UsageError
+from vitdeploy.proof.discrete import (
+    EntryParity,
+    SelectionParity,
+    compare_entries,
+    compare_selection,
+    is_discrete,
+    is_selection,
+    other_shape,
+    same_rows,
+)
 from vitdeploy.statistics import json_number, snr_db
 from vitdeploy.table import render
 
@@ -20,19 +30,18 @@ Array = NDArray[Any]
 # logits. At 45 dB two logits move against each other by 0.8 % of it (standard deviation), so this is almost four.
 CLEAR_MARGIN = 0.03
 
-# Scores of two border tokens may lie within rounding of each other; more than this part of a row is no border case.
-BORDER_PART = 0.05
-
 
 @dataclass(frozen=True)
 class Bounds:
     """What an output must fulfil; a measure whose bound is None or False is reported but not judged.
 
-    Outputs must be finite whatever the bounds.
+    Outputs must be finite whatever the bounds, and so must their reference. A bound holds where the measure is known to
+    keep it: NaN keeps none.
 
     max_relative  largest error over the largest reference magnitude
     min_snr_db    signal-to-noise ratio in dB
-    same_top1     the best class is that of the reference in every clear case, see CLEAR_MARGIN
+    same_top1     the best class is that of the reference in every clear case, see CLEAR_MARGIN. Without a clear case
+                  it shows nothing, so that an output on which no other measure is judged fails then
     """
 
     max_relative: float | None = None
@@ -55,9 +64,9 @@ class OutputParity:
     max_abs       largest absolute error
     max_relative  max_abs over the largest magnitude of the reference
     snr_db        `statistics.snr_db`: infinite when there is no error
-    finite        the output holds no NaN and no Inf
-    top1_same     clear cases with the same best class; None unless the output is [N, classes]
-    top1_clear    clear cases, see CLEAR_MARGIN
+    finite        the output and its reference hold no NaN and no Inf
+    top1_same     clear cases with the same best class; None where there is none
+    top1_clear    clear cases, see CLEAR_MARGIN; None unless the output is [N, classes] of two classes or more
     failures      the bounds that do not hold, in words
     """
 
@@ -90,36 +99,6 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
-class SelectionParity:
-    """A discrete output [N, k] against its reference, each row a set: the order does not count.
-
-    rows       samples
-    same_rows  samples with the same set as the reference
-    exchanged  the most entries that one sample chose differently
-    size       k
-    failures   what does not hold, in words
-    """
-
-    name: str
-    rows: int
-    same_rows: int
-    exchanged: int
-    size: int
-    failures: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "same_rows": self.same_rows,
-            "exchanged": self.exchanged,
-            "size": self.size,
-            "passed": not self.failures,
-        }
-
-
-@dataclass(frozen=True)
 class ParityReport:
     """All outputs of one runtime against the reference; `str()` is a table.
 
@@ -130,12 +109,17 @@ class ParityReport:
     precision: str
     outputs: tuple[OutputParity, ...]
     selections: tuple[SelectionParity, ...] = ()
+    entries: tuple[EntryParity, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
         """The bounds that do not hold for any output, in words."""
-        parts: tuple[SelectionParity | OutputParity, ...] = (*self.selections, *self.outputs)
-        return tuple(failure for part in parts for failure in part.failures)
+        parts: tuple[SelectionParity | EntryParity | OutputParity, ...] = (
+            *self.selections,
+            *self.entries,
+            *self.outputs,
+        )
+        return tuple(failure for part in parts for failure in part.failures) if parts else ("nothing was compared",)
 
     @property
     def passed(self) -> bool:
@@ -150,18 +134,15 @@ class ParityReport:
             "passed": self.passed,
             "outputs": [output.to_dict() for output in self.outputs],
             "selections": [selection.to_dict() for selection in self.selections],
+            "entries": [entries.to_dict() for entries in self.entries],
             "failures": list(self.failures),
         }
 
     def __str__(self) -> str:
         header = ("output", "max abs error", "relative", "SNR dB", "same top-1", "")
         rows = [_row(output) for output in self.outputs]
-        lines = [render(rows, header=header, align="<" * len(header), rule=False)]
-        lines += [
-            f"{s.name}: {s.same_rows} of {s.rows} samples choose the same {s.size}"
-            + (f", at most {s.exchanged} exchanged in the others" if s.exchanged else "")
-            for s in self.selections
-        ]
+        lines = [render(rows, header=header, align="<" * len(header), rule=False)] if rows else []
+        lines += map(str, (*self.selections, *self.entries))
         return "\n".join([f"{self.precision} on {self.runtime} against PyTorch FP32", *lines, *self.failures])
 
 
@@ -171,26 +152,33 @@ def compare(
     """One output against its reference, judged by `bounds`, None for those of `precision`."""
     bounds = bounds or find_bounds(precision)
     if reference.shape != actual.shape:
-        failure = f"{name}: the shape is {list(actual.shape)} instead of {list(reference.shape)}"
-        return OutputParity(name, math.inf, math.inf, -math.inf, finite=False, failures=(failure,))
+        return _nothing(name, other_shape(name, reference, actual))
+    if not reference.size:
+        return _nothing(name, f"{name}: the reference holds no values")
+    for array, whose in ((reference, " of the reference"), (actual, "")):
+        if array.dtype.kind not in "fiub":
+            return _nothing(name, f"{name}: the values{whose} are of type {array.dtype}, which is no real number")
     expected, found = reference.astype(np.float64), actual.astype(np.float64)
-    if not np.isfinite(found).all():
-        failure = f"{name}: {np.count_nonzero(~np.isfinite(found))} of {found.size} values are NaN or Inf"
-        return OutputParity(name, math.inf, math.inf, -math.inf, finite=False, failures=(failure,))
+    for values, whose in ((found, ""), (expected, " of the reference")):
+        broken = np.count_nonzero(~np.isfinite(values))
+        if broken:
+            return _nothing(name, f"{name}: {broken} of {values.size} values{whose} are NaN or Inf")
 
-    error = found - expected
-    max_abs = float(np.abs(error).max())
+    with np.errstate(over="ignore"):
+        max_abs = float(np.abs(found - expected).max())
     max_relative = _ratio(max_abs, float(np.abs(expected).max()))
     ratio = snr_db(expected, found)
-    same, clear = _top1(expected, found) if expected.ndim == 2 else (None, None)
+    same, clear = _top1(expected, found)
 
     failures = []
-    if bounds.max_relative is not None and max_relative > bounds.max_relative:
+    if bounds.max_relative is not None and not max_relative <= bounds.max_relative:
         failures.append(f"{name}: the relative error is {max_relative:.2e}, the bound {bounds.max_relative:.0e}")
-    if bounds.min_snr_db is not None and ratio < bounds.min_snr_db:
+    if bounds.min_snr_db is not None and not ratio >= bounds.min_snr_db:
         failures.append(f"{name}: the signal-to-noise ratio is {ratio:.1f} dB, the bound {bounds.min_snr_db:g} dB")
-    if bounds.same_top1 and same != clear:
+    if bounds.same_top1 and clear and same != clear:
         failures.append(f"{name}: only {same} of {clear} clear cases keep their best class")
+    if bounds.same_top1 and not clear and bounds.max_relative is None and bounds.min_snr_db is None:
+        failures.append(f"{name}: there is no clear case, so nothing shows that the best class is kept")
     return OutputParity(name, max_abs, max_relative, ratio, True, same, clear, tuple(failures))
 
 
@@ -204,42 +192,41 @@ def compare_outputs(
 ) -> ParityReport:
     """Every output of the reference against the one of the same name, judged by `bounds` or those of `precision`.
 
-    Integer outputs are selections. A sample whose selection differs is reported as such and left out of the other
+    Whole numbers [N, k] are selections. A sample whose selection differs is reported as such and left out of the other
     comparisons: with other tokens its logits are those of another function, and their difference is no numerical error.
+    Whole numbers of another rank, and flags, are compared entry by entry.
     """
     absent = np.empty(0)
-    discrete = [name for name, array in reference.items() if np.issubdtype(array.dtype, np.integer)]
-    selections = tuple(compare_selection(name, reference[name], actual.get(name, absent)) for name in discrete)
-    same: NDArray[np.bool_] | slice = slice(None)
-    if selections and all(not s.failures for s in selections):
-        same = np.logical_and.reduce([_same_rows(reference[name], actual[name]) for name in discrete])
-    outputs = tuple(
-        compare(name, array[same], actual.get(name, absent)[same], precision=precision, bounds=bounds)
-        for name, array in reference.items()
-        if name not in discrete
+    pairs = {name: (array, actual.get(name, absent)) for name, array in reference.items()}
+    chosen = {name: pair for name, pair in pairs.items() if is_selection(pair[0])}
+    selections = [compare_selection(name, *pair) for name, pair in chosen.items()]
+    if selections and not any(selection.failures for selection in selections):
+        same = _all_the_same(list(chosen.values()))
+        if same is None or not same.any():
+            why = "no sample selects the same as the reference in all selections, so nothing is left to compare"
+            selections[0] = replace(selections[0], failures=(f"{', '.join(chosen)}: {why}",))
+        else:
+            pairs = {name: (_rows(one, same), _rows(other, same)) for name, (one, other) in pairs.items()}
+    measured = {name: pair for name, pair in pairs.items() if not is_discrete(pair[0])}
+    entries = [name for name in pairs if name not in chosen and name not in measured]
+    return ParityReport(
+        runtime,
+        precision,
+        tuple(compare(name, *pair, precision=precision, bounds=bounds) for name, pair in measured.items()),
+        tuple(selections),
+        tuple(compare_entries(name, *pairs[name]) for name in entries),
     )
-    return ParityReport(runtime, precision, outputs, selections)
 
 
-def compare_selection(name: str, reference: Array, actual: Array) -> SelectionParity:
-    """A selection [N, k] against its reference, row by row as sets; a few exchanged border entries do not fail."""
-    rows, size = reference.shape
-    if reference.shape != actual.shape:
-        failure = f"{name}: the shape is {list(actual.shape)} instead of {list(reference.shape)}"
-        return SelectionParity(name, rows, 0, size, size, (failure,))
-    same = int(_same_rows(reference, actual).sum())
-    exchanged = max(len(set(old) - set(new)) for old, new in zip(reference.tolist(), actual.tolist(), strict=True))
-    failures = []
-    if exchanged > max(1, BORDER_PART * size):
-        failures.append(f"{name}: {exchanged} of {size} entries of one sample are chosen differently")
-    elif not same:
-        failures.append(f"{name}: no sample selects the same as the reference, so nothing is left to compare")
-    return SelectionParity(name, rows, same, exchanged, size, tuple(failures))
+def _all_the_same(chosen: Sequence[tuple[Array, Array]]) -> NDArray[np.bool_] | None:
+    """Which samples have the same set in every selection, [N]; None where selections differ in their samples."""
+    each = [same_rows(*pair) for pair in chosen]
+    return np.logical_and.reduce(each) if len({len(rows) for rows in each}) == 1 else None
 
 
-def _same_rows(reference: Array, actual: Array) -> NDArray[np.bool_]:
-    same: NDArray[np.bool_] = (np.sort(reference, axis=1) == np.sort(actual, axis=1)).all(axis=1)
-    return same
+def _rows(array: Array, same: NDArray[np.bool_]) -> Array:
+    """The samples of `array` that are to be compared; an array of no samples stays as it is."""
+    return array[same] if array.ndim and len(array) == len(same) else array
 
 
 def find_bounds(precision: str) -> Bounds:
@@ -255,17 +242,25 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole
 
 
-def _top1(expected: NDArray[np.float64], found: NDArray[np.float64]) -> tuple[int, int]:
-    """How many clear cases keep their best class, and how many are clear."""
-    if expected.shape[1] < 2:
-        return len(expected), len(expected)
+def _nothing(name: str, failure: str) -> OutputParity:
+    """The result for an output of which nothing can be measured."""
+    return OutputParity(name, math.inf, math.inf, -math.inf, finite=False, failures=(failure,))
+
+
+def _top1(expected: NDArray[np.float64], found: NDArray[np.float64]) -> tuple[int | None, int | None]:
+    """How many clear cases keep their best class, and how many are clear; see `OutputParity`."""
+    if expected.ndim != 2 or expected.shape[1] < 2:
+        return None, None
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
-    clear = first - second > CLEAR_MARGIN * np.sqrt(np.square(expected).mean(axis=1))
+    with np.errstate(over="ignore"):
+        clear = first - second > CLEAR_MARGIN * np.sqrt(np.square(expected).mean(axis=1))
     same = expected.argmax(axis=1) == found.argmax(axis=1)
-    return int((same & clear).sum()), int(clear.sum())
+    return (int((same & clear).sum()), int(clear.sum())) if clear.any() else (None, 0)
 
 
 def _row(output: OutputParity) -> tuple[str, ...]:
     top1 = "-" if output.top1_clear is None else f"{output.top1_same}/{output.top1_clear}"
+    if output.top1_clear == 0:
+        top1 = "no clear case"
     measures = (f"{output.max_abs:.3e}", f"{output.max_relative:.3e}", f"{output.snr_db:.1f}")
     return (output.name, *measures, top1, "ok" if output.passed else "FAILED")
