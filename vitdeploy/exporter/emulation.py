@@ -17,6 +17,9 @@ from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Runner
 from vitdeploy.statistics import decibels
 
+HALF_MAX = 65504.0
+MIN_TENSOR_SNR_DB = 50.0  # a normal tensor keeps 70 to 75 dB in half precision; less means subnormal values
+
 
 @dataclass(frozen=True)
 class Range:

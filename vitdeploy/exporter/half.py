@@ -16,7 +16,15 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import GateError
-from vitdeploy.exporter.emulation import Range, activation_ranges, emulate_half, half_snr_db
+from vitdeploy.exporter.emulation import (
+    HALF_MAX,
+    MIN_TENSOR_SNR_DB,
+    Range,
+    activation_ranges,
+    emulate_half,
+    half_snr_db,
+)
+from vitdeploy.exporter.guards import guarded_regions
 from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remove_unused
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
@@ -26,9 +34,7 @@ from vitdeploy.statistics import json_number
 
 log = logging.getLogger(__name__)
 
-HALF_MAX = 65504.0
 HEADROOM = 2.0  # other images may reach higher than the reference ones
-MIN_TENSOR_SNR_DB = 50.0  # a normal tensor keeps 70 to 75 dB in half precision; less means subnormal values
 MASK_LIMIT = -10000.0
 SPARE_DB = 1.0  # kept above the bound, for runtimes that round in other places than the emulation
 MAX_REPAIRS = 12
@@ -119,7 +125,7 @@ def to_half(
     model = model.clone()
     _finite_masks(model)
     ranges = activation_ranges(model, inputs)
-    report = HalfReport(kept={**_unsafe(model, ranges), **pinned(model)})
+    report = HalfReport(kept={**guarded_regions(model.graph), **_unsafe(model, ranges), **pinned(model)})
     bound = min_snr_db + SPARE_DB
 
     def measure(kept: Mapping[str, str]) -> float:
