@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -69,6 +71,52 @@ def test_a_module_that_fixes_the_batch_is_refused_when_it_should_be_dynamic() ->
     with pytest.raises(ExportError, match="dynamic batch") as caught:
         capture(Fixed(), torch.randn(2, 3, 4, 4), dynamic_batch=True, output_names=["y"])
     assert "--batch 1" in str(caught.value)
+
+
+class InPlace(nn.Module):
+    """Changes its input in place as `change` says."""
+
+    mean: Tensor
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.change = change
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.change(images)
+        return images.sub_(self.mean).flatten(1)
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "values": lambda x: x.mul_(1.7).clamp_(-1, 1),
+    "a part": lambda x: x[:, :1].zero_(),
+    "a view": lambda x: x.permute(0, 2, 3, 1)[:, ::2].add_(1),
+    "by a mask": lambda x: x.masked_fill_(x < 0, 0),
+    "axes": lambda x: x.transpose_(2, 3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_module_that_changes_its_input_computes_the_same_and_shows_only_its_outputs(
+    change: str, dynamic: bool
+) -> None:
+    module, x = InPlace(CHANGES[change]).eval(), torch.randn(2, 3, 4, 4)
+    given = x.clone()
+    model = capture(module, given, dynamic_batch=dynamic, output_names=["y"])
+    torch.testing.assert_close(given, x, rtol=0, atol=0)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    (found,) = run(model, {"images": x.numpy()})
+    np.testing.assert_allclose(found, module(x.clone()).numpy(), atol=1e-5)
+
+
+def test_a_module_that_changes_nothing_has_no_copy_of_its_input_in_the_graph() -> None:
+    model = capture(nn.Conv2d(3, 4, 2), torch.randn(1, 3, 4, 4), dynamic_batch=False, output_names=["y"])
+    assert [node.op_type for node in model.graph] == ["Conv"]
+    model = capture(nn.Identity(), torch.randn(1, 3, 4, 4), dynamic_batch=False, output_names=["y"])
+    x = np.ones((1, 3, 4, 4), np.float32)
+    np.testing.assert_array_equal(run(model, {"images": x})[0], x)
 
 
 def test_the_number_of_outputs_must_match_their_names() -> None:

@@ -61,6 +61,7 @@ def capture(
         ) from error
     assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
     captured = onnx_program.model
+    _drop_copy(captured.graph)
     _name_interface(captured, output_names)
     _name_nodes(captured)
     composites.attach_functions(captured)
@@ -68,14 +69,17 @@ def capture(
 
 
 class _Wrapped(nn.Module):
-    """Gives every parameter a dotted name: torch.fx refuses some plain ones, `meta` for instance."""
+    """Gives every parameter a dotted name: torch.fx refuses some plain ones, `meta` for instance.
+
+    The module works on a copy of the images, for torch.export refuses some ways of changing an input in place.
+    """
 
     def __init__(self, model: nn.Module, call: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         self.model, self.call = model, call
 
     def forward(self, images: Tensor) -> Any:
-        return self.call(self.model, images)
+        return self.call(self.model, images.clone())
 
 
 def _forward(model: nn.Module, images: Tensor) -> Any:
@@ -182,6 +186,14 @@ def _convolution(
     if transposed:
         return _deconvolution(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return NotImplemented
+
+
+def _drop_copy(graph: ir.Graph) -> None:
+    """Remove the node that copies the images; it stays where the copy is an output, which an input cannot be."""
+    for node, _ in graph.inputs[0].uses():
+        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], graph.inputs[0])
+            graph.remove(node, safe=True)
 
 
 def _name_interface(model: ir.Model, output_names: Sequence[str]) -> None:
