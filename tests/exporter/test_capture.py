@@ -85,7 +85,7 @@ class InPlace(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.change(images)
-        return images.sub_(self.mean).flatten(1)
+        return (images - self.mean).flatten(1)
 
 
 CHANGES: dict[str, Callable[[Tensor], object]] = {
