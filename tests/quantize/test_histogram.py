@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from vitdeploy.graph.qdq import S8, U8, QScheme
 from vitdeploy.quantize.histogram import BINS, Histogram, Noise
 
-# Of any size, near zero, and nothing but zeros, as a ReLU gives for a whole image.
+# Of any size, near zero, about and below the smallest width, and nothing but zeros, as a ReLU gives for a whole image.
 values_of_any_size = st.one_of(
     npst.arrays(
         np.float32, st.integers(1, 60), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
@@ -19,6 +19,7 @@ values_of_any_size = st.one_of(
     npst.arrays(
         np.float32, st.integers(1, 60), elements=st.floats(-(2.0**-13), 2.0**-13, width=32, allow_subnormal=False)
     ),
+    npst.arrays(np.float32, st.integers(1, 60), elements=st.floats(-(2.0**-107), 2.0**-107, width=32)),
     st.integers(1, 60).map(lambda size: np.zeros(size, np.float32)),
 )
 

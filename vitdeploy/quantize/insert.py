@@ -19,7 +19,7 @@ from vitdeploy.graph.edit import (
     replace,
     set_constant,
 )
-from vitdeploy.graph.qdq import Array, QuantizedWeight, QuantParams, along, quantize_weight
+from vitdeploy.graph.qdq import MIN_SCALE, Array, QuantizedWeight, QuantParams, along, quantize_weight
 from vitdeploy.quantize.layers import weight_of
 from vitdeploy.quantize.placement import DECONVOLUTION, Layer, Plan
 from vitdeploy.targets import Int8Rules
@@ -110,7 +110,8 @@ def _quantize_weight(
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None:
             step = ranges[str(source.name)].scale
-            weight = make_room(weight, array, layer.axis, np.abs(bias) / (_LARGEST_BIAS * step))
+            least = np.maximum(np.abs(bias) / (_LARGEST_BIAS * step), MIN_SCALE / step)
+            weight = make_room(weight, array, layer.axis, least)
             scales = (weight.scales * np.float32(step)).astype(np.float32)
             integers = np.rint(bias / scales.astype(np.float64)).astype(np.int32)
             node.replace_input_with(2, _dequantized(graph, node, 2, QuantizedWeight(integers, scales), 0))
@@ -142,7 +143,7 @@ def _dequantized(
 
 
 def make_room(weight: QuantizedWeight, array: Array, axis: int, least: Array) -> QuantizedWeight:
-    """`weight` with the channels rounded anew whose scale is below `least` [channels], so that int32 holds their bias.
+    """`weight` with the channels rounded anew whose scale is below `least` [channels], as a bias in int32 needs it.
 
     array  the weight in float; `axis` is that of the channels
     """
