@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitdeploy.bundle import MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.bundle import MANIFEST, MODEL, Bundle, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.bundle.manifest import dump
 from vitdeploy.preprocess import Preprocessing
 
 SIZE = 8
@@ -101,6 +104,20 @@ def write_tiny_bundle(
         fill(writer, batch, error=error, pyramid=pyramid)
         writer.seal(tiny_manifest(batch, pyramid=pyramid, precision=precision))
         return writer.commit()
+
+
+def forge(bundle: Bundle, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the manifest on disk and signs it again, as somebody with intent would."""
+    document = json.loads((bundle.path / MANIFEST).read_text())
+    edit(document)
+    (bundle.path / MANIFEST).write_bytes(dump(document))
+
+
+def forge_file(bundle: Bundle, name: str, data: bytes) -> None:
+    """Replaces a file, with its hash in the manifest."""
+    (bundle.path / name).write_bytes(data)
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    forge(bundle, lambda document: document["files"].update({name: record}))
 
 
 def failing_after(calls: int, error: BaseException) -> Callable[..., None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitdeploy.bundle.bundle import MODEL, REFERENCE, Bundle, Reference
+from vitdeploy.bundle.bundle import MODEL, REFERENCE, Bundle
 from vitdeploy.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -12,6 +12,7 @@ from vitdeploy.bundle.manifest import (
     TensorSpec,
     WeightsRecord,
 )
+from vitdeploy.bundle.reference import Reference
 from vitdeploy.bundle.writer import BundleWriter
 
 __all__ = [

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord, JsonObject, Manifest, dump, parse
+from vitdeploy.bundle.reference import LARGEST_REFERENCE, Reference, read_reference, too_large
 from vitdeploy.errors import BundleError
 from vitdeploy.files import hash_file, write_atomically
 
@@ -24,15 +19,6 @@ REFERENCE = "reference.npz"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _COPY_AGAIN = "copy the bundle again, or export it again"
-
-Array = NDArray[Any]
-
-
-class Reference(NamedTuple):
-    """The inputs and the outputs that PyTorch computed from them, both by tensor name."""
-
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
 
 
 class Bundle:
@@ -72,7 +58,10 @@ class Bundle:
             raise BundleError(
                 f"{self.path} has no {name}", why="its manifest does not list it", fix="export the bundle again"
             )
-        data = _read(self._locate(name))
+        path = self._locate(name)
+        if (size := _size(path)) != record.bytes:
+            self._compare(name, FileRecord(record.sha256, size))
+        data = _read(path)
         self._compare(name, FileRecord(hashlib.sha256(data).hexdigest(), len(data)))
         return data
 
@@ -87,19 +76,14 @@ class Bundle:
             self._compare(name, found)
 
     def reference(self) -> Reference:
-        """The reference inputs and PyTorch outputs, which fit the manifest's signature."""
-        arrays = _load_arrays(self.read(REFERENCE), where=f"{self.path / REFERENCE}")
-        sides: list[dict[str, Array]] = []
-        for prefix, specs in (("input", self.manifest.inputs), ("output", self.manifest.outputs)):
-            side = {}
-            for spec in specs:
-                array = arrays.get(f"{prefix}.{spec.name}")
-                # Any number of samples: a model of fixed batch takes them a batch at a time.
-                if array is None or not replace(spec, shape=("batch", *spec.shape[1:])).admits(array.shape):
-                    raise BundleError(f"{self.path / REFERENCE} has no {prefix} {spec}", fix="export the bundle again")
-                side[spec.name] = array
-            sides.append(side)
-        return Reference(*sides)
+        """The reference inputs and PyTorch outputs: finite, and of the shapes and types of the manifest.
+
+        Raises BundleError for anything else, and for a reference of more than LARGEST_REFERENCE bytes.
+        """
+        record = self.manifest.files.get(REFERENCE)
+        if record is not None and record.bytes > LARGEST_REFERENCE:
+            raise too_large(str(self.path / REFERENCE), record.bytes)
+        return read_reference(self.read(REFERENCE), self.manifest, where=str(self.path / REFERENCE))
 
     def update_results(
         self, *, parity: list[JsonObject] | None = None, accuracy: list[JsonObject] | None = None
@@ -166,16 +150,15 @@ def _bundle_inside(path: Path) -> str:
     return f"give the bundle inside it: {inside[0]}" if inside else "give the folder that vitdeploy export wrote"
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise cannot_read(path, error) from error
-
-
-def _load_arrays(data: bytes, *, where: str) -> dict[str, Array]:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:
-        raise BundleError(f"{where} cannot be read", why=str(error), fix="export the bundle again") from error

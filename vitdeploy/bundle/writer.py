@@ -15,10 +15,13 @@ from types import TracebackType
 
 import numpy as np
 
-from vitdeploy.bundle.bundle import DISK_FULL, REFERENCE, Array, Bundle, cannot_write
+from vitdeploy.bundle.bundle import DISK_FULL, REFERENCE, Bundle, cannot_write
 from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, dump
+from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, sample_preprocessing
+from vitdeploy.bundle.reference import LARGEST_REFERENCE, Array, too_large
 from vitdeploy.errors import BundleError
 from vitdeploy.files import hash_file, write_atomically
+from vitdeploy.preprocess import Preprocessing
 
 
 class BundleWriter:
@@ -62,10 +65,26 @@ class BundleWriter:
             path.write_bytes(data)
         return path
 
-    def write_reference(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Path:
-        """Writes the reference inputs and the PyTorch outputs, both by tensor name."""
+    def write_reference(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        *,
+        preprocessing: Preprocessing | None = None,
+    ) -> Path:
+        """Writes the reference inputs and the PyTorch outputs, both by tensor name.
+
+        With `preprocessing` also what it makes of an image, so that the bundle shows which one it was. Raises
+        BundleError where all of it is more than LARGEST_REFERENCE bytes.
+        """
         arrays = {f"input.{name}": array for name, array in inputs.items()}
         arrays |= {f"output.{name}": array for name, array in outputs.items()}
+        if preprocessing is not None:
+            sample = sample_preprocessing(preprocessing)
+            arrays |= {PIXELS: sample.pixels, VALUES: sample.values}
+        size = sum(array.nbytes for array in arrays.values())
+        if size > LARGEST_REFERENCE:
+            raise too_large(f"the reference of {self.destination}", size)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         return self.write_bytes(REFERENCE, buffer.getvalue())
