@@ -9,8 +9,8 @@ in the order of DATA's sorted folders or of its labels.txt.
 
 The baseline is PyTorch, where it is installed and has the weights, or an FP32 bundle of the same network. A drop is
 given in points of top-1 with its 95 % interval (Tango's score interval of paired proportions) and McNemar's exact
-p-value. A baseline at chance, or whose labels look shifted, fails the check. After Ctrl-C the same command continues
-where it stopped.
+p-value, and whether 99 % and 99.9 % of the baseline's accuracy are kept, the levels of MLPerf's edge suite. A baseline
+at chance, or whose labels look shifted, fails the check. After Ctrl-C the same command continues where it stopped.
 """
 
 from __future__ import annotations
