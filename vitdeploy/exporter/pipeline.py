@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.bundle import Bundle, BundleWriter
-from vitdeploy.errors import ExportError, GateError, UsageError
+from vitdeploy.errors import GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import eight_bits
@@ -106,6 +105,9 @@ def _network(request: ExportRequest) -> tuple[nn.Module, ModelCard]:
 
 def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
     """The images that prove the bundle, and PyTorch's outputs for them."""
+    from vitdeploy.exporter.torch_network import TorchNetwork
+    from vitdeploy.exporter.torch_reference import reference_outputs
+
     wanted, batch = choose_outputs(model, features=request.features), request.fixed_batch or 1
     given = request.reference
     if given is None and samples is not None:
@@ -118,26 +120,10 @@ def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, sample
             why="its graph takes RGB pixels",
             fix="reference images as paths, or uint8 [n, H, W, 3]",
         )
-    return Reference(fed, images, _outputs_of(model, images, request, wanted), wanted)
-
-
-def _outputs_of(model: nn.Module, images: Array, request: ExportRequest, wanted: Outputs) -> dict[str, Array]:
-    """What PyTorch FP32 makes of the images, by output name."""
-    import torch
-
-    step = request.fixed_batch or len(images)
-    with torch.inference_mode():
-        if request.precision == "fp16" and callable(prepare := getattr(model, "prepare_fp16", None)):
-            prepare(torch.from_numpy(images[:step]))
-        parts = [
-            wanted.named(wanted.call(model, torch.from_numpy(images[i : i + step])))
-            for i in range(0, len(images), step)
-        ]
-    outputs = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
-    broken = [name for name, array in outputs.items() if not np.isfinite(array).all()]
-    if broken:
-        raise ExportError(f"PyTorch itself returns NaN or Inf in {broken[0]}", fix="check the checkpoint")
-    return outputs
+    network = TorchNetwork(model, card.name, wanted, request.fixed_batch)
+    if request.precision == "fp16":
+        network.prepare_half(images)
+    return Reference(fed, images, reference_outputs(network, images), wanted)
 
 
 def _graph(
