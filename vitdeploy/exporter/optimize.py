@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -66,16 +66,7 @@ _ANNOUNCED: Registry[type[GraphPass]] = Registry("vitdeploy.passes", kind="pass"
 
 def lower(model: ir.Model, target: Target) -> list[Record]:
     """Turn the composites of a captured graph into the target's standard operators, in place."""
-    records = [
-        _record("lower_attention", lower_attention(model)),
-        _record("lower_deconvolution", lower_deconvolution(model, target)),
-    ]
-    model.functions.clear()
-    model.graph.opset_imports.pop("vitdeploy", None)
-    left = [str(node.name) for node in model.graph if is_composite(node)]
-    if left:
-        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left", fix=REPORT)
-    return records
+    return list(_lowered(model, target))
 
 
 def optimize(model: ir.Model, target: Target) -> list[Record]:
@@ -83,11 +74,31 @@ def optimize(model: ir.Model, target: Target) -> list[Record]:
 
     Returns one record for each rewrite: its name and what it changed.
     """
-    records = [run_pass(kind(target), model) for kind in (*PASSES, *_ANNOUNCED.announced())]
-    records.append(_record("lower_layer_norm", lower_layer_norm(model, target)))
-    records.append(_record("lower_opset", lower_opset(model, target)))
+    return list(_optimized(model, target))
+
+
+def rewrites(model: ir.Model, target: Target) -> Iterator[Record]:
+    """`lower` and `optimize` step by step: the record of each rewrite as soon as it has changed `model`."""
+    yield from _lowered(model, target)
+    yield from _optimized(model, target)
+
+
+def _lowered(model: ir.Model, target: Target) -> Iterator[Record]:
+    yield _record("lower_attention", lower_attention(model))
+    yield _record("lower_deconvolution", lower_deconvolution(model, target))
+    model.functions.clear()
+    model.graph.opset_imports.pop("vitdeploy", None)
+    left = [str(node.name) for node in model.graph if is_composite(node)]
+    if left:
+        raise ExportError(f"{left[0]} has no lowering", why=f"{len(left)} composite operators are left", fix=REPORT)
+
+
+def _optimized(model: ir.Model, target: Target) -> Iterator[Record]:
+    for kind in (*PASSES, *_ANNOUNCED.announced()):
+        yield run_pass(kind(target), model)
+    yield _record("lower_layer_norm", lower_layer_norm(model, target))
+    yield _record("lower_opset", lower_opset(model, target))
     _tidy(model)
-    return records
 
 
 def node_count(model: ir.Model) -> int:

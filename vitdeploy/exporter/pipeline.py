@@ -21,7 +21,7 @@ from vitdeploy.exporter.reference import choose_images
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.source import resolve
 from vitdeploy.graph.edit import Array
-from vitdeploy.models.outputs import Outputs, choose_outputs
+from vitdeploy.models.outputs import choose_outputs
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
 from vitdeploy.quantize.samples import CalibrationSet, choose_samples, open_calibration
@@ -31,6 +31,8 @@ from vitdeploy.targets import Target
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vitdeploy.exporter.torch_network import TorchNetwork
 
 log = logging.getLogger("vitdeploy.export")
 
@@ -44,35 +46,49 @@ class Reference(NamedTuple):
     fed      the images as the bundle takes them
     images   the same as the network sees them, float32 [n, 3, H, W]
     outputs  what PyTorch FP32 makes of them, by output name
-    wanted   which outputs these are
+    network  what computes them
     """
 
     fed: Array
     images: Array
     outputs: dict[str, Array]
-    wanted: Outputs
+    network: TorchNetwork
 
 
 def run(request: ExportRequest) -> Bundle:
     """Export what `request` asks for; see `vitdeploy.export` for what is raised."""
+    from vitdeploy.exporter.culprit import Evidence, explained, require_right
+
     data = open_calibration(request.calibration, request.quantization) if request.precision == "int8" else None
     clock = _Clock()
-    with BundleWriter(request.output, force=request.force) as writer:
+    with BundleWriter(request.output, force=request.force) as writer, contextlib.ExitStack() as gates:
         with clock.step("building the network"):
             model, card = _network(request)
         with clock.step("computing the PyTorch reference"):
             options = request.quantization
             samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
             reference = _reference(model, card, request, samples)
-        graph, record = _graph(model, reference, request, clock)
-        del model
+        captured = _captured(reference, request, clock)
+        graph, record = _graph(captured, reference, request, clock)
+        evidence = Evidence(
+            reference.network,
+            captured,
+            graph.clone(),
+            request.row,
+            reference.images,
+            reference.outputs,
+            request.precision,
+        )
+        gates.enter_context(explained(evidence))
+        if request.precision != "fp32":
+            require_right(evidence)
         graph, precision_report = _precision(graph, reference, request, samples, clock)
         with clock.step("writing the bundle"):
             if request.bake_preprocessing:
                 record["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
             write_model(graph, writer, request.row)
             writer.write_reference({"images": reference.fed}, reference.outputs, preprocessing=card.preprocessing)
-            manifest = describe(graph, card, reference.wanted, target=request.row, precision=request.precision)
+            manifest = describe(graph, card, reference.network.outputs, target=request.row, precision=request.precision)
             manifest.graph.update(record, seconds=clock.seconds)
             manifest.precision_report.update(precision_report)
             bundle = writer.seal(manifest)
@@ -123,32 +139,36 @@ def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, sample
     network = TorchNetwork(model, card.name, wanted, request.fixed_batch)
     if request.precision == "fp16":
         network.prepare_half(images)
-    return Reference(fed, images, reference_outputs(network, images), wanted)
+    return Reference(fed, images, reference_outputs(network, images), network)
 
 
-def _graph(
-    model: nn.Module, reference: Reference, request: ExportRequest, clock: _Clock
-) -> tuple[ir.Model, dict[str, Any]]:
-    """The optimized FP32 graph, and what the manifest records of the way there."""
+def _captured(reference: Reference, request: ExportRequest, clock: _Clock) -> ir.Model:
+    """The graph as it is before any rewrite; its weights are those of the module, not copies."""
     import torch
 
     from vitdeploy.exporter.capture import capture
 
-    example = torch.from_numpy(reference.images[: request.fixed_batch or 2])
+    network = reference.network
     with clock.step("capturing the graph"):
-        graph = capture(
-            model,
-            example,
+        return capture(
+            network.module,
+            torch.tensor(reference.images[: request.fixed_batch or 2]),
             dynamic_batch=request.fixed_batch is None,
             output_names=list(reference.outputs),
-            call=reference.wanted.call,
+            call=network.outputs.call,
         )
-    captured = node_count(graph)
+
+
+def _graph(
+    captured: ir.Model, reference: Reference, request: ExportRequest, clock: _Clock
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The optimized FP32 graph, and what the manifest records of the way there."""
+    graph = captured.clone()
     with clock.step(f"lowering and optimizing for {request.target}"):
         records = lower(graph, request.row)
         records += optimize(graph, request.row)
-    pin_modules(graph, getattr(model, "float32_modules", ()))
-    return graph, {"nodes_captured": captured, "passes": records}
+    pin_modules(graph, getattr(reference.network.module, "float32_modules", ()))
+    return graph, {"nodes_captured": node_count(captured), "passes": records}
 
 
 def _precision(

@@ -1,0 +1,255 @@
+"""Why a gate of the export failed: the graph, the network, the precision or the runtime.
+
+A gate sees numbers that do not hold. Before a precision is blamed for them, the FP32 graph is run and held against
+PyTorch: one that is wrong in FP32 is wrong in every precision, and no option helps. All but that one run happens only
+after a gate has failed.
+
+The search begins with the graph as it was captured, for there every module still has its output as a value of its own,
+while rewrites move and merge what modules compute. Where the captured graph is right, the rewrites are repeated on a
+copy until one makes it wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import TopologicalSortPass
+
+from vitdeploy.errors import REPORT, BackendError, ExportError, GateError
+from vitdeploy.exporter.localize import wrong_modules
+from vitdeploy.exporter.module_calls import first_difference, relative_error, tracing
+from vitdeploy.exporter.optimize import rewrites
+from vitdeploy.exporter.torch_network import TorchNetwork
+from vitdeploy.graph.run import run
+from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
+from vitdeploy.targets import Target
+
+Array = NDArray[Any]
+
+log = logging.getLogger("vitdeploy.export")
+
+SINGLE = BOUNDS["fp32"]
+# What FP16 has to keep; INT8 has no bound of its own, and a graph below this is wrong for it too.
+HALF = Bounds(min_snr_db=BOUNDS["fp16"].min_snr_db)
+# The rounding errors of a right graph and of PyTorch are of one size; this allows for ten times as much.
+LIKE_PYTORCH_DB = 20.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is needed to find a culprit.
+
+    captured   the graph as PyTorch's exporter made it
+    optimized  the FP32 graph that follows from it, before any other precision
+    images     as the network sees them [n, 3, H, W]
+    expected   the outputs of PyTorch FP32 for them, by name
+    precision  the one that was asked for
+    """
+
+    network: TorchNetwork
+    captured: ir.Model
+    optimized: ir.Model
+    target: Target
+    images: Array
+    expected: Mapping[str, Array]
+    precision: str
+
+    def outputs(self, graph: ir.Model) -> dict[str, Array]:
+        """What a FP32 graph makes of the images, every node computed as it is written."""
+        ordered = graph.clone()
+        TopologicalSortPass()(ordered)
+        return run(ordered, {str(ordered.graph.inputs[0].name): self.images}, "as_written")
+
+
+def require_right(evidence: Evidence) -> None:
+    """Raise GateError for a wrong FP32 graph, from which no other precision can follow.
+
+    It has to keep the bound of FP32. Where the network is too ill-conditioned for that, FP16's bound is enough.
+    """
+    found = evidence.outputs(evidence.optimized)
+    report = _compare(evidence.expected, found, SINGLE)
+    if report.passed:
+        return
+    rounding = _rounding(evidence, found, HALF)
+    if rounding is None or not (rounding.alike and _compare(evidence.expected, found, HALF).passed):
+        what = f"the FP32 graph of {evidence.network.name} does not reproduce PyTorch"
+        raise GateError(what, why="; ".join(report.failures), fix=REPORT)
+
+
+@contextlib.contextmanager
+def explained(evidence: Evidence) -> Iterator[None]:
+    """Let a GateError that is raised inside name the right culprit."""
+    try:
+        yield
+    except GateError as failure:
+        log.info("%s: looking for the cause …", failure.what)
+        try:
+            found = _explain(failure, evidence)
+        except Exception:  # whatever fails while the cause is looked for, the gate has failed and says so
+            log.debug("looking for the cause failed", exc_info=True)
+            raise failure from None
+        raise found from failure
+
+
+def _explain(failure: GateError, evidence: Evidence) -> GateError:
+    """The error that names the culprit."""
+    found = evidence.outputs(evidence.optimized)
+    report = _compare(evidence.expected, found, SINGLE)
+    rounding = _rounding(evidence, found, SINGLE if evidence.precision == "fp32" else HALF)
+    if rounding is not None and rounding.alike and not (rounding.network.passed and report.passed):
+        return _ill_conditioned(failure, evidence, rounding)
+    if not report.passed:
+        return _wrong_graph(evidence, report)
+    right = f"the FP32 graph is right: {_snr_db(report):.0f} dB" if report.outputs else "the FP32 graph is right"
+    return GateError(failure.what, why=_joined(failure.why, right), fix=failure.fix or REPORT)
+
+
+class _Rounding(NamedTuple):
+    """How far PyTorch in FP32, and the FP32 graph, are from PyTorch in FP64."""
+
+    network: ParityReport
+    graph: ParityReport
+
+    @property
+    def alike(self) -> bool:
+        """Whether rounding explains the errors of the graph."""
+        if not self.graph.outputs:  # discrete ones only, of which there is no ratio
+            return not self.network.passed
+        return _snr_db(self.graph) >= _snr_db(self.network) - LIKE_PYTORCH_DB
+
+
+def _rounding(evidence: Evidence, found: Mapping[str, Array], bounds: Bounds) -> _Rounding | None:
+    """Both judged by `bounds`; None where the network does not run in FP64."""
+    double = _in_double(evidence)
+    if double is None:
+        return None
+    return _Rounding(_compare(double, evidence.expected, bounds), _compare(double, found, bounds))
+
+
+def _ill_conditioned(failure: GateError, evidence: Evidence, rounding: _Rounding) -> GateError:
+    """The network amplifies rounding errors: PyTorch in FP32 is as far from FP64 as the graph."""
+    module, network_db, graph_db = _first_rounded(evidence), _snr_db(rounding.network), _snr_db(rounding.graph)
+    return GateError(
+        f"{evidence.network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
+        why=_joined(
+            f"against FP64, PyTorch in FP32 reaches {network_db:.1f} dB and the FP32 graph {graph_db:.1f} dB",
+            module and f"{module} is the first module where it shows",
+            failure.what,
+        ),
+        fix=f"check the weights, and look{f' in {module}' if module else ''} for small differences of large numbers "
+        "and for divisions by almost zero",
+    )
+
+
+def _wrong_graph(evidence: Evidence, report: ParityReport) -> GateError:
+    """The graph computes something else than the network: since when, and in which module."""
+    network, focus = evidence.network, _focus(evidence)
+    origin, graph, ignored = _origin(focus)
+    module = next((one for one in wrong_modules(graph, network, focus.images) if one not in ignored), None)
+    return GateError(
+        f"the graph of {network.name} does not reproduce PyTorch, whatever the precision",
+        why=_joined(
+            *report.failures[:2],
+            origin,
+            module and f"{module} is the first module whose inputs agree with PyTorch and whose output does not",
+        ),
+        fix=REPORT + (f", together with the code of {module}" if module else ""),
+    )
+
+
+def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[str]]:
+    """What made the graph wrong, the graph as it is then, and the modules whose outputs a right graph lacks as well."""
+    if _is_right(evidence, evidence.captured) is False:
+        return "it is wrong as it was captured, before any rewrite", evidence.captured, set()
+    graph, right = evidence.captured.clone(), evidence.captured
+    for record in rewrites(graph, evidence.target):
+        verdict = _is_right(evidence, graph)
+        log.debug("behind %s the graph is right: %s", record["pass"], verdict)
+        if verdict is False:
+            changes = "; ".join(record["changes"][:2])
+            origin = f"the rewrite {record['pass']} makes it wrong" + (f" ({changes})" if changes else "")
+            return origin, graph.clone(), _missing(evidence, right)
+        right = graph.clone()
+    return None, evidence.optimized, _missing(evidence, right)
+
+
+def _missing(evidence: Evidence, graph: ir.Model) -> set[str]:
+    """The modules whose output a right graph lacks as a value: a rewrite merged it with something else."""
+    return set(wrong_modules(graph, evidence.network, evidence.images))
+
+
+def _is_right(evidence: Evidence, graph: ir.Model) -> bool | None:
+    """Whether a graph reproduces PyTorch; None for one that ONNX Runtime cannot run, as it may be between rewrites."""
+    try:
+        return _compare(evidence.expected, evidence.outputs(graph), SINGLE).passed
+    except BackendError:
+        log.debug("a graph between two rewrites cannot be run", exc_info=True)
+        return None
+
+
+def _focus(evidence: Evidence) -> Evidence:
+    """The evidence of one batch on which the graph is wrong: the image with the largest error, or two, or all."""
+    found, network = evidence.outputs(evidence.optimized), evidence.network
+    errors = [
+        max(relative_error(array[index], found[name][index]) for name, array in evidence.expected.items())
+        for index in range(len(evidence.images))
+    ]
+    worst = int(np.argmax(errors))
+    sizes = [network.batch] if network.batch else [1, 2]
+    for size in sizes:
+        start = min(worst // size * size, len(errors) - size)
+        images = evidence.images[start : start + size]
+        one = replace(evidence, images=images, expected=network.run(images))
+        if _is_right(one, evidence.optimized) is False:
+            return one
+    return evidence
+
+
+def _in_double(evidence: Evidence) -> dict[str, Array] | None:
+    """What a FP64 copy of the network gives; None for a network that has no such form, or hard-codes FP32."""
+    network = evidence.network.in_double()
+    try:
+        outputs = None if network is None else network.run(evidence.images.astype(np.float64))
+    except ExportError:
+        log.debug("the network does not run in FP64", exc_info=True)
+        return None
+    usable = outputs and all(
+        array.dtype not in (np.float32, np.float16) and np.isfinite(array).all() for array in outputs.values()
+    )
+    return outputs if usable else None
+
+
+def _first_rounded(evidence: Evidence) -> str | None:
+    """The first module where PyTorch in FP32 differs from FP64 by more than the outputs may."""
+    single, double = evidence.network, evidence.network.in_double()
+    if double is None:
+        return None
+    bound = SINGLE.max_relative or 0.0
+    limit = bound if evidence.precision == "fp32" else 10 ** (-(HALF.min_snr_db or math.inf) / 20)
+    images = single.first_batch(evidence.images)
+    with tracing(double.module) as expected:
+        double.run(images.astype(np.float64))
+    with tracing(single.module) as found:
+        single.run(images)
+    return first_difference(expected, found, limit)
+
+
+def _compare(reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
+    return compare_outputs(reference, actual, runtime="the graph", precision="fp32", bounds=bounds)
+
+
+def _snr_db(report: ParityReport) -> float:
+    """Of the worst output; infinite where there are discrete ones only."""
+    return min((output.snr_db for output in report.outputs), default=math.inf)
+
+
+def _joined(*parts: str | None) -> str:
+    return "; ".join(part for part in parts if part)
