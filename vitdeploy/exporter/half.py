@@ -106,10 +106,19 @@ def half_precision(
     if not report.snr_db >= bound:
         raise GateError(
             f"half precision reaches {report.snr_db:.1f} dB against PyTorch FP32, the bound is {bound:.0f} dB",
-            why="; ".join(list(report.kept.values())[-3:]) or None,
+            why=_costs(report),
             fix="--precision fp32, or check the weights",
         )
     return typed, {"precision": "fp16", **report.to_dict()}
+
+
+def _costs(report: HalfReport) -> str | None:
+    """The blocks that cost half precision most, or else why nodes stay FP32; None where there is nothing to say."""
+    if not report.repairs:
+        return "; ".join(list(report.kept.values())[-3:]) or None
+    figures = [(one["block"], one["snr_db_before"] or 0.0, one["snr_db_after"] or 0.0) for one in report.repairs]
+    most = sorted(figures, key=lambda one: one[1] - one[2])[:3]
+    return "most is lost in " + ", ".join(f"{block} ({low:.1f} dB, in FP32 {high:.1f} dB)" for block, low, high in most)
 
 
 def to_half(
