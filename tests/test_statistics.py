@@ -22,6 +22,7 @@ from vitdeploy.statistics import (
     median_interval,
     pair,
     paired_ratio,
+    pairs_needed,
     ranks,
     score_interval,
     snr_db,
@@ -83,6 +84,14 @@ def test_the_interval_has_a_width_where_nothing_differs_and_ends_where_everythin
     assert (-low, high) == pytest.approx((Z95**2 / (100 + Z95**2),) * 2)
     assert score_interval(100, 0, 100)[1] == 1
     assert score_interval(0, 1, 1)[0] == -1
+
+
+@given(st.floats(1e-5, 1))
+def test_as_many_pairs_are_needed_as_show_the_difference_where_none_is_discordant(difference: float) -> None:
+    needed = pairs_needed(difference)
+    assert score_interval(0, 0, needed)[1] <= difference
+    assert needed == 1 or score_interval(0, 0, needed - 1)[1] > difference * (1 - 1e-9)
+    assert score_interval(1, 0, needed)[1] > score_interval(0, 0, needed)[1] or needed == 1
 
 
 def test_95_of_100_intervals_hold_the_truth() -> None:

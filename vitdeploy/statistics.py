@@ -75,6 +75,14 @@ def score_interval(lost: int, won: int, count: int, z: float = Z95) -> tuple[flo
     return below, above
 
 
+def pairs_needed(difference: float, z: float = Z95) -> int:
+    """The fewest pairs that can show a difference of at most `difference` (above 0, at most 1): with none discordant.
+
+    The upper end of `score_interval` is z² / (count + z²) then; every pair that is lost besides puts it higher.
+    """
+    return max(1, math.ceil(z * z * (1 - difference) / difference))
+
+
 def _last_accepted(inside: float, outside: float, accepted: Any) -> float:
     """By bisection, the point between the two where `accepted` ends."""
     if accepted(outside):
@@ -134,10 +142,14 @@ def decibels(signal: float, noise: float) -> float:
 
 def snr_db(reference: Array, actual: Array) -> float:
     """Signal-to-noise ratio of an array against its reference of the same shape, in dB; see `decibels`."""
+    return decibels(*energies(reference, actual))
+
+
+def energies(reference: Array, actual: Array) -> tuple[float, float]:
+    """Sums of the squares of a reference and of an array's differences from it; they add up over parts of arrays."""
     expected = reference.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        signal, noise = np.square(expected).sum(), np.square(actual - expected).sum()
-    return decibels(float(signal), float(noise))
+        return float(np.square(expected).sum()), float(np.square(actual - expected).sum())
 
 
 def json_number(value: float | None, digits: int | None = None) -> float | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from tests.graph_cases import run
 from tests.quantize.blocks import evaluate, network, photos
 from tests.quantize.test_insert import kernels, ranges_of
 from tests.rows import RULES
-from vitdeploy.errors import ExportError, UsageError
+from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.evaluator import Evaluator
 from vitdeploy.quantize.insert import insert, violations
-from vitdeploy.quantize.mixed_precision import Evaluator, Reverted
+from vitdeploy.quantize.mixed_precision import Reverted
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.pipeline import Int8Report, quantize
 from vitdeploy.quantize.placement import place
 from vitdeploy.quantize.samples import Images
+from vitdeploy.statistics import Paired
 
 RECIPE = Preprocessing(size=(16, 16))
 OTHERS = photos(32, seed=7)
@@ -117,8 +120,21 @@ def test_max_drop_is_measured_on_labels() -> None:
     labels = evaluate(model, images)["logits"].argmax(axis=1)
     evaluator = Evaluator(model, [images], labels.tolist())
     calibration = Images([pixels(photos(48))])
-    _, report = quantize(model, RULES["portable"], RECIPE, calibration, evaluator, Int8Options(max_drop=0.0), {})
-    assert report.drop == 0.0
+    _, report = quantize(model, RULES["portable"], RECIPE, calibration, evaluator, Int8Options(max_drop=11), {})
+    assert report.drop == Paired(32, 0, 0)
+    assert report.drop.interval()[1] < 11
+    assert report.fp32_top1 == 100
+    record = report.to_dict()
+    assert (record["drop"], record["drop_images"]) == (0, 32)
+    assert (record["drop_low"], record["drop_high"]) == report.drop.interval()
+
+
+def test_a_goal_out_of_reach_is_an_error_unless_the_loss_is_accepted() -> None:
+    with pytest.raises(GateError, match="no mixture of INT8 and float keeps --min-snr 150"):
+        quantized(min_snr=150)
+    whole, accepted = quantized()[2], quantized(min_snr=150, accept_loss=True)[2]
+    assert quantized_names(accepted) == quantized_names(whole)
+    assert accepted.snr_db == whole.snr_db
 
 
 def test_ignored_and_pinned_nodes_stay_in_float_with_the_reason() -> None:
@@ -149,7 +165,14 @@ def test_a_layer_that_reads_nothing_but_zeros_stays_in_float() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "best"}, {"samples": 0}, {"max_drop": -1.0}, {"max_drop": float("nan")}]
+    "options",
+    [
+        {"method": "best"},
+        {"samples": 0},
+        *({"max_drop": points} for points in (-1.0, 0.0, 100.1, math.nan, math.inf)),
+        *({"min_snr": ratio} for ratio in (-1.0, 19.9, math.nan, math.inf, -math.inf)),
+        *({"min_snr": ratio, "accept_loss": True} for ratio in (math.nan, math.inf, -math.inf)),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(UsageError):

@@ -7,16 +7,22 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.quantize.graphs import photos
+from vitdeploy.data import Dataset
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.quantize.samples import ENOUGH, Images
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.gates import images_needed, judges_wanted
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.samples import ENOUGH, SNR_IMAGES, Images, choose_samples, open_calibration, regroup
 
 
 def read(*batches: np.ndarray, names: list[str] | None = None) -> Images:
     images = Images(batches, names=names)
-    for batch, given in zip(images, batches, strict=True):
-        np.testing.assert_array_equal(batch, given)
+    for batch, expected in zip(images, batches, strict=True):
+        np.testing.assert_array_equal(batch, expected)
     return images
 
 
@@ -90,3 +96,70 @@ def test_an_image_that_is_not_finite_is_named(value: float) -> None:
 def test_arrays_that_are_no_preprocessed_images_are_refused(batch: np.ndarray) -> None:
     with pytest.raises(InputError, match="calibration batch is"):
         read(batch)
+
+
+# Batches of another size
+
+
+@given(st.lists(st.integers(1, 9), max_size=8), st.integers(1, 12))
+def test_regrouped_batches_are_the_same_images_in_the_same_order(sizes: list[int], size: int) -> None:
+    images = np.arange(3 * sum(sizes), dtype=np.float32).reshape(-1, 3, 1, 1)
+    ends = np.cumsum(sizes)
+    found = list(regroup((images[end - count : end] for count, end in zip(sizes, ends, strict=True)), size))
+    assert all(len(batch) == size for batch in found[:-1])
+    assert all(0 < len(batch) <= size for batch in found)
+    np.testing.assert_array_equal(np.concatenate([images[:0], *found]), images)
+
+
+@pytest.mark.parametrize("size", [16, 8, 1])
+def test_batches_that_need_no_joining_are_not_copied(size: int) -> None:
+    batches = [photos(16, seed=seed) for seed in range(3)]
+    found = list(regroup(iter(batches), size))
+    assert len(found) == 48 // size
+    assert all(any(np.shares_memory(batch, one) for one in batches) for batch in found)
+
+
+# Which image is for what
+
+
+def labelled(count: int) -> Dataset:
+    return Dataset(
+        lambda index: np.zeros((8, 8, 3), np.uint8),
+        [f"{index}.png" for index in range(count)],
+        where="cats.zip",
+        targets=np.arange(count) % 2,
+    )
+
+
+def chosen(count: int, **options: object) -> tuple[int, int, int]:
+    """Images that calibrate, images that judge, and images that do both."""
+    taken = Int8Options(**options)  # type: ignore[arg-type]
+    samples = choose_samples(open_calibration(labelled(count), taken), (), Preprocessing(size=(8, 8)), taken)
+    return len(samples.calibrate), len(samples.evaluate), len({*samples.calibrate} & {*samples.evaluate})
+
+
+def test_no_image_that_calibrates_judges_a_drop() -> None:
+    needed = images_needed(1)
+    assert chosen(300 + needed, max_drop=1) == (300, needed, 0)
+    assert chosen(300 + 16, max_drop=20) == (300, 16, 0)  # fewer than a ratio is measured on, and yet enough
+    assert chosen(300 + 64, max_drop=5.67) == (300, 64, 0)
+
+
+def test_a_small_drop_is_judged_on_more_images_up_to_a_number() -> None:
+    assert chosen(300 + 3000, max_drop=1) == (300, judges_wanted(1), 0)
+    assert judges_wanted(1) < 3000 < judges_wanted(0.1)
+    assert chosen(20_000, max_drop=0.1) == (300, judges_wanted(0.1), 0)
+    assert judges_wanted(0.1) == 4 * images_needed(0.1)
+
+
+def test_too_few_labelled_images_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(UsageError, match=r"needs 3,838 labelled images .* cats\.zip has 64"):
+        chosen(364, max_drop=0.1)
+    assert chosen(364, max_drop=0.1, accept_loss=True) == (300, 64, 0)
+    assert chosen(310, max_drop=0.1, accept_loss=True) == (300, 10, 0)
+    assert chosen(300, max_drop=0.1, accept_loss=True) == (300, 300, 300)
+
+
+def test_without_a_drop_a_ratio_is_measured_on_a_few_others() -> None:
+    assert chosen(1000) == (300, SNR_IMAGES, 0)
+    assert chosen(60) == (60, 60, 60)

@@ -58,7 +58,8 @@ def export(
             pixels, uint8 [N, H, W, 3]; resize and crop stay with the runtime.
         reference: images to prove the bundle on: paths, RGB pixels uint8 [n, H, W, 3], or (unless the preprocessing
             is baked in) normalised float32 [n, 3, H, W]; None for synthetic ones, or images of `calibration`.
-        calibration: for INT8: images like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`.
+        calibration: for INT8: images like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`,
+            which takes more images than calibration does.
         int8: how to quantize.
         features: export the feature pyramid instead of the logits: one output a stride, high resolution first.
         force: replace an existing bundle.
@@ -70,7 +71,7 @@ def export(
         UsageError, ModelError, CheckpointError: input that does not fit.
         ExportError: the network cannot be exported.
         BundleError: the folder cannot be written.
-        GateError: the outputs differ from PyTorch's.
+        GateError: the outputs differ from PyTorch's, or INT8 costs more than `Int8Options` allows.
         MissingDependencyError: a package of the extra `export` is not installed.
     """
     need_all()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
-from vitdeploy.errors import REPORT, ExportError
+from vitdeploy.errors import REPORT, ExportError, InputError
+from vitdeploy.exporter.emulation import emulate_half
 from vitdeploy.exporter.half import half_precision, pinned
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import compare_outputs
+from vitdeploy.quantize.evaluator import Evaluator
+from vitdeploy.quantize.gates import enforce, missed_gates
 from vitdeploy.quantize.insert import violations
-from vitdeploy.quantize.mixed_precision import Evaluator
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.quantize.pipeline import quantize
+from vitdeploy.quantize.pipeline import Int8Report, quantize
 from vitdeploy.quantize.samples import BATCH, CalibrationSet
 from vitdeploy.statistics import json_number
 from vitdeploy.targets import Int8Rules
@@ -35,8 +38,14 @@ def eight_bits(
     """A copy of an optimized FP32 graph with Q/DQ, and what the manifest records of it.
 
     `expected` is what PyTorch FP32 makes of `images` [n, 3, H, W], by output name: the reference of the bundle.
+
+    Raises GateError for what misses a gate of `options`, or the floor below which INT8 is not to be trusted; where the
+    loss is accepted, the record names it under `missed`. Further errors as of `quantize`.
     """
-    labels = None if options.max_drop is None else samples.labels()
+    labels = None
+    if options.max_drop is not None:
+        _check_classes(samples, next(iter(expected.values())))
+        labels = samples.labels()
     evaluator = Evaluator(graph, samples.evaluation(), labels)
     quantized, report = quantize(graph, rules, samples.recipe, samples.calibration(), evaluator, options, pinned(graph))
     if broken := violations(quantized.graph, rules):
@@ -44,9 +53,33 @@ def eight_bits(
     actual = run(quantized, {str(quantized.graph.inputs[0].name): images}, "qdq", BATCH)
     parity = compare_outputs(expected, actual, runtime="standard", precision="int8")
     snr_db = min(output.snr_db for output in parity.outputs)
-    record = {"precision": "int8", "reference_snr_db": None, "data": samples.data.where, **report.to_dict()}
+    record: dict[str, Any] = {"precision": "int8", "reference_snr_db": None, "data": samples.data.where}
+    half = None
     if rules.half_rest:
-        quantized, record["half_rest"] = half_precision(quantized, images, expected, min_snr_db=snr_db - HALF_REST_DB)
-        snr_db = record["half_rest"]["snr_db"]
+        quantized, half = half_precision(quantized, images, expected, min_snr_db=snr_db - HALF_REST_DB)
+        snr_db = snr_db if half["snr_db"] is None else half["snr_db"]
+        report = _with_half(report, evaluator, quantized)
+    record |= report.to_dict() | ({} if half is None else {"half_rest": half})
     record["reference_snr_db"] = json_number(snr_db, 2)
+    missed = missed_gates(options, snr_db=report.snr_db, reference_snr_db=snr_db, drop=report.drop)
+    enforce(options, missed)
+    record["missed"] = [one.to_dict() for one in missed]
     return quantized, record
+
+
+def _with_half(report: Int8Report, evaluator: Evaluator, typed: ir.Model) -> Int8Report:
+    """`report` with what is measured of the graph whose rest is FP16, every FP16 tensor rounded where it is made."""
+    emulated = emulate_half(typed)
+    drop = None if report.drop is None else evaluator.drop(emulated, "as_written")
+    return replace(report, snr_db=evaluator.snr_db(emulated, "as_written"), drop=drop)
+
+
+def _check_classes(samples: CalibrationSet, logits: Array) -> None:
+    """InputError where DATA names other classes than the network has: no class number would be certain."""
+    named = samples.data.classes
+    if named is not None and logits.ndim == 2 and len(named) != logits.shape[1]:
+        raise InputError(
+            f"{samples.data.where} has {len(named)} classes, the network {logits.shape[1]}",
+            why="the network has no class names, so the classes of DATA cannot be found among its own",
+            fix="--labels with the names of all classes in the network's order",
+        )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
@@ -20,7 +19,7 @@ from vitdeploy.graph.run import fill, open_session, take
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.layers import widest_window
 from vitdeploy.quantize.observers import Statistics
-from vitdeploy.quantize.samples import Images
+from vitdeploy.quantize.samples import Images, regroup
 
 Array = NDArray[Any]
 
@@ -52,7 +51,7 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     }
     images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
-        for batch in _regroup(images, activations.images):
+        for batch in regroup(images, activations.images):
             if source in statistics:
                 statistics[source].update(batch)
             for name, array in activations(batch):
@@ -60,23 +59,6 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
             progress.advance(len(batch))
     images.check()
     return statistics
-
-
-def _regroup(batches: Iterable[Array], size: int) -> Iterator[Array]:
-    """The images in batches of `size`; the last one may be smaller."""
-    waiting: list[Array] = []
-    count = 0
-    for batch in batches:
-        waiting.append(batch)
-        count += len(batch)
-        if count >= size:
-            whole = np.concatenate(waiting)
-            for start in range(0, count - count % size, size):
-                yield whole[start : start + size]
-            count %= size
-            waiting = [whole[len(whole) - count :]]
-    if count:
-        yield np.concatenate(waiting)
 
 
 class Activations:

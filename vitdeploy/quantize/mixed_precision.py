@@ -1,85 +1,53 @@
-"""Mixed precision: what INT8 costs on images not calibrated on, and the fewest layers to revert for a goal."""
+"""Mixed precision: the fewest layers to revert to float so that the goals are reached."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import UsageError
-from vitdeploy.graph.qdq import Array
-from vitdeploy.graph.run import Runner
+from vitdeploy.errors import GateError
 from vitdeploy.progress import Progress
+from vitdeploy.quantize.evaluator import Evaluator
+from vitdeploy.quantize.gates import decided_by_interval, unreachable_drop, unreachable_snr
+from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.placement import Plan, restrict
-from vitdeploy.quantize.samples import BATCH, SNR_IMAGES
-from vitdeploy.statistics import json_number, snr_db
+from vitdeploy.statistics import Paired, json_number
 
 log = logging.getLogger(__name__)
 
 REVERTED = "reverted to float for accuracy"
 
 
-class Evaluator:
-    """Holds quantized graphs against the FP32 graph they were made from, Q and DQ computed as the standard says.
+class Measures:
+    """What the graphs of plans keep, each measured once.
 
-    graph   FP32, one input [n, 3, H, W]
-    images  batches float32 [m, 3, H, W], iterated anew for each measure
-    labels  class numbers of the images, for `drop`
-
-    Memory: `SNR_IMAGES` images and their outputs, and one batch more.
+    build      the quantized graph of a plan; all plans are made of the same layers
+    evaluator  measures graphs
     """
 
-    def __init__(self, graph: ir.Model, images: Iterable[Array], labels: Sequence[int] | None = None) -> None:
-        self._images = images
-        self._few = np.concatenate(list(_first(images, SNR_IMAGES)))
-        self._labels = None if labels is None else np.asarray(labels)
-        runner = Runner(graph, "qdq")
-        self._expected = self._outputs(runner)
-        self._correct = None if labels is None else self._count_correct(runner)
+    def __init__(self, build: Callable[[Plan], ir.Model], evaluator: Evaluator) -> None:
+        self._build, self.evaluator = build, evaluator
+        self._ratios: dict[frozenset[str], float] = {}
+        self._drops: dict[frozenset[str], Paired] = {}
 
-    def snr_db(self, model: ir.Model) -> float:
-        """Signal-to-noise ratio of the worst floating-point output on the first `SNR_IMAGES` images."""
-        found = self._outputs(Runner(model, "qdq"))
-        ratios = [snr_db(self._expected[name], array) for name, array in found.items()]
-        return min(ratios, default=math.inf)
+    def snr_db(self, plan: Plan) -> float:
+        """`Evaluator.snr_db` of the graph."""
+        key = _quantized(plan)
+        if key not in self._ratios:
+            self._ratios[key] = self.evaluator.snr_db(self._build(plan))
+        return self._ratios[key]
 
-    def drop(self, model: ir.Model) -> float:
-        """Points of top-1 accuracy lost against the FP32 graph, on all images; UsageError without labels."""
-        if self._labels is None or self._correct is None:
-            raise UsageError("top-1 cannot be measured without labels", fix="--min-snr 35")
-        return 100 * (self._correct - self._count_correct(Runner(model, "qdq"))) / len(self._labels)
-
-    def gain(self, model: ir.Model) -> float:
-        """The drop with its sign changed: more is better, as of every score."""
-        return -self.drop(model)
-
-    def _outputs(self, runner: Runner) -> dict[str, Array]:
-        """The floating-point outputs for the few images."""
-        found = runner({runner.inputs[0]: self._few}, BATCH)
-        return {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
-
-    def _count_correct(self, runner: Runner) -> int:
-        """How many images have the right class as the best one of the first output."""
-        correct = start = 0
-        for batch in self._images:
-            best = runner({runner.inputs[0]: batch}, BATCH)[runner.outputs[0]].argmax(axis=1)
-            correct += int((best == self._labels[start : start + len(batch)]).sum())  # type: ignore[index]
-            start += len(batch)
-        return correct
-
-
-def _first(batches: Iterable[Array], count: int) -> Iterator[Array]:
-    """The first `count` images, in batches."""
-    for batch in batches:
-        yield batch[:count]
-        count -= len(batch)
-        if count <= 0:
-            return
+    def drop(self, plan: Plan) -> Paired:
+        """`Evaluator.drop` of the graph."""
+        key = _quantized(plan)
+        if key not in self._drops:
+            self._drops[key] = self.evaluator.drop(self._build(plan))
+        return self._drops[key]
 
 
 @dataclass(frozen=True)
@@ -99,51 +67,128 @@ class Reverted:
         return {"node": self.node, "snr_db_alone": json_number(self.snr_db, 2), "bytes": self.bytes}
 
 
-def revert_layers(
-    plan: Plan,
-    build: Callable[[Plan], ir.Model],
-    score: Callable[[ir.Model], float],
-    snr_db: Callable[[ir.Model], float],
-    goal: float,
-    *,
-    extra_bytes: Mapping[str, int],
+@dataclass(frozen=True)
+class Goal:
+    """What a plan has to reach.
+
+    score    of a plan, more is better
+    bound    that the score has to reach
+    words    a score in words
+    failure  the error for the best mixture that was found, where none reaches the bound
+    """
+
+    score: Callable[[Plan], float]
+    bound: float
+    words: Callable[[float], str]
+    failure: Callable[[Mixture], GateError]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A plan with some layers reverted to float.
+
+    score    of the plan
+    reached  whether that is the goal; where it is not, no mixture that was tried scored better
+    """
+
+    plan: Plan
+    reverted: tuple[Reverted, ...]
+    score: float
+    reached: bool
+
+    def __str__(self) -> str:
+        reverted = sum(layer.obstacle == REVERTED for layer in self.plan)  # for an earlier goal, too
+        return f"{reverted} of {reverted + sum(layer.quantized for layer in self.plan)} layers reverted to float"
+
+
+def meet_goals(
+    plan: Plan, measures: Measures, options: Int8Options, *, extra_bytes: Mapping[str, int], reserve_db: float = 0.0
 ) -> tuple[Plan, tuple[Reverted, ...]]:
-    """The plan that scores at least `goal` with the fewest layers in float, and the layers that were reverted for it.
+    """The plan with the fewest layers in float that reaches `min_snr` and then `max_drop`, and the layers reverted.
+
+    What is compared with `max_drop` is the upper end of the 95 % interval of the drop, or the drop itself on too few
+    images for that. Where no mixture reaches a goal, GateError is raised; where the loss is accepted, the plan stays
+    what it was before.
+
+    extra_bytes  that a layer takes more in float, by node
+    reserve_db   that `min_snr` is exceeded by, for what follows
+    """
+    reverted: tuple[Reverted, ...] = ()
+    for goal in _goals(measures, options, reserve_db):
+        found = revert_layers(plan, goal, measures.snr_db, extra_bytes=extra_bytes)
+        if found.reached:
+            plan, reverted = found.plan, (*reverted, *found.reverted)
+        elif not options.accept_loss:
+            raise goal.failure(found)
+    return plan, reverted
+
+
+def _goals(measures: Measures, options: Int8Options, reserve_db: float) -> Iterator[Goal]:
+    if options.min_snr is not None:
+        yield Goal(
+            measures.snr_db,
+            options.min_snr + reserve_db,
+            lambda score: f"{score:.1f} dB",
+            lambda best: unreachable_snr(options, reserve_db, best.score, str(best)),
+        )
+    if options.max_drop is not None:
+        by_interval = decided_by_interval(options, measures.evaluator.images)
+
+        def score(plan: Plan) -> float:
+            drop = measures.drop(plan)
+            return -(drop.interval()[1] if by_interval else drop.drop)
+
+        yield Goal(
+            score,
+            -options.max_drop,
+            lambda score: f"a drop of {'up to ' if by_interval else ''}{-score:.2f} points",
+            lambda best: unreachable_drop(options, measures.drop(best.plan), str(best)),
+        )
+
+
+def revert_layers(
+    plan: Plan, goal: Goal, snr_db: Callable[[Plan], float], *, extra_bytes: Mapping[str, int]
+) -> Mixture:
+    """The mixture that reaches the goal with the fewest layers in float; the best one tried where none does.
 
     The noise that each layer causes alone is measured once. Powers add up, since the roundings of different layers are
     all but independent; so the layers are sorted by it, and the shortest list from the top that reaches the goal is
-    found by bisection. Where no list does, the plan comes back as it was, with a warning.
+    found by bisection.
 
-    build        the quantized graph of a plan
-    score        of a graph, more is better; `snr_db` of a graph ranks the layers
+    snr_db       of a plan, which ranks the layers
     extra_bytes  that a layer takes more in float, by node
     """
-    first = score(build(plan))
-    if first >= goal:
-        return plan, ()
+    first = goal.score(plan)
+    if first >= goal.bound:
+        return Mixture(plan, (), first, True)
     layers = [layer.node for layer in plan if layer.quantized]
-    log.info("INT8 reaches %.2f, the goal is %.2f: looking for the layers to revert", first, goal)
+    wanted = goal.words(goal.bound)
+    log.info("INT8 reaches %s, the goal is %s: looking for the layers to revert", goal.words(first), wanted)
     alone: dict[str, float] = {}
     with Progress("measuring layers", len(layers)) as progress:
         for name in layers:
-            alone[name] = snr_db(build(_only(plan, name)))
+            alone[name] = snr_db(_only(plan, name))
             progress.advance()
     worst = sorted(alone, key=lambda name: alone[name])
-    low, high, reached = 0, len(worst), False  # missed at `low`; reached at `high`, where nothing is quantized
+    tried = {0: first}
+    low, high = 0, len(worst)  # missed at `low`; reached at `high`, unless that is everything
     while high - low > 1:
         # A few layers make most of the noise: bisect the logarithm.
         middle = min(high - 1, max(low + 1, round(math.sqrt(max(low, 1) * high))))
-        found = score(build(_without(plan, worst[:middle])))
-        log.info("%d of %d layers in float: %.2f", middle, len(worst), found)
-        if found >= goal:
-            high, reached = middle, True
+        tried[middle] = goal.score(_without(plan, worst[:middle]))
+        log.info("%d of %d layers in float: %s", middle, len(worst), goal.words(tried[middle]))
+        if tried[middle] >= goal.bound:
+            high = middle
         else:
             low = middle
-    if not reached:
-        log.warning("no mixture of INT8 and float reaches %.2f; every layer stays in INT8", goal)
-        return plan, ()
-    reverted = tuple(Reverted(name, alone[name], extra_bytes.get(name, 0)) for name in worst[:high])
-    return _without(plan, worst[:high]), reverted
+    reached = high in tried
+    count = high if reached else max(tried, key=lambda n: -math.inf if math.isnan(tried[n]) else tried[n])
+    reverted = tuple(Reverted(name, alone[name], extra_bytes.get(name, 0)) for name in worst[:count])
+    return Mixture(_without(plan, worst[:count]), reverted, tried[count], reached)
+
+
+def _quantized(plan: Plan) -> frozenset[str]:
+    return frozenset(layer.node for layer in plan if layer.quantized)
 
 
 def _only(plan: Plan, name: str) -> Plan:

@@ -13,6 +13,7 @@ from vitdeploy.graph.qdq import Array, QuantParams
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
+from vitdeploy.quantize.samples import regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
@@ -162,11 +163,9 @@ def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: I
     of_tensor: dict[str, list[SecondMoments]] = {}
     for (name, _), one in found.items():
         of_tensor.setdefault(name, []).append(one)
-    for batch in batches:
-        for start in range(0, len(batch), activations.images):
-            part = batch[start : start + activations.images]
-            for one in of_tensor.get(source, ()):
-                one.update(part, len(part))
-            for name, values in activations(part):
-                for one in of_tensor[name]:
-                    one.update(values, len(part))
+    for batch in regroup(batches, activations.images):
+        for one in of_tensor.get(source, ()):
+            one.update(batch, len(batch))
+        for name, values in activations(batch):
+            for one in of_tensor[name]:
+                one.update(values, len(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from vitdeploy.registry import Registry
 
 if TYPE_CHECKING:
     from vitdeploy.quantize.range_methods import RangeMethod
+
+# Below it something is wrong with the network or the images, and no accuracy is to be expected.
+MIN_SNR_DB = 20.0
 
 AUTO = "auto"
 OWN_METHODS = ("minmax", "percentile", "mse")
@@ -30,9 +34,11 @@ class Int8Options:
     method         how the range of an activation is chosen: the name of a range method, or `auto`, which takes for each
                    tensor the one that changes the layers behind it least
     ignored_scope  patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
-    min_snr        dB that the outputs keep against FP32 on images that were not calibrated on; layers are reverted to
-                   float until they do
-    max_drop       points of top-1 accuracy that may be lost on labelled images; layers are reverted until that holds
+    min_snr        gate: dB that the outputs keep against FP32 on images that were not calibrated on, `MIN_SNR_DB` or
+                   more; layers are reverted to float until they do
+    max_drop       gate: points of top-1 accuracy that may be lost; layers are reverted to float until the upper end of
+                   the 95 % interval of the drop on labelled images is no higher
+    accept_loss    whether the result is kept where it misses a gate, with a warning and a record of what it missed
     tune_latency   runtime on which layers have to be faster in INT8 to become it, measured on this machine
     seed           of the choice of images
 
@@ -44,6 +50,7 @@ class Int8Options:
     ignored_scope: tuple[str, ...] = ()
     min_snr: float | None = None
     max_drop: float | None = None
+    accept_loss: bool = False
     tune_latency: str | None = None
     seed: int = 0
 
@@ -51,11 +58,18 @@ class Int8Options:
         check_method(self.method)
         if self.samples < 1:
             raise UsageError("at least 1 calibration sample is required", fix="--samples 300")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+        if self.max_drop is not None and not 0 < self.max_drop <= 100:
             raise UsageError(
-                f"invalid --max-drop {self.max_drop}",
-                why="it is a number of points of accuracy, 0 to 100",
+                f"invalid --max-drop {self.max_drop:g}",
+                why="it is a number of points of accuracy above 0, at most 100: no number of images shows a drop of 0",
                 fix="--max-drop 0.5",
+            )
+        least = -math.inf if self.accept_loss else MIN_SNR_DB
+        if self.min_snr is not None and not (math.isfinite(self.min_snr) and self.min_snr >= least):
+            raise UsageError(
+                f"invalid --min-snr {self.min_snr:g}",
+                why=f"it is a number of decibels, and less than {MIN_SNR_DB:g} is accepted with --accept-loss alone",
+                fix="--min-snr 35",
             )
 
 

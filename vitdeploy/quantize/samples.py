@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.preprocess import Preprocessing
+from vitdeploy.quantize.gates import check_images, judges_wanted
 from vitdeploy.quantize.options import Int8Options
 
 Array = NDArray[Any]
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 ENOUGH = 32  # images; published INT8 results for vision transformers start here (PTQ4ViT)
 SNR_IMAGES = 64  # on which the signal-to-noise ratio is measured
-DROP_IMAGES = 2000  # labelled images on which an accuracy drop is measured, where there are as many
 REFERENCE_IMAGES = 8
 BATCH = 16  # images read at once
 _NAMED = 5
@@ -158,10 +158,32 @@ class _Batches:
             yield np.stack([self.data.tensor(index, self.recipe) for index in self.indices[start : start + BATCH]])
 
 
+def regroup(batches: Iterable[Array], size: int) -> Iterator[Array]:
+    """The images in batches of `size`, views where they already come so; the last one may be smaller."""
+    waiting: list[Array] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        if count >= size:
+            whole = _joined(waiting)
+            for start in range(0, count - count % size, size):
+                yield whole[start : start + size]
+            count %= size
+            waiting = [whole[len(whole) - count :]] if count else []
+    if count:
+        yield _joined(waiting)
+
+
+def _joined(batches: Sequence[Array]) -> Array:
+    return batches[0] if len(batches) == 1 else np.concatenate(batches)
+
+
 def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset:
     """DATA, before anything slow begins.
 
-    Raises UsageError without DATA, and without labels where `max_drop` is asked for; InputError as `open_data`.
+    Raises UsageError without DATA, and where `max_drop` is asked for without labels or with too few images to decide
+    it (see `gates.check_images`); InputError as `open_data`.
     """
     if data is None:
         raise UsageError(
@@ -172,6 +194,7 @@ def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset:
     dataset = open_data(data)
     if options.max_drop is not None and dataset.targets is None:
         raise UsageError(f"--max-drop needs labels, and {dataset.where} has none", fix="--min-snr 35")
+    check_images(options, len(dataset), dataset.where)
     return dataset
 
 
@@ -187,10 +210,11 @@ def choose_samples(
     """
     if options.max_drop is not None and labels:
         dataset = dataset.relabelled(labels)
-    wanted = DROP_IMAGES if options.max_drop is not None else SNR_IMAGES
+    wanted = SNR_IMAGES if options.max_drop is None else judges_wanted(options.max_drop)
+    least = SNR_IMAGES if options.max_drop is None else 1  # a drop is worth little on images that calibrated
     order = dataset.sample(options.samples + wanted, options.seed)
     calibrate, evaluate = order[: options.samples], order[options.samples :]
-    if len(evaluate) < min(wanted, SNR_IMAGES):
+    if len(evaluate) < least:
         log.warning("%s has only %d images: INT8 is evaluated on those it was calibrated on", dataset.where, len(order))
         evaluate = order[-wanted:]
     return CalibrationSet(dataset, calibrate, evaluate, recipe)

@@ -1,0 +1,86 @@
+"""What `vitdeploy export` prints: where the bundle is, what it holds and how well it matches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.table import render
+
+
+def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
+    """The summary of an export, as JSON values."""
+    manifest, report = bundle.manifest, bundle.manifest.precision_report
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model.name,
+        "weights": manifest.model.weights.kind,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "input": str(manifest.inputs[0]),
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "nodes": {"captured": manifest.graph["nodes_captured"], "shipped": manifest.graph["nodes"]},
+        "kept_fp32": len(report.get("kept_fp32", [])),
+        "snr_db": report.get("snr_db"),
+        "int8_macs": report.get("int8_macs"),
+        "reverted": len(report.get("reverted", [])),
+        **{key: report.get(key) for key in ("fp32_top1", "drop", "drop_low", "drop_high", "drop_images")},
+        "missed": report.get("missed", []),
+        "parity": manifest.parity,
+        "seconds": round(seconds, 2),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a table."""
+    random = summary["weights"] == "random"
+    rows = [
+        ["bundle", _from_here(summary["bundle"])],
+        ["model", summary["model"] + (" (SEEDED RANDOM WEIGHTS)" if random else "")],
+        ["form", f"{summary['precision']} for {summary['target']}"],
+        ["size", f"{summary['bytes'] / 1e6:.1f} MB"],
+        ["nodes", f"{summary['nodes']['captured']} captured, {summary['nodes']['shipped']} shipped"],
+    ]
+    if "uint8" in summary["input"]:
+        rows.insert(3, ["input", f"{summary['input']}, normalised in the graph"])
+    if summary["precision"] == "fp16":
+        kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
+        rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding){kept}"])
+    if summary["precision"] == "int8":
+        reverted = f", {summary['reverted']} layers reverted to float" if summary["reverted"] else ""
+        rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{reverted}"])
+        exact = not summary["missed"]
+        rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'], exact)} on images not calibrated on"])
+        if summary["drop"] is not None:
+            rows.append(["drop of top-1", _drop(summary)])
+        rows += [["LOSS ACCEPTED", one["what"]] for one in summary["missed"]]
+    for report in summary["parity"]:
+        for output in report["outputs"]:
+            rows.append(
+                [
+                    f"{output['name']} in {report['runtime']}",
+                    f"max error {output['max_abs']:.2e} ({output['max_relative']:.1e} of the largest), "
+                    f"{_decibel(output['snr_db'], output['max_abs'] == 0)}",
+                ]
+            )
+    rows.append(["time", f"{summary['seconds']:.1f} s"])
+    return render(rows)
+
+
+def _drop(summary: dict[str, Any]) -> str:
+    interval = f"95 % interval {summary['drop_low']:.2f} to {summary['drop_high']:.2f}"
+    return (
+        f"{summary['drop']:.2f} points ({interval}) on {summary['drop_images']:,} images; FP32 has "
+        f"{summary['fp32_top1']:.2f} %"
+    )
+
+
+def _decibel(ratio: float | None, exact: bool = True) -> str:
+    """A ratio in words; one that is infinite is null in JSON, whether there is no error or no signal."""
+    return f"{ratio:.1f} dB" if ratio is not None else "no error" if exact else "no signal"
+
+
+def _from_here(path: str) -> str:
+    """The path as the user would type it: relative where it is below the current folder."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path

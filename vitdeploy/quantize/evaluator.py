@@ -1,0 +1,113 @@
+"""What INT8 costs: the outputs of quantized graphs held against those of FP32, on images not calibrated on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vitdeploy.errors import InputError, UsageError
+from vitdeploy.graph.qdq import Array
+from vitdeploy.graph.run import Mode, Runner
+from vitdeploy.progress import Progress
+from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, regroup
+from vitdeploy.statistics import Paired, best_class, decibels, energies, pair
+
+
+class Evaluator:
+    """Holds quantized graphs against the FP32 graph they were made from, Q and DQ computed as the standard says.
+
+    graph   FP32, one input [n, 3, H, W]
+    images  batches float32 [m, 3, H, W], iterated anew for each measure
+    labels  class numbers of the images, for `drop`: the classes of the first output, [n, classes]
+
+    Memory: `SNR_IMAGES` images and their outputs, and one batch more, however many images there are.
+
+    Raises InputError for labels that are no classes of the graph, UsageError where it has no classes.
+    """
+
+    def __init__(self, graph: ir.Model, images: Iterable[Array], labels: Sequence[int] | None = None) -> None:
+        runner = Runner(graph, "qdq")
+        self._images, self._step = images, runner.batch or BATCH
+        self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
+        self._expected = [_floats(runner, batch) for batch in self._few]
+        self._labels = None if labels is None else np.asarray(labels, np.int64)
+        self._right = None if labels is None else self._answers(runner)
+
+    @property
+    def images(self) -> int:
+        """How many labelled images judge a drop."""
+        return 0 if self._labels is None else len(self._labels)
+
+    @property
+    def fp32_top1(self) -> float | None:
+        """Top-1 of the FP32 graph in percent; None without labels."""
+        return None if self._right is None else 100 * float(self._right.mean())
+
+    def snr_db(self, model: ir.Model, mode: Mode = "qdq") -> float:
+        """Signal-to-noise ratio of the worst floating-point output on the first `SNR_IMAGES` images.
+
+        -inf for an output that is not finite, and where there is none to measure. `mode` is that of `open_session`.
+        """
+        runner = Runner(model, mode)
+        sums: dict[str, tuple[float, float]] = {}
+        for batch, expected in zip(self._few, self._expected, strict=True):
+            for name, array in _floats(runner, batch).items():
+                signal, noise = energies(expected[name], array)
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + signal, before[1] + noise)
+        return min((decibels(signal, noise) for signal, noise in sums.values()), default=-math.inf)
+
+    def drop(self, model: ir.Model, mode: Mode = "qdq") -> Paired:
+        """Top-1 lost against the FP32 graph, on all images; UsageError without labels.
+
+        An answer that is not finite is wrong. `mode` is that of `open_session`.
+        """
+        if self._right is None:
+            raise UsageError("top-1 cannot be measured without labels", fix="--min-snr 35")
+        return pair(self._right, self._answers(Runner(model, mode)))
+
+    def _answers(self, runner: Runner) -> NDArray[np.bool_]:
+        """Which images have the right class as the best one of the first output."""
+        chosen: list[Array] = []
+        with Progress("classifying", self.images) as progress:
+            for batch in regroup(self._images, self._step):
+                logits = runner({runner.inputs[0]: batch}, self._step)[runner.outputs[0]]
+                if not chosen:
+                    self._check(logits, runner.outputs[0])
+                chosen.append(best_class(logits))
+                progress.advance(len(batch))
+        right: NDArray[np.bool_] = np.concatenate(chosen) == self._labels
+        return right
+
+    def _check(self, logits: Array, name: str) -> None:
+        if logits.ndim != 2:
+            raise UsageError(
+                "--max-drop needs class scores",
+                why=f"the first output, {name}, is {list(logits.shape)}, not [n, classes]",
+                fix="--min-snr 35",
+            )
+        if self._labels is not None and self._labels.max() >= logits.shape[1]:
+            raise InputError(
+                f"DATA has class number {self._labels.max()}",
+                why=f"the network has classes 0 to {logits.shape[1] - 1}",
+                fix="number the classes from 0 in the network's order, or name them by --labels",
+            )
+
+
+def _floats(runner: Runner, batch: Array) -> dict[str, Array]:
+    """The floating-point outputs for a batch."""
+    found = runner({runner.inputs[0]: batch})
+    return {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
+
+
+def _first(batches: Iterable[Array], count: int) -> Iterator[Array]:
+    """The first `count` images, in batches."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
