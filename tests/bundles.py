@@ -52,6 +52,27 @@ def tiny_model(batch: int | str = "batch", *, pyramid: bool = False) -> bytes:
     return model.SerializeToString()
 
 
+def in_precision(model: bytes, precision: str) -> bytes:
+    """A model with the initializer `weight` that has the types of a precision, and computes exactly what it did."""
+    if precision == "fp32":
+        return model
+    proto = onnx.load_from_string(model)
+    (reader,) = [node for node in proto.graph.node if "weight" in node.input]
+    reader.input[:] = ["typed_weight" if name == "weight" else name for name in reader.input]
+    if precision == "fp16":
+        constants = {"half": np.zeros(1, np.float16)}
+        zero = helper.make_node("Cast", ["half"], ["zero"], to=TensorProto.FLOAT)
+    else:
+        constants = {"code": np.zeros(1, np.int8), "step": np.array(0.5, np.float32)}
+        zero = helper.make_node("DequantizeLinear", ["code", "step"], ["zero"])
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    for place, node in enumerate((zero, helper.make_node("Add", ["weight", "zero"], ["typed_weight"]))):
+        proto.graph.node.insert(place, node)
+    onnx.checker.check_model(proto, full_check=True)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
 def tiny_images(count: int = 6) -> np.ndarray:
     """Normalised images [count, 3, 8, 8]."""
     return np.random.default_rng(1).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
@@ -76,18 +97,26 @@ def tiny_manifest(batch: int | str = "batch", *, pyramid: bool = False, precisio
         labels=LABELS,
         tools={"onnx": onnx.__version__},
         graph={"nodes_before": 5, "nodes_after": 3, "passes": []},
+        precision_report={"reference_snr_db": 40.0} if precision == "int8" else {},
     )
 
 
-def fill(writer: BundleWriter, batch: int | str = "batch", *, error: float = 0.0, pyramid: bool = False) -> None:
+def fill(
+    writer: BundleWriter,
+    batch: int | str = "batch",
+    *,
+    error: float = 0.0,
+    pyramid: bool = False,
+    precision: str = "fp32",
+) -> None:
     """The files of the tiny bundle; `error` is added to the reference logits, so that parity breaks."""
-    images = tiny_images()
+    images = tiny_images(6 if isinstance(batch, str) else batch * -(-6 // batch))
     outputs = {"logits": tiny_logits(images) + np.float32(error)}
     if pyramid:
-        blocks = {name: images.reshape(6, 3, SIZE // k, k, SIZE // k, k) for name, k in (("fine", 2), ("coarse", 4))}
+        blocks = {name: images.reshape(-1, 3, SIZE // k, k, SIZE // k, k) for name, k in (("fine", 2), ("coarse", 4))}
         outputs = {name: block.mean(axis=(3, 5)) for name, block in blocks.items()}
-    writer.write_bytes(MODEL, tiny_model(batch, pyramid=pyramid))
-    writer.write_reference(inputs={"images": images}, outputs=outputs)
+    writer.write_bytes(MODEL, in_precision(tiny_model(batch, pyramid=pyramid), precision))
+    writer.write_reference({"images": images}, outputs, preprocessing=tiny_manifest().preprocessing)
 
 
 def write_tiny_bundle(
@@ -101,7 +130,7 @@ def write_tiny_bundle(
 ) -> Bundle:
     """The tiny bundle, committed at `path`."""
     with BundleWriter(path, force=force) as writer:
-        fill(writer, batch, error=error, pyramid=pyramid)
+        fill(writer, batch, error=error, pyramid=pyramid, precision=precision)
         writer.seal(tiny_manifest(batch, pyramid=pyramid, precision=precision))
         return writer.commit()
 

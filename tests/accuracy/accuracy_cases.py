@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.bundles import LABELS, SIZE, WEIGHT, fill, tiny_manifest, tiny_model
+from tests.bundles import LABELS, SIZE, WEIGHT, fill, in_precision, tiny_manifest, tiny_model
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
 from vitdeploy.preprocess import Preprocessing, preprocess_batch
 
@@ -26,7 +26,7 @@ def write_variant(
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), "weight"))
     with BundleWriter(path) as writer:
         fill(writer, batch)
-        writer.write_bytes(MODEL, model.SerializeToString())
+        writer.write_bytes(MODEL, in_precision(model.SerializeToString(), precision))
         writer.seal(tiny_manifest(batch, precision=precision))
         return writer.commit()
 
@@ -85,7 +85,7 @@ def write_baked(path: Path) -> Bundle:
     images = photos(6)
     spec = TensorSpec("pixels", "uint8", ("batch", SIZE, SIZE, 3))
     with BundleWriter(path) as writer:
-        writer.write_bytes(MODEL, model.SerializeToString())
+        writer.write_bytes(MODEL, in_precision(model.SerializeToString(), "fp16"))
         writer.write_reference({"pixels": images}, {"logits": logits_of(images).astype(np.float32)})
         writer.seal(replace(tiny_manifest(precision="fp16"), inputs=(spec,), preprocessing_in_graph=True))
         return writer.commit()

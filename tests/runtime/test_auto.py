@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
-from tests.bundles import tiny_images, tiny_logits, tiny_manifest, write_tiny_bundle
+from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.errors import BackendError, BundleError, GateError, MissingDependencyError, UsageError
 from vitdeploy.runtime.backends import Backend, auto_order, find_backend
@@ -148,8 +150,11 @@ def test_where_none_gives_the_numbers_none_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_model_that_none_can_load_shows_what_the_first_one_says(tmp_path: Path) -> None:
+    model = onnx.load_from_string(tiny_model())
+    model.opset_import.append(helper.make_opsetid("nobody.knows", 1))
+    model.graph.node[-1].domain = "nobody.knows"
     with BundleWriter(tmp_path / "b") as writer:
-        writer.write_bytes(MODEL, b"not a model")
+        writer.write_bytes(MODEL, model.SerializeToString())
         images = tiny_images()
         writer.write_reference(inputs={"images": images}, outputs={"logits": tiny_logits(images)})
         writer.seal(tiny_manifest())

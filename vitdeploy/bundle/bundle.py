@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from vitdeploy.bundle.contradictions import contradictions
+from vitdeploy.bundle.graph_facts import GraphFacts, read_facts
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord, JsonObject, Manifest, dump, parse
 from vitdeploy.bundle.reference import LARGEST_REFERENCE, Reference, read_reference, too_large
 from vitdeploy.errors import BundleError
@@ -28,6 +30,7 @@ class Bundle:
         self.path = path
         self.manifest = Manifest.from_dict(document, where=str(path))
         self._document = document
+        self._facts: GraphFacts | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -52,7 +55,11 @@ class Bundle:
         return bundle
 
     def read(self, name: str) -> bytes:
-        """The contents of one file, checked against the manifest, so that a runtime loads what was verified."""
+        """The contents of one file, checked against the manifest, so that a runtime loads what was verified.
+
+        Raises BundleError for a file that differs, and for a model that is no ONNX file or refers to other files:
+        their contents are in no hash, and runtimes read them wherever they are.
+        """
         record = self.manifest.files.get(name)
         if record is None:
             raise BundleError(
@@ -63,7 +70,25 @@ class Bundle:
             self._compare(name, FileRecord(record.sha256, size))
         data = _read(path)
         self._compare(name, FileRecord(hashlib.sha256(data).hexdigest(), len(data)))
+        if name == MODEL and self._facts is None:
+            self._facts = _complete(read_facts(data, where=str(path)), str(path))
         return data
+
+    def check_graph(self) -> None:
+        """Holds the manifest against the graph: signature, image size, classes, opset and precision.
+
+        Raises BundleError where they contradict each other, and what `read` raises.
+        """
+        if self._facts is None:
+            self.read(MODEL)
+        assert self._facts is not None, "reading the model takes note of it"
+        found = contradictions(self.manifest, self._facts)
+        if found:
+            raise BundleError(
+                f"the manifest of {self.path} does not describe its {MODEL}",
+                why="; ".join(found),
+                fix="export the bundle again",
+            )
 
     def check_files(self) -> None:
         """Checks presence, length and hash of every file; a BundleError names the first that differs."""
@@ -148,6 +173,18 @@ def _bundle_inside(path: Path) -> str:
     """What to try for a folder without a manifest."""
     inside = sorted(found.parent for found in path.glob(f"*/{MANIFEST}"))
     return f"give the bundle inside it: {inside[0]}" if inside else "give the folder that vitdeploy export wrote"
+
+
+def _complete(facts: GraphFacts, where: str) -> GraphFacts:
+    """The same facts, of a file that has all its values inside."""
+    if facts.external_data:
+        raise BundleError(
+            f"{where} does not hold all its weights",
+            why=f"{len(facts.external_data)} tensors are in other files, the first is {facts.external_data[0]}; "
+            "no hash of the bundle covers them",
+            fix="export the bundle again",
+        )
+    return facts
 
 
 def _size(path: Path) -> int:

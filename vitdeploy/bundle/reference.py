@@ -157,6 +157,8 @@ class _Reader:
 
 def _rows(spec: TensorSpec, manifest: Manifest, samples: int) -> tuple[int | str, ...]:
     """The shape of an output for all samples, one call of the model after the other where its batch is fixed."""
+    if not spec.shape:
+        return ()
     batch, length = manifest.inputs[0].shape[0], spec.shape[0]
     if isinstance(length, str):
         return (samples, *spec.shape[1:])

@@ -35,7 +35,7 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
     manifest = opened.manifest
-    model = _load_onnx(opened.read(MODEL))
+    model = _load_onnx(opened)
     notes = []
     if manifest.model.weights.kind == "random":
         notes.append(f"SEEDED RANDOM WEIGHTS ({manifest.model.weights.detail}): the predictions mean nothing")
@@ -102,14 +102,14 @@ def executed(backend: type[Backend], bundle: Bundle) -> ExecutedGraph:
         return ExecutedGraph(backend.name, skipped=f"{backend.name} cannot load the model: {lines[-1].strip()}")
 
 
-def _load_onnx(data: bytes) -> Any | None:
+def _load_onnx(bundle: Bundle) -> Any | None:
     """The parsed model, or None where the packages onnx and onnx-ir are not installed."""
     try:
         import onnx
         import onnx_ir  # noqa: F401
     except ImportError:
         return None
-    return onnx.load_model_from_string(data)
+    return onnx.load_model_from_string(bundle.read(MODEL))
 
 
 def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], dequantized: set[str]) -> str:

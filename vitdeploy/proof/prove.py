@@ -9,14 +9,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.bundle import Bundle, Manifest, TensorSpec
-from vitdeploy.proof.parity import Bounds, ParityReport, compare_outputs, find_bounds
+from vitdeploy.bundle import Bundle, Manifest, Reference, TensorSpec
+from vitdeploy.bundle.contradictions import differences
+from vitdeploy.bundle.manifest import damaged
+from vitdeploy.errors import BundleError
+from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
 
 Array = NDArray[Any]
 
 # Two runtimes that round INT8 differently were never further apart than 1.5 dB on eight images; one that computes
 # a pattern wrongly is 10 dB or more away.
 INT8_MARGIN_DB = 4.0
+
+# At 20 dB the error is a tenth of the signal; the trained networks of the zoo keep 35 dB or more (docs/int8.md).
+INT8_FLOOR_DB = 20.0
+
+# No ratio of two numbers in float64 is further from 1.
+LARGEST_DB = 6500.0
 
 
 class Runner(Protocol):
@@ -89,22 +98,31 @@ class VerifyReport:
 def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
     """Hold the signature and the outputs of a loaded model against what the bundle carries.
 
-    Raises BundleError for a reference that cannot be read, and BackendError where the model fails while it runs.
-    Numbers and signatures that do not hold are failures of the report.
+    Raises BundleError for a bundle that contradicts itself: its manifest against its graph, its reference or its
+    preprocessing. Raises BackendError where the model fails while it runs. Numbers and signatures that do not hold are
+    failures of the report.
     """
-    manifest, reference = bundle.manifest, bundle.reference()
-    signature_failures = (
-        *_differences("input", manifest.inputs, runner.inputs),
-        *_differences("output", manifest.outputs, runner.outputs),
-    )
+    bundle.check_graph()
+    manifest, reference, bounds = bundle.manifest, bundle.reference(), bounds_of(bundle.manifest)
+    _check_preprocessing(bundle, reference)
     parity = compare_outputs(
         reference.outputs,
         run_batches(runner, manifest, reference.inputs),
         runtime=runner.name,
         precision=manifest.precision,
-        bounds=bounds_of(manifest),
+        bounds=bounds,
     )
-    return VerifyReport(describe_run(bundle, runner), len(manifest.files), signature_failures, parity)
+    return VerifyReport(
+        describe_run(bundle, runner), len(manifest.files), tuple(signature_failures(manifest, runner)), parity
+    )
+
+
+def signature_failures(manifest: Manifest, runner: Runner) -> list[str]:
+    """Where the inputs and outputs of a loaded model are not the manifest's, in words."""
+    return [
+        *differences("input", manifest.inputs, runner.inputs),
+        *differences("output", manifest.outputs, runner.outputs),
+    ]
 
 
 def describe_run(bundle: Bundle, runner: Runner) -> dict[str, Any]:
@@ -123,11 +141,43 @@ def bounds_of(manifest: Manifest) -> Bounds:
     """What the outputs have to keep; INT8 as much as the file itself keeps by the standard's arithmetic.
 
     Rounding differs a little from runtime to runtime. One that is far below computes something else than the file says.
+    Raises BundleError for a manifest of INT8 that does not say how much the file keeps, or says that it is next to
+    nothing although nobody accepted that.
     """
-    snr_db = manifest.precision_report.get("reference_snr_db")
-    if manifest.precision == "int8" and snr_db is not None:
-        return Bounds(min_snr_db=snr_db - INT8_MARGIN_DB)
-    return find_bounds(manifest.precision)
+    if manifest.precision not in BOUNDS:
+        raise damaged(manifest.model.name, f"precision is {manifest.precision!r}, not {' or '.join(BOUNDS)}")
+    if manifest.precision != "int8":
+        return BOUNDS[manifest.precision]
+    snr_db = _decibels(manifest.precision_report.get("reference_snr_db"))
+    if snr_db is None:
+        raise BundleError(
+            f"nothing says what the INT8 bundle of {manifest.model.name} keeps of its network",
+            why="precision_report.reference_snr_db in its manifest is no number of decibels",
+            fix="export the bundle again",
+        )
+    if not snr_db >= INT8_FLOOR_DB and not manifest.precision_report.get("accepted_loss"):
+        raise BundleError(
+            f"the INT8 bundle of {manifest.model.name} has lost its network",
+            why=f"it keeps {snr_db:.1f} dB of PyTorch's outputs, and below {INT8_FLOOR_DB:g} dB little is left of them",
+            fix="export the bundle again, with other images for --calibration or in another precision",
+        )
+    return Bounds(min_snr_db=snr_db - INT8_MARGIN_DB)
+
+
+def _decibels(value: Any) -> float | None:
+    """A number of decibels from a manifest, where anything can stand; None for what is none."""
+    return float(value) if type(value) in (int, float) and abs(value) <= LARGEST_DB else None
+
+
+def _check_preprocessing(bundle: Bundle, reference: Reference) -> None:
+    sample, recipe = reference.preprocessing, bundle.manifest.preprocessing
+    failure = sample.failure(recipe) if sample is not None else None
+    if failure is not None:
+        raise BundleError(
+            f"the preprocessing of {bundle.path} is not the one that it was exported with",
+            why=failure,
+            fix="export the bundle again; vitdeploy doctor shows the versions that are installed here",
+        )
 
 
 def run_batches(runner: Runner, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -140,21 +190,4 @@ def run_batches(runner: Runner, manifest: Manifest, inputs: Mapping[str, Array])
         runner.run({name: array[start : start + batch] for name, array in inputs.items()})
         for start in range(0, samples, batch)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _differences(side: str, expected: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> list[str]:
-    """Where the runtime's signature is not the manifest's; names of dynamic axes do not count, runtimes drop them."""
-    by_name = {spec.name: spec for spec in found}
-    failures = [f"{side} {name} is not in the manifest" for name in by_name.keys() - {spec.name for spec in expected}]
-    for spec in expected:
-        other = by_name.get(spec.name)
-        if other is None:
-            failures.append(f"the model has no {side} {spec.name}")
-        elif (other.dtype, _lengths(other)) != (spec.dtype, _lengths(spec)):
-            failures.append(f"{side} {other} should be {spec}")
-    return failures
-
-
-def _lengths(spec: TensorSpec) -> list[int | None]:
-    return [axis if isinstance(axis, int) else None for axis in spec.shape]
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.bundle import Bundle, TensorSpec
-from vitdeploy.errors import BackendError, InputError, UsageError
+from vitdeploy.errors import BackendError, BundleError, InputError, UsageError
 from vitdeploy.preprocess import ImageLike, preprocess, to_pixels
-from vitdeploy.proof.prove import describe_run
+from vitdeploy.proof.prove import describe_run, signature_failures
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
@@ -74,7 +74,7 @@ def load(
         A session, which is a context manager.
 
     Raises:
-        BundleError: the bundle is damaged or altered.
+        BundleError: the bundle is damaged or altered, or contradicts itself.
         UsageError: there is no such runtime, or it does not support an option that was given. `auto` raises it for the
             runtime that it would take, instead of taking a slower one.
         MissingDependencyError: the runtime is not installed.
@@ -92,9 +92,27 @@ def load(
     )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if runtime == "auto":
+        opened.check_graph()
         attempt = load_fastest(opened, options)
         return Session(opened, attempt.backend, reason=attempt.reason)
-    return Session(opened, find_backend(runtime).open(opened, options), reason="it was asked for")
+    return Session(opened, _open(opened, runtime, options), reason="it was asked for")
+
+
+def _open(bundle: Bundle, runtime: str, options: Options) -> Backend:
+    """The bundle in the runtime that was asked for; it has the inputs and outputs that the session will use."""
+    kind = find_backend(runtime)
+    if not kind.reference:  # which reads no model file
+        bundle.check_graph()
+    backend = kind.open(bundle, options)
+    failures = signature_failures(bundle.manifest, backend)
+    if failures:
+        backend.close()
+        raise BundleError(
+            f"the manifest of {bundle.path} does not describe what {backend.name} loaded",
+            why="; ".join(failures),
+            fix="export the bundle again",
+        )
+    return backend
 
 
 class Session:

@@ -34,11 +34,13 @@ def verify(
         The report; numbers and signatures that do not hold are failures of it.
 
     Raises:
-        BundleError: files are missing or altered.
+        BundleError: files are missing or altered, or the bundle contradicts itself: its manifest the graph, its
+            reference or what the recorded preprocessing gave when it was exported.
         UsageError, BackendError: as `vitdeploy.load`.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_files()
+    opened.check_graph()
     options = Options(
         threads=threads,
         num_requests=num_requests,
