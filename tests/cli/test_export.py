@@ -19,6 +19,8 @@ import torch
 from tests.rows import TARGETS
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
+from vitdeploy.exporter.reference import DIFFICULT
+from vitdeploy.preprocess import preprocess_batch
 
 
 def load_source(path: Path) -> torch.nn.Module:
@@ -113,9 +115,11 @@ def test_images_can_be_the_reference(model_file: Path, tmp_path: Path, shared: P
     out = tmp_path / "b"
     arguments = ["--image-size", "32", "--batch", "2", "--reference", *map(str, photos), "-o", str(out)]
     assert main(["export", f"{model_file}:build", *arguments]) == 0
-    images = Bundle.open(out).reference().inputs["images"]
-    assert images.shape == (4, 3, 32, 32)
-    np.testing.assert_array_equal(images[2], images[3])
+    bundle = Bundle.open(out)
+    images, kinds = bundle.reference().inputs["images"], bundle.manifest.reference["images"]
+    assert images.shape == (10, 3, 32, 32)  # three photographs and the difficult ones
+    np.testing.assert_array_equal(images[:3], preprocess_batch(photos, bundle.manifest.preprocessing))
+    assert kinds == ["given"] * 3 + list(DIFFICULT)
 
 
 def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:

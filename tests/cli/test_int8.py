@@ -10,10 +10,10 @@ import onnx
 import pytest
 from PIL import Image
 
+from tests.image_cases import reference_pixels
 from vitdeploy import load, verify
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.cli import main
-from vitdeploy.exporter.reference import reference_pixels
 
 SIZE = ["--image-size", "16x24"]
 

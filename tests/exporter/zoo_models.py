@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from tests.image_cases import reference_images
 from vitdeploy.exporter.capture import capture
-from vitdeploy.exporter.reference import reference_images
 from vitdeploy.models.create import create_model
 from vitdeploy.models.layers import to_map
 from vitdeploy.models.registry import ModelCard, build, cards, find_card

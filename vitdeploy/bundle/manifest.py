@@ -122,6 +122,8 @@ class Manifest:
     tools             name and version of every package that took part in the export
     preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
                       recorded resize and crop leave
+    reference         what `reference.npz` holds: under `images` the kind of each image, under `rounding_db` by output
+                      what it costs to round every FP16 tensor where it is made
     parity, accuracy  one JSON object for each measurement
     graph             node counts before and after, and what each pass changed
     precision_report  what stayed in FP32 and why
@@ -139,6 +141,7 @@ class Manifest:
     preprocessing_in_graph: bool = False
     labels: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
+    reference: JsonObject = field(default_factory=dict)
     parity: list[JsonObject] = field(default_factory=list)
     accuracy: list[JsonObject] = field(default_factory=list)
     graph: JsonObject = field(default_factory=dict)

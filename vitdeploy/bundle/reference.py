@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +27,14 @@ class Reference(NamedTuple):
 
     inputs         by tensor name
     outputs        what PyTorch computed from them, by tensor name
+    file           what the file computes from them by the ONNX standard, all floats in float32, by tensor name; empty
+                   in FP32, where that is what PyTorch computed, and in a bundle from before it was kept
     preprocessing  what the recorded preprocessing makes of an image; None in a bundle from before it was kept
     """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+    file: Mapping[str, Array] = MappingProxyType({})
     preprocessing: PreprocessingSample | None = None
 
 
@@ -82,8 +86,11 @@ class _Reader:
         inputs = self._headers("input", manifest.inputs, lambda spec: ("batch", *spec.shape[1:]))
         samples = self._samples(manifest, inputs)
         outputs = self._headers("output", manifest.outputs, lambda spec: _rows(spec, manifest, samples))
-        sides = [{name: self._values(header) for name, header in side.items()} for side in (inputs, outputs)]
-        return Reference(sides[0], sides[1], self._preprocessing(manifest))
+        file = {}
+        if any(member.startswith("file.") for member in self._members):
+            file = self._headers("file", manifest.outputs, lambda spec: _rows(spec, manifest, samples))
+        sides = [{name: self._values(header) for name, header in side.items()} for side in (inputs, outputs, file)]
+        return Reference(sides[0], sides[1], sides[2], self._preprocessing(manifest))
 
     def _headers(
         self, prefix: str, specs: Iterable[TensorSpec], shape: Callable[[TensorSpec], tuple[int | str, ...]]

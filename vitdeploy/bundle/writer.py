@@ -70,15 +70,17 @@ class BundleWriter:
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
         *,
+        file: Mapping[str, Array] | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Path:
-        """Writes the reference inputs and the PyTorch outputs, both by tensor name.
+        """Writes the reference inputs, the PyTorch outputs and what the `file` itself computes, by tensor name.
 
         With `preprocessing` also what it makes of an image, so that the bundle shows which one it was. Raises
         BundleError where all of it is more than LARGEST_REFERENCE bytes.
         """
         arrays = {f"input.{name}": array for name, array in inputs.items()}
         arrays |= {f"output.{name}": array for name, array in outputs.items()}
+        arrays |= {f"file.{name}": array for name, array in (file or {}).items()}
         if preprocessing is not None:
             sample = sample_preprocessing(preprocessing)
             arrays |= {PIXELS: sample.pixels, VALUES: sample.values}

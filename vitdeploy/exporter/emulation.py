@@ -93,6 +93,15 @@ def half_snr_db(array: Array) -> float:
 
 def emulate_half(model: ir.Model) -> ir.Model:
     """The same graph in FP32 types, every FP16 tensor rounded where it is made."""
+    return _in_single(model, rounded=True)
+
+
+def in_single(model: ir.Model) -> ir.Model:
+    """The same graph in FP32 types: nothing is rounded but the constants, which are what they were."""
+    return _in_single(model, rounded=False)
+
+
+def _in_single(model: ir.Model, *, rounded: bool) -> ir.Model:
     emulated = model.clone()
     graph = emulated.graph
     for value in graph.initializers.values():
@@ -104,8 +113,12 @@ def emulate_half(model: ir.Model) -> ir.Model:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16.value:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
         for value in node.outputs:
-            if value.dtype == ir.DataType.FLOAT16:
+            if value.dtype != ir.DataType.FLOAT16:
+                continue
+            if rounded:
                 _round(graph, node, value)
+            else:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
     return emulated
 
 

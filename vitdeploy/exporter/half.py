@@ -8,12 +8,14 @@ operators.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.errors import GateError
 from vitdeploy.exporter.emulation import (
@@ -30,12 +32,14 @@ from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
+from vitdeploy.proof.recorded import image_db, pick
 from vitdeploy.statistics import json_number
 
 log = logging.getLogger(__name__)
 
 HEADROOM = 2.0  # other images may reach higher than the reference ones
 MASK_LIMIT = -10000.0
+IMAGE_ALLOWANCE_DB = 5.0  # that a single image, such as a black one, may lie below the bound for all
 SPARE_DB = 1.0  # kept above the bound, for runtimes that round in other places than the emulation
 MAX_REPAIRS = 12
 
@@ -88,17 +92,28 @@ def pinned(model: ir.Model) -> dict[str, str]:
 
 
 def half_precision(
-    graph: ir.Model, images: Array, expected: Mapping[str, Array], *, min_snr_db: float | None = None
+    graph: ir.Model,
+    images: Array,
+    expected: Mapping[str, Array],
+    *,
+    min_snr_db: float | None = None,
+    judged: NDArray[np.bool_] | None = None,
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A typed FP16 copy of an optimized graph, and what the manifest records of it.
 
     expected    what PyTorch FP32 makes of `images` [n, 3, H, W], by output name
     min_snr_db  what it has to reach on them, or GateError is raised; None for the bound of FP16
+    judged      which of the images are to reach it; None for all, of which then no single one may fall far below
     """
+    wanted = pick(expected, judged)
 
     def quality(actual: Mapping[str, Array]) -> float:
-        report = compare_outputs(expected, actual, runtime="emulation", precision="fp16")
-        return min(output.snr_db for output in report.outputs)
+        report = compare_outputs(wanted, pick(actual, judged), runtime="emulation", precision="fp16")
+        each = [
+            image_db(array, actual[name], len(images)) for name, array in expected.items() if array.dtype.kind == "f"
+        ]
+        worst = min(map(min, each), default=math.inf) + IMAGE_ALLOWANCE_DB if judged is None else math.inf
+        return min(worst, *(output.snr_db for output in report.outputs))
 
     bound = BOUNDS["fp16"].min_snr_db if min_snr_db is None else min_snr_db
     assert bound is not None, "the bounds of FP16 are ours"

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.errors import REPORT, ExportError, InputError
 from vitdeploy.exporter.emulation import emulate_half
@@ -14,6 +16,7 @@ from vitdeploy.exporter.half import half_precision, pinned
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import compare_outputs
+from vitdeploy.proof.recorded import pick
 from vitdeploy.quantize.evaluator import Evaluator
 from vitdeploy.quantize.gates import enforce, missed_gates
 from vitdeploy.quantize.insert import violations
@@ -34,10 +37,13 @@ def eight_bits(
     options: Int8Options,
     images: Array,
     expected: Mapping[str, Array],
+    natural: NDArray[np.bool_],
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A copy of an optimized FP32 graph with Q/DQ, and what the manifest records of it.
 
-    `expected` is what PyTorch FP32 makes of `images` [n, 3, H, W], by output name: the reference of the bundle.
+    expected  what PyTorch FP32 makes of `images` [n, 3, H, W], by output name: the reference of the bundle
+    natural   which of the images look like those in use: what INT8 keeps of others depends on how far they lie outside
+              of the calibrated ranges, and is measured but not judged
 
     Raises GateError for what misses a gate of `options`, or the floor below which INT8 is not to be trusted; where the
     loss is accepted, the record names it under `missed`. Further errors as of `quantize`.
@@ -51,12 +57,12 @@ def eight_bits(
     if broken := violations(quantized.graph, rules):
         raise ExportError("the INT8 graph breaks a rule of its target", why="; ".join(broken[:3]), fix=REPORT)
     actual = run(quantized, {str(quantized.graph.inputs[0].name): images}, "qdq", BATCH)
-    parity = compare_outputs(expected, actual, runtime="standard", precision="int8")
+    parity = compare_outputs(pick(expected, natural), pick(actual, natural), runtime="standard", precision="int8")
     snr_db = min(output.snr_db for output in parity.outputs)
     record: dict[str, Any] = {"precision": "int8", "reference_snr_db": None, "data": samples.data.where}
     half = None
     if rules.half_rest:
-        quantized, half = half_precision(quantized, images, expected, min_snr_db=snr_db - HALF_REST_DB)
+        quantized, half = half_precision(quantized, images, expected, min_snr_db=snr_db - HALF_REST_DB, judged=natural)
         snr_db = snr_db if half["snr_db"] is None else half["snr_db"]
         report = _with_half(report, evaluator, quantized)
     record |= report.to_dict() | ({} if half is None else {"half_rest": half})

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
+from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
@@ -21,12 +22,15 @@ from vitdeploy.exporter.reference import choose_images
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.source import resolve
 from vitdeploy.graph.edit import Array
+from vitdeploy.graph.run import run as run_graph
 from vitdeploy.models.outputs import choose_outputs
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing
-from vitdeploy.quantize.samples import CalibrationSet, choose_samples, open_calibration
+from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
+from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, open_calibration
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
+from vitdeploy.statistics import json_number
 from vitdeploy.targets import Target
 
 if TYPE_CHECKING:
@@ -43,12 +47,14 @@ STANDARD_RUNTIME = "onnxruntime"
 class Reference(NamedTuple):
     """What the bundle is proven on.
 
+    kinds    of the images, see `choose_images`
     fed      the images as the bundle takes them
     images   the same as the network sees them, float32 [n, 3, H, W]
     outputs  what PyTorch FP32 makes of them, by output name
     network  what computes them
     """
 
+    kinds: tuple[str, ...]
     fed: Array
     images: Array
     outputs: dict[str, Array]
@@ -69,7 +75,7 @@ def run(request: ExportRequest) -> Bundle:
             samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
             reference = _reference(model, card, request, samples)
         captured = _captured(reference, request, clock)
-        graph, record = _graph(captured, reference, request, clock)
+        graph, made = _graph(captured, reference, request, clock)
         evidence = Evidence(
             reference.network,
             captured,
@@ -85,11 +91,15 @@ def run(request: ExportRequest) -> Bundle:
         graph, precision_report = _precision(graph, reference, request, samples, clock)
         with clock.step("writing the bundle"):
             if request.bake_preprocessing:
-                record["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
+                made["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
             write_model(graph, writer, request.row)
-            writer.write_reference({"images": reference.fed}, reference.outputs, preprocessing=card.preprocessing)
+            file, rounding_db = _file_outputs(graph, reference.fed, request)
+            writer.write_reference(
+                {"images": reference.fed}, reference.outputs, file=file, preprocessing=card.preprocessing
+            )
             manifest = describe(graph, card, reference.network.outputs, target=request.row, precision=request.precision)
-            manifest.graph.update(record, seconds=clock.seconds)
+            manifest.graph.update(made, seconds=clock.seconds)
+            manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
             manifest.precision_report.update(precision_report)
             bundle = writer.seal(manifest)
         with clock.step("verifying the files against PyTorch"):
@@ -128,7 +138,7 @@ def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, sample
     given = request.reference
     if given is None and samples is not None:
         given = samples.reference(batch)
-    pixels, images = choose_images(given, card.preprocessing, batch=batch)
+    kinds, pixels, images = choose_images(given, card.preprocessing, batch=batch)
     fed: Array | None = pixels if request.bake_preprocessing else images
     if fed is None:
         raise UsageError(
@@ -139,7 +149,7 @@ def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, sample
     network = TorchNetwork(model, card.name, wanted, request.fixed_batch)
     if request.precision == "fp16":
         network.prepare_half(images)
-    return Reference(fed, images, reference_outputs(network, images), network)
+    return Reference(kinds, fed, images, reference_outputs(network, images), network)
 
 
 def _captured(reference: Reference, request: ExportRequest, clock: _Clock) -> ir.Model:
@@ -180,14 +190,40 @@ def _precision(
             return half_precision(graph, reference.images, reference.outputs)
     if samples is not None:
         with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
-            return eight_bits(graph, samples, request.rules, request.quantization, reference.images, reference.outputs)
+            return eight_bits(
+                graph,
+                samples,
+                request.rules,
+                request.quantization,
+                reference.images,
+                reference.outputs,
+                natural_images(reference.kinds),
+            )
     return graph, {"precision": request.precision}
+
+
+def _file_outputs(graph: ir.Model, fed: Array, request: ExportRequest) -> tuple[dict[str, Array], dict[str, float]]:
+    """What a finished graph computes by the ONNX standard, all floats in FP32, and what rounding them to FP16 costs.
+
+    Nothing in FP32: there PyTorch's outputs say the same.
+    """
+    if request.precision == "fp32":
+        return {}, {}
+    inputs, step = {str(graph.graph.inputs[0].name): fed}, request.fixed_batch or BATCH
+    exact = run_graph(in_single(graph), inputs, "as_written", step)
+    rounded = run_graph(emulate_half(graph), inputs, "as_written", step)
+    costs = {
+        name: json_number(pooled_db(image_db(array, rounded[name], len(fed))), 2)
+        for name, array in exact.items()
+        if array.dtype.kind == "f"
+    }
+    return exact, {name: cost for name, cost in costs.items() if cost is not None}
 
 
 def _prove(bundle: Bundle, request: ExportRequest) -> None:
     """Open the files as the device will and hold their outputs against PyTorch's; the result goes into the manifest."""
     results = []
-    for runtime in proving_runtimes(request.row, request.precision):
+    for runtime in proving_runtimes(request.row):
         report = verify(bundle, runtime=runtime)
         if not report.passed:
             raise GateError(
@@ -195,19 +231,18 @@ def _prove(bundle: Bundle, request: ExportRequest) -> None:
                 why="; ".join(report.failures),
                 fix="another --target" if request.precision == "fp32" else "vitdeploy export … --precision fp32",
             )
-        results.append(report.parity.to_dict())
+        results.append({**report.parity.to_dict(), **record(report.runtime, report.measured)})
     bundle.update_results(parity=results)
 
 
-def proving_runtimes(target: Target, precision: str) -> list[str]:
+def proving_runtimes(target: Target) -> list[str]:
     """The runtimes that a bundle proves itself on here.
 
-    Of the target's runtimes those that need no engine built first: the first of them, and in INT8 every one that is
-    installed, for some compute it wrongly. Where the target has none, the runtime that follows the ONNX standard.
+    Of the target's runtimes those that need no engine built first: the first of them, and every other one that is
+    installed. Where the target has none, the runtime that follows the ONNX standard.
     """
     able = [name for name in target.runtimes if find_backend(name).proves_exports] or [STANDARD_RUNTIME]
-    others = [name for name in able[1:] if find_backend(name).available() is None]
-    return [able[0], *(others if precision == "int8" else [])]
+    return [able[0], *(name for name in able[1:] if find_backend(name).available() is None)]
 
 
 @dataclass

@@ -97,6 +97,12 @@ class Cpu:
     features: Mapping[str, Mapping[str, bool]]
 
     @property
+    def kind(self) -> str:
+        """Architecture and instruction sets: what decides how a runtime computes here."""
+        present = [label for labels in self.features.values() for label, here in labels.items() if here]
+        return " ".join([self.architecture, *sorted(present)])
+
+    @property
     def vnni(self) -> bool:
         """Whether INT8 products accumulate in 32 bits, in one instruction."""
         return any(self.features.get("INT8", {}).values())

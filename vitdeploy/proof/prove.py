@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,9 @@ from vitdeploy.bundle import Bundle, Manifest, Reference, TensorSpec
 from vitdeploy.bundle.contradictions import differences
 from vitdeploy.bundle.manifest import damaged
 from vitdeploy.errors import BundleError
+from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
+from vitdeploy.proof.recorded import Measured, measure, natural_images, pick, record_failures
 
 Array = NDArray[Any]
 
@@ -53,17 +55,21 @@ class VerifyReport:
     files               how many files the manifest lists
     signature_failures  where the runtime's inputs and outputs are not the manifest's, in words
     parity              the outputs against the reference
+    measured            what each image keeps, see `recorded.measure`
+    record_failures     where that is less than what the bundle recorded at its export, in words
     """
 
     runtime: Mapping[str, Any]
     files: int
     signature_failures: tuple[str, ...]
     parity: ParityReport
+    measured: Measured = field(default_factory=dict)
+    record_failures: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Everything that does not hold, in words."""
-        return self.signature_failures + self.parity.failures
+        return self.signature_failures + self.parity.failures + self.record_failures
 
     @property
     def passed(self) -> bool:
@@ -77,6 +83,7 @@ class VerifyReport:
             "runtime": dict(self.runtime),
             "files": self.files,
             "signature_failures": list(self.signature_failures),
+            "record_failures": list(self.record_failures),
             "parity": self.parity.to_dict(),
         }
 
@@ -90,6 +97,7 @@ class VerifyReport:
                 *([f"chosen because {ran['reason']}"] if "reason" in ran else []),
                 *self.signature_failures,
                 str(self.parity),
+                *self.record_failures,
                 "passed" if self.passed else "FAILED",
             ]
         )
@@ -105,16 +113,42 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
     bundle.check_graph()
     manifest, reference, bounds = bundle.manifest, bundle.reference(), bounds_of(bundle.manifest)
     _check_preprocessing(bundle, reference)
+    found, judged = run_batches(runner, manifest, reference.inputs), _judged(manifest)
     parity = compare_outputs(
-        reference.outputs,
-        run_batches(runner, manifest, reference.inputs),
+        pick(reference.outputs, judged),
+        pick(found, judged),
         runtime=runner.name,
         precision=manifest.precision,
         bounds=bounds,
     )
+    ran, measured = describe_run(bundle, runner), measure(reference, found)
     return VerifyReport(
-        describe_run(bundle, runner), len(manifest.files), tuple(signature_failures(manifest, runner)), parity
+        ran,
+        len(manifest.files),
+        tuple(signature_failures(manifest, runner)),
+        parity,
+        measured,
+        (*_not_finite(found, parity), *record_failures(manifest, ran, measured)),
     )
+
+
+def _judged(manifest: Manifest) -> NDArray[np.bool_] | None:
+    """The images that the bounds are for; None for all. INT8 keeps little of those that are unlike the calibrated."""
+    kinds = manifest.reference.get("images")
+    if manifest.precision != "int8" or not isinstance(kinds, list):
+        return None
+    natural = natural_images(kinds)
+    return natural if natural.any() else None
+
+
+def _not_finite(found: Mapping[str, Array], parity: ParityReport) -> list[str]:
+    """The outputs that are NaN or Inf on images that the bounds are not for."""
+    told = {output.name for output in parity.outputs if not output.finite}
+    return [
+        f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} values are NaN or Inf"
+        for name, array in found.items()
+        if name not in told and array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
 
 
 def signature_failures(manifest: Manifest, runner: Runner) -> list[str]:
@@ -133,6 +167,7 @@ def describe_run(bundle: Bundle, runner: Runner) -> dict[str, Any]:
         "model": manifest.model.name,
         "weights": manifest.model.weights.kind,
         "precision": manifest.precision,
+        "processor": read_cpu().kind,
         **runner.describe(),
     }
 
