@@ -23,7 +23,7 @@ from vitdeploy.quantize.layers import channel_axis, per_input, weight_of
 from vitdeploy.quantize.observers import Statistics
 
 OUTLIER = 1.5  # times the median channel: what reaches higher is scaled down to that
-WORTH = 2.0  # by which the largest channel has to be scaled down, or all are left alone
+WORTH = 4.0  # by which the largest channel has to be scaled down, or all are left alone: less is worth nothing
 
 
 @dataclass(frozen=True)
