@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +16,12 @@ from torch.nn import functional as F
 
 from tests.conftest import examples
 from tests.rows import TARGETS
+from vitdeploy.exporter import localize
 from vitdeploy.exporter.capture import capture
-from vitdeploy.exporter.localize import wrong_modules
 from vitdeploy.exporter.module_calls import Event, Labels, relative_error, tensors_in, watching
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
+from vitdeploy.exporter.wrong_operator import wrong_operator
 from vitdeploy.models.outputs import choose_outputs
 
 WIDTH = 16
@@ -99,6 +101,10 @@ def graph(network: TorchNetwork) -> ir.Model:
     return capture(network.module, torch.tensor(IMAGES), dynamic_batch=False, output_names=["logits"])
 
 
+def wrong_modules(graph: ir.Model, network: TorchNetwork, images: np.ndarray) -> Iterator[str]:
+    return map(Labels(network.module), localize.wrong_modules(graph, network, images))
+
+
 def spoiled(graph: ir.Model, name: str, factor: float = 1.01) -> ir.Model:
     """A copy whose value `name`, or the last that its module makes, is multiplied."""
     changed = graph.clone()
@@ -125,6 +131,38 @@ def test_the_spoiled_module_is_the_first_that_is_named(name: str, graph: ir.Mode
 
 def test_nothing_is_named_in_a_right_graph(graph: ir.Model, network: TorchNetwork) -> None:
     assert list(wrong_modules(graph, network, IMAGES)) == []
+
+
+# Of modules that compute something themselves: the operator that PyTorch calls there, and its line.
+OPERATORS = {
+    "graph/Mul": ("mul", "images * 0.5"),
+    "graph/ReduceMean": ("mean", "x.mean(1)"),
+    "blocks.0.attn/CrossAttention": ("attention", "scaled_dot_product_attention"),
+    "blocks.1/Add": ("add", "x + self.drop"),
+    "head/Gemm": ("addmm", "self.head"),
+    "blocks.1.mlp.0/MatMul": ("mm", "self.mlp"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_operator_of_a_spoiled_value_is_named(name: str, graph: ir.Model, network: TorchNetwork) -> None:
+    wrong = graph.clone()
+    node = next(node for node in wrong.graph if node.name == name)
+    scale = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(1.5))})
+    product = ir.node("Mul", [node.inputs[0], scale.outputs[0]])
+    product.name = f"{name}_spoiled"
+    node.replace_input_with(0, product.outputs[0])
+    wrong.graph.insert_before(node, [scale, product])
+    found = wrong_operator(wrong, network, IMAGES, next(localize.wrong_modules(wrong, network, IMAGES)))
+    assert found is not None
+    operator, _, line = found.partition(" at ")
+    file, _, number = line.rpartition(":")
+    assert OPERATORS[name][0] in operator
+    assert OPERATORS[name][1] in Path(file).read_text().splitlines()[int(number) - 1]
+
+
+def test_no_operator_of_a_right_graph_is_named(graph: ir.Model, network: TorchNetwork) -> None:
+    assert [wrong_operator(graph, network, IMAGES, module) for module in network.module.modules()] == [None] * 23
 
 
 @pytest.mark.parametrize("target", ["portable", "tensorrt10"])

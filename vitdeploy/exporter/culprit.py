@@ -22,12 +22,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import TopologicalSortPass
+from torch import nn
 
 from vitdeploy.errors import REPORT, BackendError, ExportError, GateError
 from vitdeploy.exporter.localize import wrong_modules
-from vitdeploy.exporter.module_calls import first_difference, relative_error, tracing
+from vitdeploy.exporter.module_calls import Labels, first_difference, relative_error, tracing
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
+from vitdeploy.exporter.wrong_operator import wrong_operator
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
 from vitdeploy.targets import Target
@@ -154,18 +156,21 @@ def _wrong_graph(evidence: Evidence, report: ParityReport) -> GateError:
     network, focus = evidence.network, _focus(evidence)
     origin, graph, ignored = _origin(focus)
     module = next((one for one in wrong_modules(graph, network, focus.images) if one not in ignored), None)
+    name = Labels(network.module)(module) if module is not None else None
+    operator = wrong_operator(graph, network, focus.images, module) if module is not None else None
     return GateError(
         f"the graph of {network.name} does not reproduce PyTorch, whatever the precision",
         why=_joined(
             *report.failures[:2],
             origin,
-            module and f"{module} is the first module whose inputs agree with PyTorch and whose output does not",
+            name and f"{name} is the first module whose inputs agree with PyTorch and whose output does not",
+            operator and f"the first wrong result in it is that of {operator}",
         ),
-        fix=REPORT + (f", together with the code of {module}" if module else ""),
+        fix=REPORT + (f", together with the code of {name}" if name else ""),
     )
 
 
-def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[str]]:
+def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[nn.Module]]:
     """What made the graph wrong, the graph as it is then, and the modules whose outputs a right graph lacks as well."""
     if _is_right(evidence, evidence.captured) is False:
         return "it is wrong as it was captured, before any rewrite", evidence.captured, set()
@@ -181,7 +186,7 @@ def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[str]]:
     return None, evidence.optimized, _missing(evidence, right)
 
 
-def _missing(evidence: Evidence, graph: ir.Model) -> set[str]:
+def _missing(evidence: Evidence, graph: ir.Model) -> set[nn.Module]:
     """The modules whose output a right graph lacks as a value: a rewrite merged it with something else."""
     return set(wrong_modules(graph, evidence.network, evidence.images))
 

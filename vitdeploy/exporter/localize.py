@@ -31,8 +31,8 @@ TOLERANCE = 1e-4  # the bound of FP32 outputs
 AT_ONCE = 32  # modules whose values are in memory together
 
 
-def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iterator[str]:
-    """The labels of the modules whose inputs the graph has and whose output it has not, in the order in which they end.
+def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iterator[nn.Module]:
+    """The modules whose inputs the graph has and whose output it has not, in the order in which they end.
 
     `images` is one batch. The first is the culprit: a module around it follows, and one behind it has other inputs.
     """
@@ -46,7 +46,7 @@ def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iter
             for module in modules[start : start + AT_ONCE]
         }
         wanted = {name for found in part.values() for scope in found for name in (*scope.entering, *scope.leaving)}
-        runner = Runner(_showing(graph, wanted), "as_written")
+        runner = Runner(showing(graph, wanted), "as_written")
         values = {entry: images, **next(runner.batches({entry: images}))}
         comparison = _Comparison(part, values)
         with watching(comparison.look):
@@ -56,7 +56,7 @@ def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iter
             for inputs, outputs in verdicts:
                 log.debug("%s: inputs %s, outputs %s", labels(module), _WORDS[inputs], _WORDS[outputs])
             if (True, False) in verdicts:
-                yield labels(module)
+                yield module
 
 
 _WORDS = {True: "agree", False: "differ", None: "unknown"}
@@ -93,8 +93,8 @@ def _around(node: ir.Node) -> list[str]:
     return ["", *(".".join(parts[: index + 1]) for index in range(len(parts)))]
 
 
-def _showing(graph: ir.Model, names: Container[str]) -> ir.Model:
-    """A copy of `graph` that gives these values too."""
+def showing(graph: ir.Model, names: Container[str]) -> ir.Model:
+    """A copy of `graph` in executable order that gives the values of these names too."""
     shown = graph.clone()
     TopologicalSortPass()(shown)
     values = [value for node in shown.graph for value in node.outputs if value.name in names]
@@ -158,7 +158,7 @@ class _Side:
         arrays = [tensor.detach().numpy() for tensor in tensors if not tensor.is_complex()]
         self.calls[call] = []
         for array in arrays:
-            equal = {name for name, value in self._values.items() if _same(array, value)}
+            equal = {name for name, value in self._values.items() if same_numbers(array, value)}
             self._equalled |= equal
             self.calls[call].append((array.size, bool(equal)))
         return call
@@ -177,7 +177,7 @@ class _Side:
         return False if missing else True if known else None
 
 
-def _same(array: Array, value: Array) -> bool:
+def same_numbers(array: Array, value: Array) -> bool:
     """Whether a value of the graph holds a tensor, in whatever layout."""
     if array.size != value.size:
         return False
