@@ -108,7 +108,7 @@ LIES: dict[str, Edit] = {
     "int8": changed(precision="int8"),
     "int8 that keeps much": changed(precision="int8", precision_report={"reference_snr_db": 40.0}),
     "int8 that accepts all": changed(
-        precision="int8", precision_report={"reference_snr_db": -1000, "accepted_loss": {"by": "me"}}
+        precision="int8", precision_report={"reference_snr_db": -1000, "missed": {"by": "me"}}
     ),
     "unknown precision": changed(precision="fp64"),
 }
@@ -221,7 +221,7 @@ def test_an_edited_manifest_is_refused_or_says_the_same(
 @pytest.mark.parametrize("value", [None, "x", "40", [], {}, True, 10**400, -(10**400), 1e308, 7000])
 def test_int8_without_a_number_of_decibels_is_refused(tmp_path: Path, value: Any) -> None:
     bundle = write_tiny_bundle(tmp_path / "b", precision="int8")
-    for report in ({"reference_snr_db": value}, {"reference_snr_db": value, "accepted_loss": {"by": "me"}}):
+    for report in ({"reference_snr_db": value}, {"reference_snr_db": value, "missed": {"by": "me"}}):
         forge(bundle, changed(precision_report=report))
         assert "is no number of decibels" in assert_refused(bundle.path)
     forge(bundle, changed(precision_report={}))
@@ -232,9 +232,9 @@ def test_int8_without_a_number_of_decibels_is_refused(tmp_path: Path, value: Any
 def test_int8_that_kept_little_has_to_be_accepted(tmp_path: Path, accepted: Any) -> None:
     bundle = write_tiny_bundle(tmp_path / "b", precision="int8")
     below = INT8_FLOOR_DB - 0.1
-    forge(bundle, changed(precision_report={"reference_snr_db": below, "accepted_loss": accepted}))
+    forge(bundle, changed(precision_report={"reference_snr_db": below, "missed": accepted}))
     assert "has lost its network" in assert_refused(bundle.path)
-    forge(bundle, changed(precision_report={"reference_snr_db": below, "accepted_loss": {"reason": "a test"}}))
+    forge(bundle, changed(precision_report={"reference_snr_db": below, "missed": {"reason": "a test"}}))
     assert vitdeploy.verify(bundle.path, runtime="onnxruntime").passed
     forge(bundle, changed(precision_report={"reference_snr_db": INT8_FLOOR_DB}))
     assert vitdeploy.verify(bundle.path, runtime="onnxruntime").passed
@@ -243,7 +243,7 @@ def test_int8_that_kept_little_has_to_be_accepted(tmp_path: Path, accepted: Any)
 def test_int8_is_never_judged_by_nothing() -> None:
     for value in (-60, 0, INT8_FLOOR_DB, 100):
         manifest = tiny_manifest(precision="int8")
-        manifest.precision_report.update(reference_snr_db=value, accepted_loss="yes")
+        manifest.precision_report.update(reference_snr_db=value, missed="yes")
         bounds = bounds_of(manifest)
         assert bounds.min_snr_db is not None
         assert bounds.min_snr_db == pytest.approx(value, abs=5)

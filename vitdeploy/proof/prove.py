@@ -190,7 +190,7 @@ def bounds_of(manifest: Manifest) -> Bounds:
             why="precision_report.reference_snr_db in its manifest is no number of decibels",
             fix="export the bundle again",
         )
-    if not snr_db >= INT8_FLOOR_DB and not manifest.precision_report.get("accepted_loss"):
+    if not snr_db >= INT8_FLOOR_DB and not manifest.precision_report.get("missed"):
         raise BundleError(
             f"the INT8 bundle of {manifest.model.name} has lost its network",
             why=f"it keeps {snr_db:.1f} dB of PyTorch's outputs, and below {INT8_FLOOR_DB:g} dB little is left of them",
