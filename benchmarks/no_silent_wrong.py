@@ -1,0 +1,236 @@
+"""Is what `vitdeploy export` proves also right on images that the bundle never saw? Over the zoo and timm.
+
+    python benchmarks/no_silent_wrong.py eurosat_val.zip eurosat_train.zip [--weights FOLDER] [--only NAME …] [--save]
+
+Every network is exported in FP32, FP16 and INT8 by the command line, a process each, INT8 calibrated on images of the
+second DATA. Then it runs in ONNX Runtime and OpenVINO on images of the first DATA and on difficult ones, none of which
+is in the bundle: other flat colours, noise, a gradient, stripes, a bright spot. PyTorch FP32 is what they are held
+against. An export that is refused, with its reason, counts as well: what must not be is a bundle that is wrong.
+`--save` writes benchmarks/results/no_silent_wrong.json after each network, and goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import environment
+
+from vitdeploy import load, open_data
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import VitDeployError
+from vitdeploy.preprocess import Preprocessing, normalise
+from vitdeploy.proof.recorded import image_db, pooled_db
+from vitdeploy.table import render
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results/no_silent_wrong.json"
+RUNTIMES = ("onnxruntime", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
+SECONDS = 900
+IMAGES = 16
+
+ZOO = ("lemevit_tiny", "dualvit_s", "cagevit_tiny", "qnavit_tiny", "saevit_xs", "lemevit_tiny.eurosat")
+TIMM = (
+    "deit_tiny_patch16_224",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_ns_224",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "efficientformerv2_s0",
+    "edgenext_xx_small",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "fastvit_t8",
+    "repvit_m0_9",
+    "tiny_vit_5m_224",
+    "levit_128s",
+    "xcit_nano_12_p16_224",
+    "cait_xxs24_224",
+    "davit_tiny",
+    "pvt_v2_b0",
+    "poolformer_s12",
+    "convnextv2_atto",
+    "convnext_atto",
+    "mobilenetv4_conv_small",
+    "starnet_s1",
+    "shvit_s1",
+    "crossvit_9_240",
+    "gcvit_xxtiny",
+    "mambaout_femto",
+)
+
+
+def difficult(recipe: Preprocessing) -> np.ndarray:
+    """Images of the kinds that break networks, none of which is in a bundle's reference."""
+    height, width = recipe.size
+    rng = np.random.default_rng(7)
+    rows, columns = np.mgrid[0:height, 0:width]
+
+    def flat(*colour: int) -> np.ndarray:
+        return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3))
+
+    spot = np.zeros((height, width, 3), np.uint8)
+    spot[height // 2 : height // 2 + 8, width // 2 : width // 2 + 8] = 255
+    half = np.where(rows[..., None] < height // 3, 0, rng.integers(0, 256, (height, width, 3))).astype(np.uint8)
+    images = [
+        flat(128, 128, 128),
+        flat(255, 0, 0),
+        flat(0, 255, 0),
+        flat(1, 1, 1),
+        flat(124, 116, 104),
+        spot,
+        half,
+        np.repeat((255 * columns / width).astype(np.uint8)[..., None], 3, 2),
+        np.repeat((rows % 2 * 255).astype(np.uint8)[..., None], 3, 2),
+        np.repeat((columns // 3 % 2 * 255).astype(np.uint8)[..., None], 3, 2),
+        rng.integers(0, 256, (height, width, 3)).astype(np.uint8),
+        rng.integers(0, 2, (height, width, 3)).astype(np.uint8) * 255,
+    ]
+    return normalise(np.stack(images), recipe)
+
+
+def source(name: str, weights: Path | None) -> tuple[list[str], dict[str, str]]:
+    if name.startswith("timm:"):
+        from timm_network import input_size
+
+        size = str(input_size(name[5:]))
+        given = [str(HERE / "timm_network.py:build"), "--image-size", size, "--preprocessing", "mode=stretch"]
+        return given, {"TIMM_MODEL": name[5:]}
+    if name == "dualvit_s (trained)":
+        assert weights is not None
+        return ["dualvit_s", "--checkpoint", str(weights / "dualvit_s_eurosat.safetensors")], {}
+    return [name], {}
+
+
+def torch_outputs(name: str, bundle: Path, images: np.ndarray, weights: Path | None) -> np.ndarray:
+    """What PyTorch FP32 gives, of the very network that was exported."""
+    import torch
+
+    if name.startswith("timm:"):
+        os.environ["TIMM_MODEL"] = name[5:]
+        from timm_network import build
+
+        network = build()
+        with torch.inference_mode():
+            parts = [network(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))]
+        return np.concatenate(parts)
+    given = source(name, weights)[0]
+    checkpoint = given[2] if len(given) > 2 else None
+    with load(bundle, runtime="torch", checkpoint=checkpoint) as session:
+        return np.concatenate([session(images[i : i + 1]) for i in range(len(images))])
+
+
+def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One export and its outputs on the images that it never saw."""
+    bundle = folder / precision
+    given, variables = source(name, arguments.weights)
+    command = [sys.executable, "-m", "vitdeploy", "export", *given, "--precision", precision, "-o", str(bundle)]
+    if precision == "int8":
+        command += ["--calibration", str(arguments.calibration), "--samples", "64"]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, **variables}, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"refused": f"not done after {SECONDS} s"}
+    row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith(("error", "  why"))]
+        return {**row, "refused": " ".join(lines)[:400] or done.stderr[-300:], "exit": done.returncode}
+    manifest = Bundle.open(bundle).manifest
+    data, recipe = open_data(arguments.images), manifest.preprocessing
+    natural = np.stack([data.tensor(index, recipe) for index in data.sample(IMAGES, 1)])
+    hard = difficult(recipe)
+    images = np.concatenate([natural, hard])
+    expected = torch_outputs(name, bundle, images, arguments.weights)
+    row["kept_fp32"] = len(manifest.precision_report.get("kept_fp32", []))
+    row["nodes"] = manifest.graph["nodes"]
+    row["repairs"] = len(manifest.precision_report.get("repairs", [])) if precision == "fp16" else None
+    for runtime in RUNTIMES:
+        try:
+            with load(bundle, runtime=runtime) as session:
+                found = np.concatenate([session(images[i : i + 1]) for i in range(len(images))])
+        except VitDeployError as error:
+            row[runtime] = {"error": str(error)}
+            continue
+        each = image_db(expected, found, len(images))
+        row[runtime] = {
+            "finite": bool(np.isfinite(found).all()),
+            "natural_db": round(pooled_db(each[: len(natural)]), 1),
+            "difficult_db": round(min(each[len(natural) :]), 1),
+            "top1": int((expected.argmax(1) == found.argmax(1))[: len(natural)].sum()),
+            "images": len(natural),
+        }
+    return row
+
+
+def verdict(precision: str, row: dict[str, Any]) -> str:
+    """`right`, `refused`, or what is wrong on images that the bundle never saw."""
+    if "refused" in row:
+        return "refused"
+    bounds = {"fp32": (80.0, 70.0), "fp16": (40.0, 35.0), "int8": (15.0, -np.inf)}[precision]
+    for runtime in RUNTIMES:
+        found = row[runtime]
+        if "error" in found or not found["finite"]:
+            return f"WRONG in {runtime}"
+        if not (found["natural_db"] >= bounds[0] and found["difficult_db"] >= bounds[1]):
+            return f"WRONG in {runtime}"
+    return "right"
+
+
+def table(networks: dict[str, Any]) -> str:
+    header = ("network", "precision", "natural dB", "difficult dB", "kept FP32", "seconds", "")
+    body = []
+    for name, rows in networks.items():
+        for precision, row in rows.items():
+            natural = difficult_db = kept = "-"
+            if "refused" not in row:
+                both = [row[runtime] for runtime in RUNTIMES if "error" not in row[runtime]]
+                natural = " / ".join(str(one["natural_db"]) for one in both)
+                difficult_db = " / ".join(str(one["difficult_db"]) for one in both)
+                kept = f"{row['kept_fp32']} of {row['nodes']}" if precision == "fp16" else "-"
+            text = verdict(precision, row) + (f": {row['refused'][:70]}" if "refused" in row else "")
+            body.append((name, precision, natural, difficult_db, kept, str(row.get("seconds", "-")), text))
+    return render(body, header=header, align="<<>>>><")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--precisions", nargs="*", default=list(PRECISIONS))
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+    names = [*ZOO, *(["dualvit_s (trained)"] if arguments.weights else []), *(f"timm:{name}" for name in TIMM)]
+    names = [name for name in names if not arguments.only or name in arguments.only]
+    networks: dict[str, Any] = {}
+    if arguments.save and RESULT.exists():
+        networks = json.loads(RESULT.read_text())["networks"]
+    for name in names:
+        for precision in arguments.precisions:
+            if precision in networks.get(name, {}):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                row = measure(name, precision, arguments, Path(folder))
+            networks.setdefault(name, {})[precision] = row
+            print(f"{name} {precision}: {verdict(precision, row)} {json.dumps(row)}", flush=True)
+            if arguments.save:
+                RESULT.write_text(json.dumps({"environment": environment(), "networks": networks}, indent=1) + "\n")
+    print(table(networks))
+
+
+if __name__ == "__main__":
+    main()
