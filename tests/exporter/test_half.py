@@ -195,3 +195,28 @@ def test_the_record_of_a_module_that_is_exact_or_broken_is_json(ratio: float) ->
     record = HalfReport(snr_db=ratio).to_dict()
     assert record["snr_db"] is None
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+@pytest.mark.parametrize(
+    ("body", "largest", "kept"),
+    [
+        ("y = Exp (x)", 5.4, False),
+        ("y = Exp (x)", 5.7, True),  # e^5.7 fits, e^11.4 does not
+        ("y = Exp (x)", -9.0, False),
+        ("y = Mul (x, x)", 120.0, False),
+        ("y = Mul (x, x)", 135.0, True),
+        ("c = Constant <value_float = 3.0> () y = Pow (x, c)", 19.0, False),
+        ("c = Constant <value_float = 3.0> () y = Pow (x, c)", 21.0, True),
+        ("y = ReduceSumSquare <axes = [-1]> (x)", 60.0, False),
+        ("y = ReduceSumSquare <axes = [-1]> (x)", 70.0, True),
+        ("n = ReduceL2 <axes = [-1]> (x) y = Identity (n)", 60.0, False),
+        ("n = ReduceL2 <axes = [-1]> (x) y = Identity (n)", 70.0, True),
+    ],
+)
+def test_headroom_is_that_of_the_input_where_a_result_grows_faster(body: str, largest: float, kept: bool) -> None:
+    x = np.full((2, 4), largest, np.float32)
+    model = parsed(f"{HEADER}g (float[2, 4] x) => (float[M, N] y) {{ {body} }}")
+    for node in model.graph:
+        node.name = f"{node.outputs[0].name}/{node.op_type}"
+    _, report = to_half(model, {"x": x}, lambda outputs: 100.0, min_snr_db=45)
+    assert any("times as large" in reason for reason in report.kept.values()) == kept

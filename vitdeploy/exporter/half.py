@@ -184,7 +184,7 @@ def _unsafe(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]:
         reasons = [_constant_reason(value) for _, value in float_inputs(node) if value.dtype == SINGLE]
         touched = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name in ranges]
         reasons += [_range_reason(value, ranges[str(value.name)]) for value in touched]
-        reasons.append(_sum_reason(node, ranges))
+        reasons += [_sum_reason(node, ranges), _growth_reason(node, ranges)]
         found = next((reason for reason in reasons if reason), None)
         if found:
             kept[str(node.name)] = found
@@ -228,6 +228,27 @@ def _sum_reason(node: ir.Node, ranges: Mapping[str, Range]) -> str | None:
     if count * largest <= HALF_MAX:
         return None
     return f"overflow: a sum over {count} values of up to {largest:.3g} may pass {HALF_MAX:.0f}"
+
+
+def _growth_reason(node: ir.Node, ranges: Mapping[str, Range]) -> str | None:
+    """A power or an exponential leaves more headroom for its input than for itself: other images may reach higher."""
+    seen = ranges.get(str(node.outputs[0].name))
+    if seen is None:
+        return None
+    exponent = constant(node.inputs[1]) if node.op_type == "Pow" else None
+    if node.op_type == "Exp":
+        largest = seen.max_abs**HEADROOM if seen.max_abs > 1 else seen.max_abs
+    elif node.op_type == "ReduceL2":
+        largest = (HEADROOM * seen.max_abs) ** 2  # the sum, before its root
+    elif node.op_type == "ReduceSumSquare" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1]):
+        largest = HEADROOM**2 * seen.max_abs
+    elif exponent is not None and exponent.size == 1 and exponent.item() > 1:
+        largest = HEADROOM ** float(exponent.item()) * seen.max_abs
+    else:
+        return None
+    if largest <= HALF_MAX:
+        return None
+    return f"overflow: inputs {HEADROOM:g} times as large take {node.op_type} to {largest:.3g}"
 
 
 def _reduced_axes(node: ir.Node, rank: int) -> list[int]:
