@@ -3,7 +3,7 @@
     python tests/aarch64/run.py ROOT [BUNDLE…]        (as root, from an environment that can export)
 
 ROOT is a folder with a Debian for aarch64; where there is none, `../shared/arm64/make_root.sh` makes one, which takes
-about 4 minutes. numpy, Pillow, onnxruntime and this package are fetched here and installed there without a network, in
+about 4 minutes. numpy, Pillow, onnx, onnxruntime and this package are fetched here and installed there without a network, in
 a fresh virtual environment. Each BUNDLE is verified there and classifies an image, for which it has to name the class
 that it names here; without any, LeMeViT-Tiny is exported in FP32, in FP16, and in FP16 with its preprocessing in the
 graph. Emulated time says nothing about speed, so none is kept.
@@ -29,9 +29,9 @@ MAKE_ROOT = REPOSITORY.parent / "shared" / "arm64" / "make_root.sh"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "aarch64.json"
 IMAGE = REPOSITORY / "examples" / "water.png"
 
-PACKAGES = ("numpy", "pillow", "onnxruntime")
+PACKAGES = ("numpy", "pillow", "onnx", "onnxruntime")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
-ABSENT = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "safetensors")
+ABSENT = ("torch", "onnx-ir", "onnxscript", "onnxsim", "safetensors")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 
 
@@ -53,7 +53,7 @@ class Device:
         return done.stdout
 
     def install(self) -> None:
-        """A fresh /venv with numpy, Pillow, onnxruntime and the package as it is in the working tree."""
+        """A fresh /venv with numpy, Pillow, onnx, onnxruntime and the package as it is in the working tree."""
         wheels = self.root / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "--quiet"]
