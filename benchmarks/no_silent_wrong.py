@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 RESULT = HERE / "results/no_silent_wrong.json"
 RUNTIMES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
+PACKAGES = ("vitdeploy", "torch", "timm", "onnx", "onnxruntime", "openvino")
 SECONDS = 900
 IMAGES = 16
 
@@ -228,7 +229,8 @@ def main() -> None:
             networks.setdefault(name, {})[precision] = row
             print(f"{name} {precision}: {verdict(precision, row)} {json.dumps(row)}", flush=True)
             if arguments.save:
-                RESULT.write_text(json.dumps({"environment": environment(), "networks": networks}, indent=1) + "\n")
+                result = {"environment": environment(PACKAGES), "networks": networks}
+                RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(table(networks))
 
 
