@@ -171,7 +171,7 @@ class Backend(ABC):
                 raise UsageError(
                     f"the {cls.name} runtime does not support the option {option}",
                     why=why,
-                    fix=f"leave {option} out, or choose another runtime",
+                    fix=f"leave --{option.replace('_', '-')} ({option} in Python) out, or choose another runtime",
                 )
         cls.require()
         return options

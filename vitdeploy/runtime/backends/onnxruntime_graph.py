@@ -33,15 +33,13 @@ def read_graph(bundle: Bundle) -> ExecutedGraph:
         skipped = "reading its graph needs onnx and onnx-ir: pip install onnx onnx-ir"
         return ExecutedGraph("onnxruntime", onnxruntime.__version__, skipped=skipped)
     from vitdeploy.graph.attention import find_attentions
+    from vitdeploy.graph.run import open_session
 
     data = bundle.read(MODEL)
     shipped = onnx_ir.from_proto(onnx.load_model_from_string(data)).graph
     with tempfile.TemporaryDirectory(prefix="vitdeploy-") as folder:
         path = Path(folder) / "optimized.onnx"
-        settings = onnxruntime.SessionOptions()
-        settings.optimized_model_filepath = str(path)
-        settings.log_severity_level = 3
-        onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+        open_session(data, optimized=path)
         optimized = onnx.load(str(path))
     nodes = [node for node in optimized.graph.node if node.op_type != "Constant"]
     producer = {
