@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.bundles import LABELS, write_tiny_bundle
+from vitdeploy.runtime.backends import find_backend
 
 ROOT = Path(__file__).resolve().parent.parent
-ABSENT = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "openvino", "safetensors", "tensorrt", "polygraphy")
+ABSENT = ("torch", "onnx_ir", "onnxscript", "onnxsim", "openvino", "safetensors", "tensorrt", "polygraphy")
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,13 @@ def test_the_base_install_names_nothing_but_numpy_and_pillow() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert sorted(name.partition(">")[0] for name in project["dependencies"]) == ["numpy", "pillow"]
+
+
+def test_every_runtime_brings_what_reads_a_graph() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("needs tomllib")
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for backend in (find_backend(name) for name in ("onnxruntime", "openvino", "tensorrt")):
+        assert "onnx" in [name.partition(">")[0] for name in extras[backend.extra]], backend.name

@@ -194,7 +194,7 @@ def bounds_of(manifest: Manifest) -> Bounds:
         raise BundleError(
             f"the INT8 bundle of {manifest.model.name} has lost its network",
             why=f"it keeps {snr_db:.1f} dB of PyTorch's outputs, and below {INT8_FLOOR_DB:g} dB little is left of them",
-            fix="export the bundle again, with other images for --calibration or in another precision",
+            fix="export it again with other images for --calibration, with --fp16, or with --accept-loss",
         )
     return Bounds(min_snr_db=snr_db - INT8_MARGIN_DB)
 
