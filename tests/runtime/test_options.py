@@ -39,7 +39,8 @@ def bundle(tmp_path: Path) -> Bundle:
     ],
 )
 def test_what_a_runtime_cannot_follow_it_refuses(bundle: Bundle, name: str, option: str, value: Any, why: str) -> None:
-    message = rf"the {name} runtime does not support the option {option}\n  why: .*{why}.*\n.*leave {option} out"
+    flag = option.replace("_", "-")
+    message = rf"the {name} runtime does not support the option {option}\n  why: .*{why}.*\n.*leave --{flag} "
     with pytest.raises(UsageError, match=message):
         load(bundle, runtime=name, **{option: value})
 
