@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -24,8 +25,9 @@ from vitdeploy.bundle import MANIFEST, MODEL, Bundle
 from vitdeploy.bundle.contradictions import CUSTOM_FAMILY
 from vitdeploy.bundle.graph_facts import read_facts
 from vitdeploy.bundle.manifest import dump
-from vitdeploy.errors import BackendError, BundleError, MissingDependencyError
+from vitdeploy.errors import BackendError, BundleError, MissingDependencyError, VitDeployError
 from vitdeploy.proof.prove import INT8_FLOOR_DB, bounds_of, prove
+from vitdeploy.proof.recorded import record
 from vitdeploy.runtime.backends import find_backend
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -213,6 +215,44 @@ def test_an_edited_manifest_is_refused_or_says_the_same(
         assert getattr(now, key) == getattr(was, key)
     assert (now.model.image_size, now.preprocessing.size) == (was.model.image_size, was.preprocessing.size)
     assert now.model.num_classes == was.model.num_classes
+
+
+@given(data=st.data())
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_edited_manifest_is_an_error_without_words(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever stands anywhere in it: a report, or one of our errors."""
+    pytest.importorskip("onnxruntime")
+    precision = data.draw(st.sampled_from(PRECISIONS))
+    path = tmp_path_factory.getbasetemp() / f"any {precision}"
+    if not path.exists():
+        bundle = write_tiny_bundle(path, precision=precision)
+        report = vitdeploy.verify(bundle, runtime="onnxruntime")
+        bundle.update_results(parity=[report.parity.to_dict() | record(report.runtime, report.measured)])
+    pristine = (path / MANIFEST).read_bytes()
+    document = json.loads(pristine)
+    document["reference"] = {"images": ["photograph"] * 3 + ["noise"] * 3, "rounding_db": {"logits": 70.0}}
+    *parents, last = data.draw(st.sampled_from(places(document)))
+    target = document
+    for key in parents:
+        target = target[key]
+    target[last] = data.draw(ANY)
+    try:
+        (path / MANIFEST).write_bytes(dump(document))
+        with contextlib.suppress(VitDeployError):
+            report = vitdeploy.verify(path, runtime="onnxruntime")
+            json.dumps(report.to_dict(), allow_nan=False)
+            assert str(report)
+    finally:
+        (path / MANIFEST).write_bytes(pristine)
+
+
+@pytest.mark.parametrize("kinds", [[[]], [{}], [None], ["photograph"] * 7, "photograph", {"photograph": 1}, 10**400])
+def test_kinds_of_images_that_are_none_choose_no_images(tmp_path: Path, kinds: Any) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", precision="int8")
+    forge(bundle, changed(reference={"images": kinds}))
+    assert vitdeploy.verify(bundle.path, runtime="onnxruntime").passed
 
 
 # INT8

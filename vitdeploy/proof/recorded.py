@@ -63,9 +63,9 @@ def image_db(reference: Array, found: Array, samples: int) -> list[float]:
     return [decibels(signal, float(part)) for part in noise]
 
 
-def natural_images(kinds: Sequence[str]) -> NDArray[np.bool_]:
-    """Which images are of a kind that looks like those in use."""
-    return np.array([kind in NATURAL for kind in kinds], dtype=bool)
+def natural_images(kinds: Sequence[Any]) -> NDArray[np.bool_]:
+    """Which images are of a kind that looks like those in use; what is no kind of image is of none."""
+    return np.array([isinstance(kind, str) and kind in NATURAL for kind in kinds], dtype=bool)
 
 
 def pick(outputs: Mapping[str, Array], chosen: NDArray[np.bool_] | None) -> dict[str, Array]:
