@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,13 +24,15 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import TopologicalSortPass
 from torch import nn
 
-from vitdeploy.errors import REPORT, BackendError, ExportError, GateError
+from vitdeploy.errors import REPORT, BackendError, GateError
+from vitdeploy.exporter.conditioning import first_rounded, image_errors, in_double
 from vitdeploy.exporter.localize import wrong_modules
-from vitdeploy.exporter.module_calls import Labels, first_difference, relative_error, tracing
+from vitdeploy.exporter.module_calls import Labels
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.exporter.wrong_operator import wrong_operator
 from vitdeploy.graph.run import run
+from vitdeploy.proof.discrete import is_discrete
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
 from vitdeploy.targets import Target
 
@@ -41,8 +43,9 @@ log = logging.getLogger("vitdeploy.export")
 SINGLE = BOUNDS["fp32"]
 # What FP16 has to keep; INT8 has no bound of its own, and a graph below this is wrong for it too.
 HALF = Bounds(min_snr_db=BOUNDS["fp16"].min_snr_db)
-# The rounding errors of a right graph and of PyTorch are of one size; this allows for ten times as much.
-LIKE_PYTORCH_DB = 20.0
+# The rounding errors of a right graph and of PyTorch are of one size; this allows for more.
+LIKE_PYTORCH = 10.0
+HALF_RELATIVE = 10 ** (-(HALF.min_snr_db or 0.0) / 20)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def require_right(evidence: Evidence) -> None:
     report = _compare(evidence.expected, found, SINGLE)
     if report.passed:
         return
-    rounding = _rounding(evidence, found, HALF)
-    if rounding is None or not (rounding.alike and _compare(evidence.expected, found, HALF).passed):
+    wrong = _unexplained(evidence, found, report, in_double(evidence.network, evidence.images))
+    if wrong.any() or not _compare(evidence.expected, found, HALF).passed:
         what = f"the FP32 graph of {evidence.network.name} does not reproduce PyTorch"
         raise GateError(what, why="; ".join(report.failures), fix=REPORT)
 
@@ -104,56 +107,69 @@ def explained(evidence: Evidence) -> Iterator[None]:
 def _explain(failure: GateError, evidence: Evidence) -> GateError:
     """The error that names the culprit."""
     found = evidence.outputs(evidence.optimized)
-    report = _compare(evidence.expected, found, SINGLE)
-    rounding = _rounding(evidence, found, SINGLE if evidence.precision == "fp32" else HALF)
-    if rounding is not None and rounding.alike and not (rounding.network.passed and report.passed):
-        return _ill_conditioned(failure, evidence, rounding)
-    if not report.passed:
-        return _wrong_graph(evidence, report)
+    report, double = _compare(evidence.expected, found, SINGLE), in_double(evidence.network, evidence.images)
+    unexplained = _unexplained(evidence, found, report, double)
+    if unexplained.any():
+        return _wrong_graph(evidence, found, report, unexplained)
+    if double is not None:
+        bounds = SINGLE if evidence.precision == "fp32" else HALF
+        if not report.passed or not _compare(double, evidence.expected, bounds).passed:
+            return _ill_conditioned(failure, evidence, found, double)
     right = f"the FP32 graph is right: {_snr_db(report):.0f} dB" if report.outputs else "the FP32 graph is right"
     return GateError(failure.what, why=_joined(failure.why, right), fix=failure.fix or REPORT)
 
 
-class _Rounding(NamedTuple):
-    """How far PyTorch in FP32, and the FP32 graph, are from PyTorch in FP64."""
-
-    network: ParityReport
-    graph: ParityReport
-
-    @property
-    def alike(self) -> bool:
-        """Whether rounding explains the errors of the graph."""
-        if not self.graph.outputs:  # discrete ones only, of which there is no ratio
-            return not self.network.passed
-        return _snr_db(self.graph) >= _snr_db(self.network) - LIKE_PYTORCH_DB
-
-
-def _rounding(evidence: Evidence, found: Mapping[str, Array], bounds: Bounds) -> _Rounding | None:
-    """Both judged by `bounds`; None where the network does not run in FP64."""
-    double = _in_double(evidence)
-    if double is None:
-        return None
-    return _Rounding(_compare(double, evidence.expected, bounds), _compare(double, found, bounds))
+def _unexplained(
+    evidence: Evidence, found: Mapping[str, Array], report: ParityReport, double: Mapping[str, Array] | None
+) -> NDArray[np.bool_]:
+    """The images for which the graph is wrong by more than the network's own rounding explains, as flags [n]."""
+    count = len(evidence.images)
+    if report.passed:
+        return np.zeros(count, dtype=np.bool_)
+    wrong = image_errors(evidence.expected, found, count) > (SINGLE.max_relative or 0.0)
+    if double is not None:
+        rounding = image_errors(double, evidence.expected, count)
+        wrong &= ~(image_errors(double, found, count) <= LIKE_PYTORCH * rounding)
+    return wrong
 
 
-def _ill_conditioned(failure: GateError, evidence: Evidence, rounding: _Rounding) -> GateError:
+def _ill_conditioned(
+    failure: GateError, evidence: Evidence, found: Mapping[str, Array], double: Mapping[str, Array]
+) -> GateError:
     """The network amplifies rounding errors: PyTorch in FP32 is as far from FP64 as the graph."""
-    module, network_db, graph_db = _first_rounded(evidence), _snr_db(rounding.network), _snr_db(rounding.graph)
+    network, count = evidence.network, len(evidence.images)
+    limit = (SINGLE.max_relative or 0.0) if evidence.precision == "fp32" else HALF_RELATIVE
+    errors = image_errors(double, evidence.expected, count)
+    worst = int(errors.argmax())
+    concerned = np.flatnonzero(errors > min(limit, errors[worst] / 2))
+    module = first_rounded(network, _batch(evidence, worst, network.batch or 1), limit)
+    parts = [
+        {name: _rows(array, concerned, count) for name, array in one.items()}
+        for one in (double, evidence.expected, found)
+    ]
+    figures = [_snr_db(_compare(parts[0], part, SINGLE)) for part in parts[1:]]
     return GateError(
-        f"{evidence.network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
+        f"{network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
         why=_joined(
-            f"against FP64, PyTorch in FP32 reaches {network_db:.1f} dB and the FP32 graph {graph_db:.1f} dB",
+            f"against FP64, PyTorch in FP32 reaches {figures[0]:.1f} dB and the FP32 graph {figures[1]:.1f} dB "
+            f"on {len(concerned)} of {count} reference images",
             module and f"{module} is the first module where it shows",
             failure.what,
         ),
-        fix=f"check the weights, and look{f' in {module}' if module else ''} for small differences of large numbers "
-        "and for divisions by almost zero",
+        fix=f"check the weights, and look{f' in {module}' if module else ''} for small differences of large numbers, "
+        "divisions by almost zero, and choices between equal scores",
     )
 
 
-def _wrong_graph(evidence: Evidence, report: ParityReport) -> GateError:
-    """The graph computes something else than the network: since when, and in which module."""
-    network, focus = evidence.network, _focus(evidence)
+def _wrong_graph(
+    evidence: Evidence, found: Mapping[str, Array], report: ParityReport, wrong: NDArray[np.bool_]
+) -> GateError:
+    """The graph computes something else than the network: since when, in which module, and with which operator."""
+    network = evidence.network
+    count, chosen = len(evidence.images), {name: one for name, one in evidence.expected.items() if is_discrete(one)}
+    errors, flips = image_errors(evidence.expected, found, count), image_errors(chosen, found, count)
+    # Another choice may be a border case, and changes everything that follows from it.
+    focus = _focus(evidence, int(np.lexsort((errors, flips == 0, wrong))[-1]))
     origin, graph, ignored = _origin(focus)
     module = next((one for one in wrong_modules(graph, network, focus.images) if one not in ignored), None)
     name = Labels(network.module)(module) if module is not None else None
@@ -200,51 +216,26 @@ def _is_right(evidence: Evidence, graph: ir.Model) -> bool | None:
         return None
 
 
-def _focus(evidence: Evidence) -> Evidence:
-    """The evidence of one batch on which the graph is wrong: the image with the largest error, or two, or all."""
-    found, network = evidence.outputs(evidence.optimized), evidence.network
-    errors = [
-        max(relative_error(array[index], found[name][index]) for name, array in evidence.expected.items())
-        for index in range(len(evidence.images))
-    ]
-    worst = int(np.argmax(errors))
-    sizes = [network.batch] if network.batch else [1, 2]
-    for size in sizes:
-        start = min(worst // size * size, len(errors) - size)
-        images = evidence.images[start : start + size]
+def _focus(evidence: Evidence, image: int) -> Evidence:
+    """The evidence of one batch around an image for which the graph is wrong: of that image, of two, or all of it."""
+    network = evidence.network
+    for size in [network.batch] if network.batch else [1, 2]:
+        images = _batch(evidence, image, size)
         one = replace(evidence, images=images, expected=network.run(images))
         if _is_right(one, evidence.optimized) is False:
             return one
     return evidence
 
 
-def _in_double(evidence: Evidence) -> dict[str, Array] | None:
-    """What a FP64 copy of the network gives; None for a network that has no such form, or hard-codes FP32."""
-    network = evidence.network.in_double()
-    try:
-        outputs = None if network is None else network.run(evidence.images.astype(np.float64))
-    except ExportError:
-        log.debug("the network does not run in FP64", exc_info=True)
-        return None
-    usable = outputs and all(
-        array.dtype not in (np.float32, np.float16) and np.isfinite(array).all() for array in outputs.values()
-    )
-    return outputs if usable else None
+def _batch(evidence: Evidence, image: int, size: int) -> Array:
+    """The batch of `size` images in which one lies."""
+    start = max(0, min(image // size * size, len(evidence.images) - size))
+    return evidence.images[start : start + size]
 
 
-def _first_rounded(evidence: Evidence) -> str | None:
-    """The first module where PyTorch in FP32 differs from FP64 by more than the outputs may."""
-    single, double = evidence.network, evidence.network.in_double()
-    if double is None:
-        return None
-    bound = SINGLE.max_relative or 0.0
-    limit = bound if evidence.precision == "fp32" else 10 ** (-(HALF.min_snr_db or math.inf) / 20)
-    images = single.first_batch(evidence.images)
-    with tracing(double.module) as expected:
-        double.run(images.astype(np.float64))
-    with tracing(single.module) as found:
-        single.run(images)
-    return first_difference(expected, found, limit)
+def _rows(array: Array, chosen: Array, images: int) -> Array:
+    """The part of an output that belongs to the chosen images; all of it where its first axis does not count them."""
+    return array[chosen] if array.ndim and len(array) == images else array
 
 
 def _compare(reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
