@@ -4,9 +4,9 @@
 
 ROOT is a folder with a Debian for aarch64; where there is none, `../shared/arm64/make_root.sh` makes one, which takes
 about 4 minutes. numpy, Pillow, onnx, onnxruntime and this package are fetched here and installed there without a
-network, in a fresh virtual environment. Each BUNDLE is verified there and classifies an image, for which it has to name the class
-that it names here; without any, LeMeViT-Tiny is exported in FP32, in FP16, and in FP16 with its preprocessing in the
-graph. Emulated time says nothing about speed, so none is kept.
+network, in a fresh virtual environment. Each BUNDLE is verified there and classifies an image, for which it has to name
+the class that it names here; without any, LeMeViT-Tiny is exported in FP32, in FP16, and in FP16 with its preprocessing
+in the graph. Emulated time says nothing about speed, so none is kept.
 """
 
 from __future__ import annotations
