@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vitdeploy.accuracy.report import AccuracyReport, Answers, Comparison, ImageSet
+from vitdeploy.accuracy.comparison import Answers, Comparison, ImageSet
+from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.data import open_data
 
 IMAGES = 1000

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitdeploy.accuracy.report import Comparison, ImageSet
+from vitdeploy.accuracy.comparison import Comparison, ImageSet
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing, to_pixels
 from vitdeploy.statistics import confusion

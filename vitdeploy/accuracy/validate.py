@@ -13,8 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vitdeploy.accuracy.baseline import find_problems
+from vitdeploy.accuracy.comparison import Answers, Comparison, ImageSet
 from vitdeploy.accuracy.logits import LogitsStore, compute_logits
-from vitdeploy.accuracy.report import AccuracyReport, Answers, Comparison, ImageSet
+from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.accuracy.runs import Run, check_same_network, open_baseline, open_runs
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import Dataset, DataSource, open_data
