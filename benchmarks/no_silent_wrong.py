@@ -5,7 +5,8 @@
 Every network is exported in FP32, FP16 and INT8 by the command line, a process each, INT8 calibrated on images of the
 second DATA. Then it runs in ONNX Runtime and OpenVINO on images of the first DATA and on difficult ones, none of which
 is in the bundle: other flat colours, noise, a gradient, stripes, a bright spot. PyTorch FP32 is what they are held
-against. An export that is refused, with its reason, counts as well: what must not be is a bundle that is wrong.
+against. An export that is refused, with its reason, counts as well: what must not be is a bundle that is wrong, or one
+that `verify` refuses without a fault.
 `--save` writes benchmarks/results/no_silent_wrong.json after each network, and goes on there.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from timing import environment
 
-from vitdeploy import load, open_data
+from vitdeploy import load, open_data, verify
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import VitDeployError
 from vitdeploy.preprocess import Preprocessing, normalise
@@ -160,6 +161,7 @@ def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Pa
     row["repairs"] = len(manifest.precision_report.get("repairs", [])) if precision == "fp16" else None
     for runtime in RUNTIMES:
         try:
+            report = verify(bundle, runtime=runtime)
             with load(bundle, runtime=runtime) as session:
                 found = np.concatenate([session(images[i : i + 1]) for i in range(len(images))])
         except VitDeployError as error:
@@ -167,6 +169,7 @@ def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Pa
             continue
         each = image_db(expected, found, len(images))
         row[runtime] = {
+            "verify": "passed" if report.passed else report.failures[0],
             "finite": bool(np.isfinite(found).all()),
             "natural_db": round(pooled_db(each[: len(natural)]), 1),
             "difficult_db": round(min(each[len(natural) :]), 1),
@@ -183,7 +186,7 @@ def verdict(precision: str, row: dict[str, Any]) -> str:
     bounds = {"fp32": (80.0, 70.0), "fp16": (40.0, 35.0), "int8": (15.0, -np.inf)}[precision]
     for runtime in RUNTIMES:
         found = row[runtime]
-        if "error" in found or not found["finite"]:
+        if "error" in found or found["verify"] != "passed" or not found["finite"]:
             return f"WRONG in {runtime}"
         if not (found["natural_db"] >= bounds[0] and found["difficult_db"] >= bounds[1]):
             return f"WRONG in {runtime}"
