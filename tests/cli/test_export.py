@@ -141,3 +141,15 @@ def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
     assert "interrupted" in err
     assert "Traceback" not in err
     assert list(work.iterdir()) == []
+
+
+def test_the_summary_names_the_hardest_image(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"{model_file}:build", "--image-size", "32", "--fp16", "-o", str(tmp_path / "b")]
+    assert main([*arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    bundle = Bundle.open(tmp_path / "b")
+    each = [value for run in bundle.manifest.parity for values in run["images"]["torch"].values() for value in values]
+    assert summary["hardest"]["snr_db"] == min(each)
+    assert summary["hardest"]["image"] in (*DIFFICULT, "photograph")

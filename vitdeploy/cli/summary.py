@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.table import render
 
 
@@ -28,8 +28,22 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         **{key: report.get(key) for key in ("fp32_top1", "drop", "drop_low", "drop_high", "drop_images")},
         "missed": report.get("missed", []),
         "parity": manifest.parity,
+        "hardest": _hardest(manifest),
         "seconds": round(seconds, 2),
     }
+
+
+def _hardest(manifest: Manifest) -> dict[str, Any] | None:
+    """Which reference image keeps least of PyTorch's outputs in any runtime; None where images were not compared."""
+    kinds = manifest.reference.get("images", [])
+    found = [
+        {"image": kind, "snr_db": value}
+        for report in manifest.parity
+        for values in report["images"].get("torch", {}).values()
+        if len(values) == len(kinds)
+        for kind, value in zip(kinds, values, strict=True)
+    ]
+    return min(found, key=lambda one: float(one["snr_db"]), default=None)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -64,6 +78,8 @@ def table(summary: dict[str, Any]) -> str:
                     f"{_decibel(output['snr_db'], output['max_abs'] == 0)}",
                 ]
             )
+    if (hardest := summary["hardest"]) is not None:
+        rows.append(["hardest image", f"{_decibel(hardest['snr_db'])} ({hardest['image']})"])
     rows.append(["time", f"{summary['seconds']:.1f} s"])
     return render(rows)
 
