@@ -63,7 +63,7 @@ class Reference(NamedTuple):
 
 def run(request: ExportRequest) -> Bundle:
     """Export what `request` asks for; see `vitdeploy.export` for what is raised."""
-    from vitdeploy.exporter.culprit import Evidence, explained, require_right
+    from vitdeploy.exporter.diagnosis.culprit import Evidence, explained, require_right
 
     data = open_calibration(request.calibration, request.quantization) if request.precision == "int8" else None
     clock = _Clock()

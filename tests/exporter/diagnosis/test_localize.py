@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from tests.conftest import examples
 from tests.rows import TARGETS
-from vitdeploy.exporter import localize
 from vitdeploy.exporter.capture import capture
+from vitdeploy.exporter.diagnosis import localize
+from vitdeploy.exporter.diagnosis.wrong_operator import wrong_operator
 from vitdeploy.exporter.module_calls import Event, Labels, relative_error, tensors_in, watching
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
-from vitdeploy.exporter.wrong_operator import wrong_operator
 from vitdeploy.models.outputs import choose_outputs
 
 WIDTH = 16
@@ -183,7 +183,7 @@ def test_after_rewrites_no_module_before_the_spoiled_one_is_named(
 def test_more_modules_than_are_compared_at_once(
     graph: ir.Model, network: TorchNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitdeploy.exporter.localize.AT_ONCE", 2)
+    monkeypatch.setattr("vitdeploy.exporter.diagnosis.localize.AT_ONCE", 2)
     assert next(wrong_modules(spoiled(graph, "head/Gemm.out"), network, IMAGES)) == "head (Linear)"
     assert list(wrong_modules(graph, network, IMAGES)) == []
 

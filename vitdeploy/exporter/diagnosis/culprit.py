@@ -25,12 +25,12 @@ from onnx_ir.passes.common import TopologicalSortPass
 from torch import nn
 
 from vitdeploy.errors import REPORT, BackendError, GateError
-from vitdeploy.exporter.conditioning import first_rounded, image_errors, in_double
-from vitdeploy.exporter.localize import wrong_modules
+from vitdeploy.exporter.diagnosis.conditioning import first_rounded, image_errors, in_double
+from vitdeploy.exporter.diagnosis.localize import wrong_modules
+from vitdeploy.exporter.diagnosis.wrong_operator import wrong_operator
 from vitdeploy.exporter.module_calls import Labels
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
-from vitdeploy.exporter.wrong_operator import wrong_operator
 from vitdeploy.graph.run import run
 from vitdeploy.proof.discrete import is_discrete
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.conftest import examples
 from tests.rows import TARGETS
-from vitdeploy.exporter.conditioning import first_rounded, image_errors, in_double
-from vitdeploy.exporter.culprit import SINGLE, Evidence, _compare, _unexplained
+from vitdeploy.exporter.diagnosis.conditioning import first_rounded, image_errors, in_double
+from vitdeploy.exporter.diagnosis.culprit import SINGLE, Evidence, _compare, _unexplained
 from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.models.outputs import Outputs, choose_outputs
 

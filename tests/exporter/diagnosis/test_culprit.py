@@ -22,8 +22,9 @@ from tests.rows import TARGETS
 from vitdeploy import export
 from vitdeploy.cli import main
 from vitdeploy.errors import GateError
-from vitdeploy.exporter import capture, culprit, half, optimize, pipeline
+from vitdeploy.exporter import capture, half, optimize, pipeline
 from vitdeploy.exporter.artifact import write_model
+from vitdeploy.exporter.diagnosis import culprit
 from vitdeploy.exporter.lowering.attention import lower_attention
 from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.models.outputs import choose_outputs
@@ -292,7 +293,7 @@ def test_the_command_line_prints_what_to_report(
     honest = capture._attention
     monkeypatch.setattr(capture, "_attention", lambda q, *args, **options: honest(1.5 * q, *args, **options))
     source = tmp_path / "net.py"
-    source.write_text("from tests.exporter.test_culprit import Network as build\n")
+    source.write_text("from tests.exporter.diagnosis.test_culprit import Network as build\n")
     out = tmp_path / "bundle"
     try:
         assert main(["export", f"{source}:build", "--image-size", str(SIZE), "--verbose", "-o", str(out)]) == 1

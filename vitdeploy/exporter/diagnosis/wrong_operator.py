@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitdeploy.exporter.localize import same_numbers, showing
+from vitdeploy.exporter.diagnosis.localize import same_numbers, showing
 from vitdeploy.exporter.module_calls import Event, module_names, tensors_in, watching
 from vitdeploy.exporter.torch_network import TorchNetwork, place
 from vitdeploy.graph.run import Runner

@@ -1,0 +1,1 @@
+"""Why did a gate of the export fail: the graph, the network, the precision or the runtime?"""
