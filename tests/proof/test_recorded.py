@@ -99,6 +99,15 @@ def test_a_device_that_computes_in_half_precision_has_its_own_bound() -> None:
     assert failures(gpu, noisy(exact, 50), made=noisy(exact, 75), held=held) == []
 
 
+def test_half_precision_on_another_architecture_has_its_own_bound_and_int8_has_not() -> None:
+    held, exact = reference()
+    for precision, expected in (("fp16", 0), ("int8", 1)):
+        manifest = tiny_manifest(precision=precision)
+        manifest.parity.append(record(RAN, measure(held, {"logits": noisy(exact, 75)})))
+        there = {**RAN, "processor": "aarch64 asimdhp"}
+        assert len(record_failures(manifest, there, measure(held, {"logits": noisy(exact, 49)}))) == expected
+
+
 def test_in_fp32_pytorch_is_what_the_file_computes() -> None:
     held, _ = reference(file=False)
     logits = held.outputs["logits"]
