@@ -180,6 +180,14 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path]
 
 
+def edit(document: Any, chosen: list[tuple[Any, ...]], data: st.DataObject) -> None:
+    """Put anything in one of the chosen places."""
+    *parents, last = data.draw(st.sampled_from(chosen))
+    for key in parents:
+        document = document[key]
+    document[last] = data.draw(ANY)
+
+
 @given(data=st.data())
 @settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_edited_manifest_is_refused_or_says_the_same(
@@ -190,12 +198,7 @@ def test_an_edited_manifest_is_refused_or_says_the_same(
     bundle = Bundle.open(path) if path.exists() else write_tiny_bundle(path)
     pristine = (path / MANIFEST).read_bytes()
     document = json.loads(pristine)
-    chosen = [place for place in places(document) if place[0] not in WORDS]
-    *parents, last = data.draw(st.sampled_from(chosen))
-    target = document
-    for key in parents:
-        target = target[key]
-    target[last] = data.draw(ANY)
+    edit(document, [place for place in places(document) if place[0] not in WORDS], data)
     try:
         (path / MANIFEST).write_bytes(dump(document))
         opened = Bundle.open(path)
@@ -233,11 +236,7 @@ def test_no_edited_manifest_is_an_error_without_words(
     pristine = (path / MANIFEST).read_bytes()
     document = json.loads(pristine)
     document["reference"] = {"images": ["photograph"] * 3 + ["noise"] * 3, "rounding_db": {"logits": 70.0}}
-    *parents, last = data.draw(st.sampled_from(places(document)))
-    target = document
-    for key in parents:
-        target = target[key]
-    target[last] = data.draw(ANY)
+    edit(document, places(document), data)
     try:
         (path / MANIFEST).write_bytes(dump(document))
         with contextlib.suppress(VitDeployError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vitdeploy.preprocess import Preprocessing, normalise, to_pixels
 
 Pixels = NDArray[np.uint8]
 
-PHOTOGRAPHS = Path(__file__).parent / "photographs"
+_PHOTOGRAPHS = sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
 SQUARE = 16  # pixels of a field of the checkerboard: a patch of most vision transformers
 
 
@@ -45,7 +46,7 @@ def choose_images(
     kind = "photograph" if given is None else "given"
     first: Any = given
     if given is None:
-        first = np.stack([to_pixels(path, _whole(recipe)) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))])
+        first = np.stack([_photograph(recipe, index) for index in range(len(_PHOTOGRAPHS))])
     elif not isinstance(given, np.ndarray):
         first = np.stack([to_pixels(path, recipe) for path in given])
     difficult = np.stack([make(recipe) for make in DIFFICULT.values()])
@@ -63,13 +64,9 @@ def choose_images(
     )
 
 
-def _whole(recipe: Preprocessing) -> Preprocessing:
-    """The recipe without a crop."""
-    return Preprocessing(**{**vars(recipe), "mode": "stretch"})
-
-
-def _photograph(recipe: Preprocessing, index: int = 0) -> Pixels:
-    return to_pixels(sorted(PHOTOGRAPHS.glob("*.jpg"))[index], _whole(recipe))
+def _photograph(recipe: Preprocessing, index: int) -> Pixels:
+    """One of the package's, whole, at the recipe's size."""
+    return to_pixels(_PHOTOGRAPHS[index], replace(recipe, mode="stretch"))
 
 
 def _colour(colour: Sequence[float], recipe: Preprocessing) -> Pixels:

@@ -43,7 +43,7 @@ def test_an_ill_conditioned_image_hides_no_fault_on_another(
 
     expected = (exact + moved(rounded, size)).astype(np.float32)
     found = {"y": (expected + moved(rounded, size) + moved(wrong & ~rounded, size)).astype(np.float32)}
-    stub = Evidence(
+    evidence = Evidence(
         TorchNetwork(nn.Identity(), "net", Outputs(lambda model, x: (x,))),
         ir.Model(ir.Graph([], [], nodes=[]), ir_version=10),
         ir.Model(ir.Graph([], [], nodes=[]), ir_version=10),
@@ -52,11 +52,11 @@ def test_an_ill_conditioned_image_hides_no_fault_on_another(
         {"y": expected},
         "fp32",
     )
-    report = _compare(stub.expected, found, SINGLE)
-    np.testing.assert_array_equal(_unexplained(stub, found, report, {"y": exact}), wrong & ~rounded)
+    report = _compare(evidence.expected, found, SINGLE)
+    np.testing.assert_array_equal(_unexplained(evidence, found, report, {"y": exact}), wrong & ~rounded)
     # Without a form in FP64 nothing excuses the graph.
-    np.testing.assert_array_equal(_unexplained(stub, found, report, None), wrong | rounded)
-    right = replace(stub, expected=found)
+    np.testing.assert_array_equal(_unexplained(evidence, found, report, None), wrong | rounded)
+    right = replace(evidence, expected=found)
     assert not _unexplained(right, found, _compare(found, found, SINGLE), None).any()
 
 

@@ -151,7 +151,10 @@ def test_int8_of_a_wrong_graph_is_refused_before_anything_is_calibrated(
     images.mkdir()
     for seed in range(4):
         Image.fromarray(noise(SIZE, SIZE, seed)).save(images / f"{seed}.png")
-    blames_the_graph(failure(Network(), precision="int8", calibration=images), "blocks.0 (Attention)")
+    error = failure(Network(), precision="int8", calibration=images)
+    blames_the_graph(error, "blocks.0 (Attention)")
+    assert "8 bits" not in str(error)
+    assert "INT8" not in str(error)
 
 
 def test_a_graph_that_misses_the_bound_is_right_where_the_network_rounds_as_much(
@@ -280,7 +283,9 @@ def test_a_search_that_fails_does_not_hide_the_gate(
 def test_an_export_whose_gates_hold_looks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(culprit, "_explain", lambda *args: pytest.fail("searched"))
     monkeypatch.setattr(TorchNetwork, "in_double", lambda self: pytest.fail("computed in FP64"))
-    export(Network(), tmp_path / "bundle", image_size=SIZE)
+    bundle = export(Network(), tmp_path / "bundle", image_size=SIZE)
+    assert bundle.manifest.parity
+    assert all(report["passed"] for report in bundle.manifest.parity)
 
 
 def test_the_command_line_prints_what_to_report(

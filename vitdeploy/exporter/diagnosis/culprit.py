@@ -34,6 +34,7 @@ from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.graph.run import run
 from vitdeploy.proof.discrete import is_discrete
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
+from vitdeploy.proof.recorded import pick
 from vitdeploy.targets import Target
 
 Array = NDArray[Any]
@@ -141,18 +142,15 @@ def _ill_conditioned(
     limit = (SINGLE.max_relative or 0.0) if evidence.precision == "fp32" else HALF_RELATIVE
     errors = image_errors(double, evidence.expected, count)
     worst = int(errors.argmax())
-    concerned = np.flatnonzero(errors > min(limit, errors[worst] / 2))
+    concerned = errors > min(limit, errors[worst] / 2)
     module = first_rounded(network, _batch(evidence, worst, network.batch or 1), limit)
-    parts = [
-        {name: _rows(array, concerned, count) for name, array in one.items()}
-        for one in (double, evidence.expected, found)
-    ]
+    parts = [pick(one, concerned) for one in (double, evidence.expected, found)]
     figures = [_snr_db(_compare(parts[0], part, SINGLE)) for part in parts[1:]]
     return GateError(
         f"{network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
         why=_joined(
             f"against FP64, PyTorch in FP32 reaches {figures[0]:.1f} dB and the FP32 graph {figures[1]:.1f} dB "
-            f"on {len(concerned)} of {count} reference images",
+            f"on {concerned.sum()} of {count} reference images",
             module and f"{module} is the first module where it shows",
             failure.what,
         ),
@@ -231,11 +229,6 @@ def _batch(evidence: Evidence, image: int, size: int) -> Array:
     """The batch of `size` images in which one lies."""
     start = max(0, min(image // size * size, len(evidence.images) - size))
     return evidence.images[start : start + size]
-
-
-def _rows(array: Array, chosen: Array, images: int) -> Array:
-    """The part of an output that belongs to the chosen images; all of it where its first axis does not count them."""
-    return array[chosen] if array.ndim and len(array) == images else array
 
 
 def _compare(reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
