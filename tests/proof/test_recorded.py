@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.bundles import SIZE, tiny_images, tiny_logits, tiny_manifest, tiny_model
+from tests.conftest import examples
 from vitdeploy.bundle import Bundle, BundleWriter, Reference
 from vitdeploy.proof.recorded import image_db, measure, natural_images, pick, pooled_db, record, record_failures
 from vitdeploy.statistics import snr_db
@@ -52,8 +55,32 @@ def test_the_ratio_of_an_image_counts_its_noise_against_the_mean_signal() -> Non
 
 def test_the_ratio_over_all_images_is_that_of_the_whole() -> None:
     held = RNG.standard_normal((5, 7))
+    held /= np.linalg.norm(held, axis=1, keepdims=True)
     found = noisy(held, 30) + noisy(np.zeros_like(held) + 1e-3, 10)
     assert pooled_db(image_db(held, found, 5)) == pytest.approx(snr_db(held, found))
+
+
+def test_one_image_of_a_large_signal_hides_no_noise_of_the_others() -> None:
+    """The mean signal is that of one image: 40 dB of the others look like 80 dB against it."""
+    held = RNG.standard_normal((5, 7))
+    held[2] *= 1000
+    found, ordinary = held.copy(), [0, 1, 3, 4]
+    found[ordinary] = noisy(held[ordinary], 40)
+    assert max(np.array(image_db(held, found, 5))[ordinary]) < 50
+    assert snr_db(held, found) > 80
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=6))
+@settings(max_examples=examples(40))
+def test_no_image_counts_against_more_than_the_mean_signal(seed: int, sizes: list[float]) -> None:
+    rng = np.random.default_rng(seed)
+    held = rng.standard_normal((len(sizes), 5)) * np.array(sizes)[:, None]
+    found = held + rng.standard_normal(held.shape)
+    mean = np.square(held).sum(axis=1).mean()
+    against_mean = 10 * np.log10(mean / np.square(found - held).sum(axis=1))
+    each = np.array(image_db(held, found, len(sizes)))
+    assert (each <= against_mean + 1e-9).all()
+    assert pooled_db(each.tolist()) <= snr_db(held, found) + 1e-9
 
 
 def test_what_came_again_passes_and_what_is_lost_in_the_noise_does_not() -> None:

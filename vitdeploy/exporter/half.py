@@ -32,7 +32,7 @@ from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
 from vitdeploy.graph.run import run
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
-from vitdeploy.proof.recorded import image_db, pick
+from vitdeploy.proof.recorded import image_db, pick, pooled_db
 from vitdeploy.statistics import json_number
 
 log = logging.getLogger(__name__)
@@ -109,11 +109,11 @@ def half_precision(
 
     def quality(actual: Mapping[str, Array]) -> float:
         report = compare_outputs(wanted, pick(actual, judged), runtime="emulation", precision="fp16")
-        each = [
-            image_db(array, actual[name], len(images)) for name, array in expected.items() if array.dtype.kind == "f"
-        ]
-        worst = min(map(min, each), default=math.inf) + IMAGE_ALLOWANCE_DB if judged is None else math.inf
-        return min(worst, *(output.snr_db for output in report.outputs))
+        ratios = [output.snr_db for output in report.outputs]
+        for name in (name for name, array in expected.items() if judged is None and array.dtype.kind == "f"):
+            each = image_db(expected[name], actual[name], len(images))
+            ratios += [min(each) + IMAGE_ALLOWANCE_DB, pooled_db(each)]
+        return min(ratios, default=math.inf)
 
     bound = BOUNDS["fp16"].min_snr_db if min_snr_db is None else min_snr_db
     assert bound is not None, "the bounds of FP16 are ours"

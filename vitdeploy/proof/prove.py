@@ -15,7 +15,7 @@ from vitdeploy.bundle.manifest import damaged
 from vitdeploy.errors import BundleError
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
-from vitdeploy.proof.recorded import Measured, measure, natural_images, pick, record_failures
+from vitdeploy.proof.recorded import Measured, measure, natural_images, pick, pooled_db, record_failures
 
 Array = NDArray[Any]
 
@@ -128,7 +128,11 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
         tuple(signature_failures(manifest, runner)),
         parity,
         measured,
-        (*_not_finite(found, parity), *record_failures(manifest, ran, measured)),
+        (
+            *_not_finite(found, parity),
+            *_image_failures(manifest, bounds, measured),
+            *record_failures(manifest, ran, measured),
+        ),
     )
 
 
@@ -139,6 +143,19 @@ def _judged(manifest: Manifest) -> NDArray[np.bool_] | None:
         return None
     natural = natural_images(kinds)
     return natural if natural.any() else None
+
+
+def _image_failures(manifest: Manifest, bounds: Bounds, measured: Measured) -> list[str]:
+    """Where FP16 misses its bound once every image counts the same, so that none of a large signal hides others."""
+    least = bounds.min_snr_db
+    if manifest.precision != "fp16" or least is None:
+        return []
+    ratios = {name: pooled_db(images) for name, images in measured["torch"].items()}
+    return [
+        f"{name}: {ratio:.1f} dB where every image counts the same, the bound is {least:g} dB"
+        for name, ratio in ratios.items()
+        if not ratio >= least
+    ]
 
 
 def _not_finite(found: Mapping[str, Array], parity: ParityReport) -> list[str]:
