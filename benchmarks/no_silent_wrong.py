@@ -93,7 +93,8 @@ def difficult(recipe: Preprocessing) -> np.ndarray:
         spot,
         half,
         np.repeat((255 * columns / width).astype(np.uint8)[..., None], 3, 2),
-        np.repeat((rows % 2 * 255).astype(np.uint8)[..., None], 3, 2),
+        np.repeat((columns % 2 * 255).astype(np.uint8)[..., None], 3, 2),
+        np.repeat(((rows + columns) % 2 * 255).astype(np.uint8)[..., None], 3, 2),
         np.repeat((columns // 3 % 2 * 255).astype(np.uint8)[..., None], 3, 2),
         rng.integers(0, 256, (height, width, 3)).astype(np.uint8),
         rng.integers(0, 2, (height, width, 3)).astype(np.uint8) * 255,
@@ -157,6 +158,7 @@ def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Pa
     images = np.concatenate([natural, hard])
     expected = torch_outputs(name, bundle, images, arguments.weights)
     row["kept_fp32"] = len(manifest.precision_report.get("kept_fp32", []))
+    row["more_bytes"] = manifest.precision_report.get("more_bytes")
     row["nodes"] = manifest.graph["nodes"]
     row["repairs"] = len(manifest.precision_report.get("repairs", [])) if precision == "fp16" else None
     for runtime in RUNTIMES:
@@ -194,7 +196,7 @@ def verdict(precision: str, row: dict[str, Any]) -> str:
 
 
 def table(networks: dict[str, Any]) -> str:
-    header = ("network", "precision", "natural dB", "difficult dB", "kept FP32", "seconds", "")
+    header = ("network", "precision", "natural dB", "difficult dB", "kept FP32, more bytes", "seconds", "")
     body = []
     for name, rows in networks.items():
         for precision, row in rows.items():
@@ -203,7 +205,8 @@ def table(networks: dict[str, Any]) -> str:
                 both = [row[runtime] for runtime in RUNTIMES if "error" not in row[runtime]]
                 natural = " / ".join(str(one["natural_db"]) for one in both)
                 difficult_db = " / ".join(str(one["difficult_db"]) for one in both)
-                kept = f"{row['kept_fp32']} of {row['nodes']}" if precision == "fp16" else "-"
+                if precision == "fp16":
+                    kept = f"{row['kept_fp32']} of {row['nodes']}, {row['more_bytes']:.1%}"
             text = verdict(precision, row) + (f": {row['refused'][:70]}" if "refused" in row else "")
             body.append((name, precision, natural, difficult_db, kept, str(row.get("seconds", "-")), text))
     return render(body, header=header, align="<<>>>><")

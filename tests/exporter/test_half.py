@@ -54,6 +54,7 @@ def test_an_ordinary_graph_is_half_inside_and_float32_at_its_ends() -> None:
     model, typed, report = convert(body, normal(2, 8))
     assert report.kept == {}
     assert report.half_nodes == 2
+    assert report.more_bytes == 0
     assert dtype_of(typed, "h") == HALF
     assert typed.graph.inputs[0].dtype == typed.graph.outputs[0].dtype == ir.DataType.FLOAT
     assert all(v.dtype == HALF for v in typed.graph.initializers.values())
@@ -146,6 +147,8 @@ def test_marked_nodes_stay_fp32() -> None:
     typed, report = to_half(model, {"x": x}, against(run(model, {"x": x})[0]), min_snr_db=45)
     assert dtype_of(typed, "h") == ir.DataType.FLOAT
     assert report.kept == {"h": "selection"}
+    # Tanh 128 bytes, Cast 96, Tanh 64, Cast 96, instead of Cast 96, Tanh 64, Tanh 64, Cast 96
+    assert report.more_bytes == pytest.approx(384 / 320 - 1)
 
 
 def test_resize_keeps_its_scales_in_float32() -> None:

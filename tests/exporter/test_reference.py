@@ -19,8 +19,8 @@ def test_without_images_there_are_photographs_and_every_difficult_kind() -> None
     found = choose_images(None, RECIPE, batch=1)
     assert found.kinds == (*["photograph"] * 4, *DIFFICULT)
     assert found.pixels is not None
-    assert found.pixels.shape == (11, 48, 64, 3)
-    assert len({image.tobytes() for image in found.pixels}) == 11
+    assert found.pixels.shape == (12, 48, 64, 3)
+    assert len({image.tobytes() for image in found.pixels}) == 12
     np.testing.assert_array_equal(found.images, normalise(found.pixels, RECIPE))
     assert all(image.std() > 20 for image in found.pixels[:4])
 
@@ -33,18 +33,20 @@ def test_the_difficult_images_are_what_they_are_called() -> None:
     assert image["white"].min() == 255
     assert set(np.unique(image["saturated"])) == {0, 255}
     assert set(np.unique(image["checkerboard"])) == {0, 255}
+    assert (image["lines"] == image["lines"][:, :1]).all()
+    assert (image["lines"][::2] != image["lines"][1::2]).all()
     assert image["letterboxed"][:16].std() == image["letterboxed"][-16:].std() == 0
     assert image["letterboxed"][16:48].std() > 20
     assert len(np.unique(image["noise"])) == 256
 
 
-@pytest.mark.parametrize(("batch", "count"), [(1, 11), (4, 12), (8, 16), (16, 16)])
+@pytest.mark.parametrize(("batch", "count"), [(1, 12), (5, 15), (8, 16), (16, 16)])
 def test_batches_are_filled_from_the_start(batch: int, count: int) -> None:
     found = choose_images(None, RECIPE, batch=batch)
     assert len(found.images) == len(found.kinds) == count
-    for index in range(11, count):
-        np.testing.assert_array_equal(found.images[index], found.images[index - 11])
-        assert found.kinds[index] == found.kinds[index - 11]
+    for index in range(12, count):
+        np.testing.assert_array_equal(found.images[index], found.images[index - 12])
+        assert found.kinds[index] == found.kinds[index - 12]
 
 
 def test_given_images_come_first(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "nodes": {"captured": manifest.graph["nodes_captured"], "shipped": manifest.graph["nodes"]},
         "kept_fp32": len(report.get("kept_fp32", [])),
+        "more_bytes": report.get("more_bytes"),
         "snr_db": report.get("snr_db"),
         "int8_macs": report.get("int8_macs"),
         "reverted": len(report.get("reverted", [])),
@@ -59,8 +60,10 @@ def table(summary: dict[str, Any]) -> str:
     if "uint8" in summary["input"]:
         rows.insert(3, ["input", f"{summary['input']}, normalised in the graph"])
     if summary["precision"] == "fp16":
-        kept = f", {summary['kept_fp32']} nodes kept FP32" if summary["kept_fp32"] else ""
-        rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding){kept}"])
+        rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding)"])
+        if summary["kept_fp32"]:
+            cost = f"{summary['kept_fp32']} nodes, which move {summary['more_bytes']:.1%} more bytes than all in FP16"
+            rows.append(["kept FP32", cost])
     if summary["precision"] == "int8":
         reverted = f", {summary['reverted']} layers reverted to float" if summary["reverted"] else ""
         rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{reverted}"])

@@ -31,6 +31,7 @@ from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remo
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
 from vitdeploy.graph.run import run
+from vitdeploy.graph.traffic import bytes_moved
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
 from vitdeploy.proof.recorded import image_db, pick, pooled_db
 from vitdeploy.statistics import json_number
@@ -54,10 +55,16 @@ Quality = Callable[[Mapping[str, Array]], float]
 
 @dataclass
 class HalfReport:
-    """What the conversion decided. `kept` maps node names to the reason why they compute in FP32."""
+    """What the conversion decided.
+
+    kept        the names of the nodes that compute in FP32, and why
+    more_bytes  what they cost: the bytes that all operators move, beyond those with every node in FP16, as a part of
+                these
+    """
 
     snr_db: float = float("nan")
     half_nodes: int = 0
+    more_bytes: float = 0.0
     kept: dict[str, str] = field(default_factory=dict)
     repairs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,6 +74,7 @@ class HalfReport:
             "snr_db": json_number(self.snr_db, 2),
             "measured_by": "emulation: every FP16 tensor rounded where it is made, products accumulated in FP32",
             "half_nodes": self.half_nodes,
+            "more_bytes": round(self.more_bytes, 4),
             "kept_fp32": [{"node": node, "reason": reason} for node, reason in self.kept.items()],
             "repairs": self.repairs,
         }
@@ -172,6 +180,7 @@ def to_half(
         report.snr_db = trials[block]
     typed = _typed(model, report.kept)
     report.half_nodes = sum(any(out.dtype == HALF for out in n.outputs) and n.op_type != "Cast" for n in typed.graph)
+    report.more_bytes = bytes_moved(typed.graph) / bytes_moved(_typed(model, {}).graph) - 1
     return typed, report
 
 

@@ -101,6 +101,14 @@ def _checkerboard(recipe: Preprocessing) -> Pixels:
     return board
 
 
+def _lines(recipe: Preprocessing) -> Pixels:
+    """Lines of one pixel, white and black: the highest vertical frequency there is, as interlaced frames have it."""
+    height, width = recipe.size
+    odd = (np.arange(height) % 2 * 255).astype(np.uint8)
+    image: Pixels = np.broadcast_to(odd[:, None, None], (height, width, 3)).copy()
+    return image
+
+
 def _saturated(recipe: Preprocessing) -> Pixels:
     """A photograph of which every channel is off or at its full."""
     picture: Pixels = np.where(_photograph(recipe, 3) > 127, 255, 0).astype(np.uint8)
@@ -115,5 +123,6 @@ DIFFICULT: dict[str, Callable[[Preprocessing], Pixels]] = {
     "letterboxed": _letterboxed,
     "noise": _noise,
     "checkerboard": _checkerboard,
+    "lines": _lines,
     "saturated": _saturated,
 }
