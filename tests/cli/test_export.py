@@ -117,9 +117,9 @@ def test_images_can_be_the_reference(model_file: Path, tmp_path: Path, shared: P
     assert main(["export", f"{model_file}:build", *arguments]) == 0
     bundle = Bundle.open(out)
     images, kinds = bundle.reference().inputs["images"], bundle.manifest.reference["images"]
-    assert images.shape == (10, 3, 32, 32)  # three photographs and the difficult ones
+    assert images.shape == (12, 3, 32, 32)  # three photographs, the difficult ones, and one more for whole batches
     np.testing.assert_array_equal(images[:3], preprocess_batch(photos, bundle.manifest.preprocessing))
-    assert kinds == ["given"] * 3 + list(DIFFICULT)
+    assert kinds == ["given"] * 3 + list(DIFFICULT) + ["given"]
 
 
 def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
