@@ -27,6 +27,7 @@ from vitdeploy.exporter.emulation import (
     half_snr_db,
 )
 from vitdeploy.exporter.guards import guarded_regions
+from vitdeploy.exporter.partial_sums import partial_sums
 from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remove_unused
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
@@ -157,7 +158,11 @@ def to_half(
     model = model.clone()
     _finite_masks(model)
     ranges = activation_ranges(model, inputs)
-    report = HalfReport(kept={**guarded_regions(model.graph), **_unsafe(model, ranges), **pinned(model)})
+    sums = {
+        name: f"overflow: terms that {name} adds up reach {largest:.3g} before they cancel"
+        for name, largest in partial_sums(model, inputs, ranges).items()
+    }
+    report = HalfReport(kept={**guarded_regions(model.graph), **sums, **_unsafe(model, ranges), **pinned(model)})
     bound = min_snr_db + SPARE_DB
 
     def measure(kept: Mapping[str, str]) -> float:
