@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitdeploy.data import Dataset, image_files, open_data
-from vitdeploy.data import dataset as data_module
+from vitdeploy.data import Dataset, arrays, image_files, open_data
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing, preprocess
 
@@ -274,7 +273,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(image_files, "LARGEST_FILE", 10)
     with pytest.raises(InputError, match="is too large; unpacked it has"):
         data.read(0)
-    monkeypatch.setattr(data_module, "LARGEST_ARRAYS", 100)
+    monkeypatch.setattr(arrays, "LARGEST_ARRAYS", 100)
     assert "all of them would be in memory" in refusal(tmp_path / "data.npz")
 
 
@@ -326,8 +325,12 @@ def test_a_label_file_is_utf8_and_may_name_two_classes_alike() -> None:
     ("arrays", "told"),
     [
         ({"photos": IMAGES}, "it has no array `images`"),
-        ({"images": IMAGES.astype(np.float32)}, "`images` is float32"),
-        ({"images": IMAGES.transpose(0, 3, 1, 2)}, "`images` is uint8 [5, 3, 7, 9]"),
+        ({"images": IMAGES.astype(np.float64)}, "`images` is float64 [5, 7, 9, 3]"),
+        ({"images": IMAGES.astype(complex)}, "`images` is complex128"),
+        ({"images": IMAGES > 9}, "`images` is bool"),
+        ({"images": IMAGES.astype(np.int64)}, "uint8, uint16, int16 or float32 [N, H, W, C]"),
+        ({"images": IMAGES[0, 0]}, "`images` is uint8 [9, 3]"),
+        ({"images": IMAGES[None]}, "`images` is uint8 [1, 5, 7, 9, 3]"),
         ({"images": IMAGES[:0]}, "there are no images"),
         ({"images": IMAGES, "labels": np.arange(4)}, "there are 5 images"),
         ({"images": IMAGES, "labels": np.zeros(5)}, "are float64 [5]"),
@@ -340,6 +343,21 @@ def test_a_label_file_is_utf8_and_may_name_two_classes_alike() -> None:
 def test_an_npz_that_is_not_data_says_why(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:
     np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
     assert told in refusal(tmp_path / "data.npz", labels=KINDS)
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (IMAGES.transpose(0, 3, 1, 2), r"uint8 \[3, 7, 9\] is not an image; images are uint8 \[H, W, 3\]"),
+        (IMAGES.astype(np.uint16), r"uint16 \[7, 9, 3\] is not an image; images are uint8 \[H, W, 3\]"),
+        (IMAGES.astype(np.float32), "float32 is taken as normalised already"),
+        (IMAGES[..., 0], r"uint8 \[7, 9\] is not an image"),
+    ],
+)
+def test_arrays_of_an_npz_that_are_no_colours_are_named(tmp_path: Path, images: np.ndarray, told: str) -> None:
+    np.savez(tmp_path / "data.npz", images=images)
+    with pytest.raises(InputError, match=rf"images\[2\] of .*data\.npz(.|\n)*{told}"):
+        open_data(tmp_path / "data.npz").tensor(2, RECIPE)
 
 
 def test_a_damaged_npz_is_an_error(tmp_path: Path) -> None:

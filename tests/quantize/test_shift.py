@@ -188,6 +188,7 @@ def test_strided_padding_of_a_free_image_size_is_refused() -> None:
 RECIPES = [
     Preprocessing(size=(9, 10)),
     Preprocessing(size=(9, 10), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), channels="BGR"),
+    Preprocessing(size=(9, 10), mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0), scale=1.0),
 ]
 
 
@@ -222,6 +223,15 @@ def test_quantizing_pixels_loses_nothing(recipe: Preprocessing, scheme) -> None:
     wanted = np.moveaxis(pixels()[..., ::-1] if recipe.channels == "BGR" else pixels(), -1, 1).astype(int) + scheme.low
     assert np.array_equal(params.quantize(values), wanted)
     assert np.abs(params.round_trip(values) - values).max() < 1e-4
+
+
+@pytest.mark.parametrize("channels", ["bands", "L"])
+def test_pixels_that_may_have_more_than_8_bits_have_no_grid(channels: str) -> None:
+    text = "agraph (float[n,1,9,10] images) => (y) { y = Conv(images, w) }"
+    model = parsed(text, w=batch(8, 1, 3, 3, seed=1))
+    recipe = Preprocessing(size=(9, 10), mean=(0.5,), std=(0.5,), channels=channels, scale=10000)
+    assert pixel_grid(model, recipe) == {}
+    assert ops(model) == {"Conv": 1}
 
 
 def test_a_network_whose_input_no_convolution_reads_has_no_pixel_grid() -> None:

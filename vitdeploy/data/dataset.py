@@ -1,15 +1,14 @@
-"""DATA: images to calibrate, validate or train with. Light: numpy and Pillow are all it needs.
+"""DATA: images to calibrate, validate or train with. Light: numpy and Pillow, and `tifffile` for a TIFF of many bands.
 
 DATA is a folder with one folder of images for each class (`class/file.jpg`), or of images without labels; a zip of
-such a folder, packed with or without the folder around it; or an `.npz` with `images`, uint8 [N, H, W, 3] in RGB order,
-and perhaps `labels` [N]. Classes are in the order of their sorted names, or of the lines of a `labels.txt` beside them.
-In Python it may also be any iterable of images.
+such a folder, packed with or without the folder around it; or an `.npz` with `images` [N, H, W, C], or [N, H, W] of one
+channel, and perhaps `labels` [N]. Colours are uint8 in RGB order. Classes are in the order of their sorted names, or of
+the lines of a `labels.txt` beside them. In Python it may also be any iterable of images.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitdeploy.data.arrays import read_arrays
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
-from vitdeploy.errors import InputError
-from vitdeploy.preprocess import ImageLike, Preprocessing, preprocess, to_pixels
+from vitdeploy.errors import InputError, MissingDependencyError
+from vitdeploy.preprocess import ImageLike, Preprocessing, decode, holds_pixels, preprocess, to_pixels
 
 __all__ = ["DataSource", "Dataset", "open_data"]
-
-# The most bytes that the arrays of an .npz may have.
-LARGEST_ARRAYS = 1 << 33
 
 Array = NDArray[Any]
 Integers = NDArray[np.int64]
@@ -68,13 +65,19 @@ class Dataset:
         """Class number of an image."""
         return None if self.targets is None else int(self.targets[index])
 
-    def read(self, index: int) -> Image.Image | Array:
-        """The image, as `preprocess` takes it; an InputError names one that cannot be read."""
+    def read(self, index: int, recipe: Preprocessing | None = None) -> Image.Image | Array:
+        """The image, as `preprocess` takes it; an InputError names one that cannot be read.
+
+        Whether a file becomes an image or an array of its channels may depend on the `recipe`, see
+        `vitdeploy.preprocess.decode`.
+        """
         item = self._fetch(index)
         if not isinstance(item, bytes):
             return item
         try:
-            image: Image.Image = Image.open(io.BytesIO(item))
+            image = decode(item, recipe)
+            if isinstance(image, np.ndarray):
+                return image
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise InputError(
                     f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels",
@@ -82,29 +85,33 @@ class Dataset:
                 )
             image.load()
             return image
+        except MissingDependencyError:
+            raise
         # Pillow's decoders raise many kinds of errors on damaged files.
         except Exception as error:
             raise self._unreadable(index, error) from error
 
     def tensor(self, index: int, recipe: Preprocessing, *, normalised: bool = True) -> Array:
-        """The network's input, float32 [3, H, W]; an item of an iterable in this form is returned as it is.
+        """The network's input, float32 [C, H, W]; an item of an iterable in this form is returned as it is.
 
-        With `normalised=False`, for a graph that normalises itself: the RGB pixels after resize and crop, uint8
-        [H, W, 3].
+        With `normalised=False`, for a graph that normalises itself: the pixels [H, W, C] after resize and crop, see
+        `vitdeploy.preprocess.to_pixels`.
         """
-        image = self.read(index)
-        if not isinstance(image, np.ndarray) or image.dtype != np.float32:
+        image = self.read(index, recipe)
+        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or holds_pixels(image, recipe):
             try:
                 return (preprocess if normalised else to_pixels)(image, recipe)
             except InputError as error:
                 raise self._unreadable(index, error) from error
-        if image.shape == (3, *recipe.size) and normalised:
+        shape = [recipe.depth, *recipe.size]
+        if list(image.shape) == shape and normalised:
             return image
-        wanted = f"float32 {[3, *recipe.size]}, or uint8 [H, W, 3]" if normalised else "uint8 [H, W, 3]"
+        raw = f"{'uint8' if recipe.takes_colours else 'pixels'} [H, W, {recipe.depth}]"
         raise InputError(
             f"{self.names[index]} of {self.where} is float32 {list(image.shape)}",
             why="float32 is taken as normalised already",
-            fix=f"give {wanted} for an image that is still to be preprocessed",
+            fix=f"give {f'float32 {shape}, or ' if normalised else ''}{raw} for an image that is still to be "
+            "preprocessed",
         )
 
     def sha256(self, index: int) -> str:
@@ -168,8 +175,8 @@ def open_data(
     """Open DATA; images are decoded when they are read.
 
     Args:
-        data: A folder, a zip, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays [H, W, 3] in RGB order or
-            normalised float32 arrays [3, H, W]. An iterator is read into memory.
+        data: A folder, a zip, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays [H, W, 3] in RGB order,
+            arrays [H, W, C] of other channels or normalised float32 arrays [C, H, W]. An iterator is read into memory.
         labels: Names of the classes in the network's order, as `manifest.labels`: the classes of DATA are found in them
             by name, and DATA need not have all of them. Without `labels` the order is that of DATA.
         targets: Class numbers of the items of an iterable, integers [N].
@@ -240,31 +247,7 @@ def _from_files(files: Files, labels: tuple[str, ...] | None) -> Dataset:
 
 
 def _from_npz(path: Path, labels: tuple[str, ...] | None) -> Dataset:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > LARGEST_ARRAYS:
-            raise InputError(
-                f"{path} is too large",
-                why=f"unpacked it has {total:,} bytes, and all of them would be in memory",
-                fix="give the images as files, in a folder or a zip",
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            images, numbers = (arrays[name] if name in arrays.files else None for name in ("images", "labels"))
-    except InputError:
-        raise
-    # numpy raises many kinds of errors on damaged files.
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read", why=str(error) or type(error).__name__, fix="copy it or write it again"
-        ) from error
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        found = "it has no array `images`" if images is None else f"`images` is {images.dtype} {list(images.shape)}"
-        raise InputError(
-            f"{path} has no usable images",
-            why=found,
-            fix="save `images` as uint8 [N, H, W, 3] and, if there are labels, `labels` as integers [N]",
-        )
+    images, numbers = read_arrays(path)
     classes = None
     if numbers is not None and numbers.dtype.kind == "U":
         kinds = numbers.ravel().tolist()

@@ -51,18 +51,21 @@ def pixel_grid(
     """Let the dense convolutions that read the network's input read pixels instead: whole numbers at scale 1.
 
     The input is (p / 255 - mean) / std of pixels p = 0..255, so p plus the scheme's lowest integer is an 8-bit integer
-    already, and quantizing it loses nothing. Only the border of padding, the pixel 255 mean, is rounded.
+    already, and quantizing it loses nothing. Only the border of padding, the pixel 255 mean, is rounded. Instead of 255
+    stands the recipe's scale. Only colours are known to be pixels of 8 bits.
 
     layers  names of the convolutions that may; None for all
 
     Returns the range of every tensor that the convolutions read now; empty where none reads the input.
     """
+    if not recipe.takes_colours:
+        return {}
     source = model.graph.inputs[0]
     std, mean = np.asarray(recipe.std), np.asarray(recipe.mean)
     pixels = _Inputs(model.graph)
     for node in consumers(source):
         if node.op_type == "Conv" and obstacle(node) is None and (layers is None or node.name in layers):
-            pixels.replace(node, 255 * std, 255 * mean + scheme.low, QuantParams(1.0, 0, scheme))
+            pixels.replace(node, recipe.scale * std, recipe.scale * mean + scheme.low, QuantParams(1.0, 0, scheme))
     return pixels.ranges
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, BundleError, InputError, UsageError
-from vitdeploy.preprocess import ImageLike, preprocess, to_pixels
+from vitdeploy.preprocess import ImageLike, holds_pixels, preprocess, to_pixels
 from vitdeploy.proof.prove import describe_run, signature_failures
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, find_backend
@@ -158,8 +158,9 @@ class Session:
     ) -> list[list[Prediction]]:
         """The `top_k` most probable classes of each image, best first.
 
-        Images are paths, Pillow images or uint8 arrays [H, W, 3], preprocessed as the bundle records. `batch_size`
-        counts where the model's batch is dynamic; a fixed batch is filled up by repeating the last image.
+        Images are paths, Pillow images or uint8 arrays [H, W, 3], or, where the network takes other channels, arrays
+        [H, W, C] of them; they are preprocessed as the bundle records. `batch_size` counts where the model's batch is
+        dynamic; a fixed batch is filled up by repeating the last image.
         """
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", fix="give at least 1 for both")
@@ -183,7 +184,7 @@ class Session:
     ) -> Iterator[Array | Exception]:
         """Logits for every item of `images`, in order, computed ahead so that the device never waits.
 
-        An item is one image, float32 [3, H, W] (normalised) or an image as `predict` takes it (a uint8 array always
+        An item is one image, float32 [C, H, W] (normalised) or an image as `predict` takes it (a uint8 array always
         is one, to be resized and cropped), and gives logits [classes]; or it is a batch as `session(images)` takes it,
         which runs as it is and gives [N, classes]. Images are gathered to batches: of `batch_size` where the model's
         batch is dynamic, else of its fixed one, the last filled up.
@@ -251,8 +252,8 @@ class Session:
         return [next(rows) if isinstance(image, np.ndarray) else image for image in prepared]
 
     def _tensor(self, image: Any) -> Array:
-        """One image as the model takes it [3, H, W]; images are preprocessed."""
-        if not isinstance(image, np.ndarray) or image.dtype == np.uint8:
+        """One image as the model takes it [C, H, W]; images are preprocessed."""
+        if not isinstance(image, np.ndarray) or holds_pixels(image, self.bundle.manifest.preprocessing):
             return self._pixels(image)
         one: Array = _checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
         return one

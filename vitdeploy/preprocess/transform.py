@@ -1,0 +1,84 @@
+"""Resize, crop, scale and normalise: the transform that a recipe describes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitdeploy.errors import InputError
+from vitdeploy.preprocess.raster import Raster
+from vitdeploy.preprocess.recipe import Preprocessing
+from vitdeploy.preprocess.sources import PIXEL_TYPES, Array, ImageLike, load
+
+
+def preprocess(source: ImageLike, recipe: Preprocessing) -> NDArray[np.float32]:
+    """The network's input [C, H, W] for one image: a path, a Pillow image or an array.
+
+    Images are turned as their EXIF orientation says; of an animation the first frame is taken.
+
+    `RGB`, `BGR`  arrays are uint8 [H, W, 3] (RGB); transparency is dropped, not blended, as training pipelines do with
+                  `convert("RGB")`; 16-bit grey keeps its upper byte
+    `L`           colours become grey as by `convert("L")`, before the resize; grey keeps its 8, 16 or 32 bits
+    `bands`       the channels as they are, without conversion: arrays of `PIXEL_TYPES` [H, W, C], or [H, W] of one; of
+                  a TIFF the samples of all its pages
+
+    Raises InputError for anything that is not an image, has other channels, or is too large to be taken safely, and
+    MissingDependencyError for a TIFF that needs the extra `tif`.
+    """
+    return normalise(to_pixels(source, recipe), recipe)
+
+
+def preprocess_batch(images: Sequence[ImageLike], recipe: Preprocessing) -> NDArray[np.float32]:
+    """The network's input [N, C, H, W] for N images, see `preprocess`."""
+    batch = np.empty((len(images), recipe.depth, *recipe.size), np.float32)
+    for row, source in zip(batch, images, strict=True):
+        row[:] = preprocess(source, recipe)
+    return batch
+
+
+def to_pixels(source: ImageLike, recipe: Preprocessing) -> Array:
+    """The first half of `preprocess`: the pixels [H, W, C] that the recipe's resize and crop leave.
+
+    uint8 in RGB order where the recipe takes colours; otherwise uint8 for 8-bit data and float32 for any other, in the
+    unit that the data has.
+    """
+    image = load(source, recipe)
+    height, width = recipe.size
+    if recipe.mode == "stretch":
+        return image.resized(recipe.size, recipe.interpolation)
+    if recipe.mode == "crop_resize":
+        side = max(1, int(recipe.crop_ratio * min(image.height, image.width)))
+        left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
+        return image.crop(top, left, side, side).resized(recipe.size, recipe.interpolation)
+    resized = image.resized(_covering_size(image, recipe), recipe.interpolation)
+    top, left = round((resized.shape[0] - height) / 2), round((resized.shape[1] - width) / 2)
+    return resized[top : top + height, left : left + width]
+
+
+def normalise(pixels: Array, recipe: Preprocessing) -> NDArray[np.float32]:
+    """The second half of `preprocess`: pixels [..., H, W, C] as the network's input [..., C, H, W].
+
+    Raises InputError for another number of channels and for a type that pixels do not have.
+    """
+    if pixels.dtype.name not in PIXEL_TYPES or pixels.ndim < 3 or pixels.shape[-1] != recipe.depth:
+        raise InputError(
+            f"pixels of {pixels.dtype} {list(pixels.shape)} cannot be normalised",
+            why=f"the network takes {recipe.depth} channels ({recipe.channels})",
+            fix=f"give [N, H, W, {recipe.depth}] of {', '.join(PIXEL_TYPES[:-1])} or {PIXEL_TYPES[-1]}",
+        )
+    if recipe.channels == "BGR":
+        pixels = pixels[..., ::-1]
+    scaled = pixels.astype(np.float32) / np.float32(recipe.scale)
+    normalised = (scaled - np.asarray(recipe.mean, np.float32)) / np.asarray(recipe.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(normalised, -1, -3))
+
+
+def _covering_size(image: Raster, recipe: Preprocessing) -> tuple[int, int]:
+    """(height, width) after the resize of `resize_crop`: one side exact, the other longer, the aspect ratio kept."""
+    height, width = (math.floor(side / recipe.crop_ratio) for side in recipe.size)
+    if height * image.width >= width * image.height:
+        return height, height * image.width // image.height
+    return width * image.height // image.width, width
