@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.band_cases import RECIPE as BAND_RECIPE
 from tests.bundles import fill, forge, forge_file, tiny_images, tiny_logits, tiny_manifest, write_tiny_bundle
 from tests.conftest import examples
 from vitdeploy.bundle import REFERENCE, Bundle, BundleWriter
@@ -301,6 +303,54 @@ def test_a_recipe_gives_its_own_sample_and_no_others(recipe: Preprocessing) -> N
 def test_an_edited_recipe_gives_another_sample(edit: str) -> None:
     recipe = Preprocessing(size=(224, 224))
     assert sample_preprocessing(recipe).failure(replace(recipe, **EDITS[edit])) is not None
+
+
+COLOURS_SHA256 = "04992104fada739ed548002ebe63f71dd171b4e64378b6f53c26b1c9ae60b582"
+
+# Multi-spectral, 16-bit grey, floating-point grey and 8-bit bands.
+BANDS = [
+    BAND_RECIPE,
+    replace(BAND_RECIPE, size=(224, 224), mode="resize_crop", crop_ratio=0.875),
+    Preprocessing((32, 48), mean=(0.4,), std=(0.3,), channels="L", scale=65535),
+    Preprocessing((32, 48), mean=(0.4,), std=(0.3,), channels="L", scale=1.0),
+    Preprocessing((32, 48), mean=(0.4, 0.5), std=(0.3, 0.2), channels="bands"),
+]
+
+
+@pytest.mark.parametrize("recipe", BANDS, ids=lambda recipe: f"{recipe.channels} {recipe.depth} {recipe.scale}")
+def test_a_recipe_of_other_channels_gives_its_own_sample_and_no_others(recipe: Preprocessing) -> None:
+    sample = sample_preprocessing(recipe)
+    assert sample.pixels.nbytes + sample.values.nbytes < 70_000
+    assert sample.pixels.shape[2] == recipe.depth
+    assert sample.failure(recipe) is None
+    last = recipe.mean[-1]
+    for edit in (
+        {"scale": recipe.scale * 1.01},
+        {"mode": "crop_resize"},
+        {"mean": (*recipe.mean[:-1], last + 0.01)[: recipe.depth]} if recipe.depth < 3 else {"mean": recipe.mean[::-1]},
+        {"mean": (*recipe.mean, 0.5), "std": (*recipe.std, 0.5), "channels": "bands"},
+        {"mean": (0.5,) * 3, "std": (0.5,) * 3, "channels": "RGB"},
+    ):
+        assert sample.failure(replace(recipe, **edit)) is not None, edit  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", BANDS, ids=lambda recipe: f"{recipe.channels} {recipe.depth} {recipe.scale}")
+def test_a_bundle_keeps_the_sample_of_other_channels(tmp_path: Path, recipe: Preprocessing) -> None:
+    manifest = replace(tiny_manifest(), preprocessing=recipe)
+    with BundleWriter(tmp_path / "b") as writer:
+        fill(writer)
+        writer.write_reference({"images": tiny_images()}, {"logits": tiny_logits(tiny_images())}, preprocessing=recipe)
+        writer.seal(manifest)
+        bundle = writer.commit()
+    assert bundle.manifest.preprocessing == recipe
+    sample = bundle.reference().preprocessing
+    assert sample is not None
+    assert sample.failure(bundle.manifest.preprocessing) is None
+
+
+def test_the_sample_of_colours_is_what_it_was() -> None:
+    pixels = sample_preprocessing(Preprocessing(size=(64, 48))).pixels
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == COLOURS_SHA256
 
 
 def test_single_pixels_that_round_the_other_way_are_no_other_recipe() -> None:

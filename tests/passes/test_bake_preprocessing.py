@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import examples
 from tests.graph_cases import PORTABLE, assert_same, batch, ops, parsed, run
+from vitdeploy.errors import UsageError
 from vitdeploy.exporter.half import to_half
-from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
 from vitdeploy.preprocess import Preprocessing
 
 
@@ -29,7 +31,7 @@ def normalised(pixels: np.ndarray, recipe: Preprocessing) -> np.ndarray:
     """The formula in double precision, channel by channel."""
     order = (0, 1, 2) if recipe.channels == "RGB" else (2, 1, 0)
     planes = [
-        (pixels[..., source].astype(np.float64) / 255 - recipe.mean[place]) / recipe.std[place]
+        (pixels[..., source].astype(np.float64) / recipe.scale - recipe.mean[place]) / recipe.std[place]
         for place, source in enumerate(order)
     ]
     return np.stack(planes, axis=1).astype(np.float32)
@@ -52,6 +54,7 @@ numbers = st.floats(0.01, 1.0)
     std=st.tuples(numbers, numbers, numbers),
     channels=st.sampled_from(["RGB", "BGR"]),
     axis=st.sampled_from(["batch", "2"]),
+    scale=st.sampled_from([255.0, 1.0, 127.5]),
 )
 def test_pixels_give_what_their_normalised_images_gave(
     size: tuple[int, int],
@@ -59,8 +62,9 @@ def test_pixels_give_what_their_normalised_images_gave(
     std: tuple[float, float, float],
     channels: str,
     axis: str,
+    scale: float,
 ) -> None:
-    recipe = Preprocessing(size=size, mean=mean, std=std, channels=channels)
+    recipe = Preprocessing(size=size, mean=mean, std=std, channels=channels, scale=scale)
     pixels = photos(2, size)
     before = run(convolution(size, axis), {"images": normalised(pixels, recipe)})
     model = baked(convolution(size, axis), recipe)
@@ -95,3 +99,14 @@ def test_a_half_precision_graph_normalises_in_single_precision() -> None:
     assert next(node for node in typed.graph if node.op_type == "Conv").inputs[0].dtype == ir.DataType.FLOAT16
     # One rounding of the input to half precision may fall the other way.
     assert_same(before, run(typed, {"images": pixels}), tolerance=2e-3)
+
+
+@pytest.mark.parametrize("channels", ["L", "bands"])
+def test_other_channels_than_colours_are_refused(channels: str) -> None:
+    recipe = Preprocessing(size=(5, 7), mean=(0.5,), std=(0.5,), channels=channels)
+    for refused in (require_bakeable, lambda one: BakePreprocessing(PORTABLE, one)):
+        with pytest.raises(
+            UsageError, match=rf"channels={channels} cannot be baked(.|\n)*leave --bake-preprocessing out"
+        ):
+            refused(recipe)
+    require_bakeable(Preprocessing(channels="BGR"))

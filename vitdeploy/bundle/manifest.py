@@ -160,6 +160,10 @@ class Manifest:
             takes_pixels or not self.preprocessing_in_graph,
             f"preprocessing_in_graph needs a uint8 input [N, H, W, 3], and the input is {self.inputs[0]}",
         )
+        _require(
+            self.preprocessing.takes_colours or not self.preprocessing_in_graph,
+            f"preprocessing_in_graph needs RGB or BGR, and the preprocessing says {self.preprocessing.channels}",
+        )
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.bundle.manifest import Manifest, TensorSpec
-from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, PreprocessingSample
+from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, PreprocessingSample, sample_type
 from vitdeploy.errors import BundleError
 
 # Bytes. All of a reference is in memory at once, on a device of 4 GB too: 1,700 images of 224x224 pixels in float32.
@@ -150,9 +150,10 @@ class _Reader:
     def _preprocessing(self, manifest: Manifest) -> PreprocessingSample | None:
         if not {f"{PIXELS}.npy", f"{VALUES}.npy"} & self._members.keys():
             return None
-        pixels, values = self._header(PIXELS, "uint8"), self._header(VALUES, "float32")
-        largest = 3 * manifest.preprocessing.size[0] * manifest.preprocessing.size[1]
-        if len(pixels.shape) != 3 or pixels.shape[2] != 3 or not min(pixels.shape) > 0:
+        recipe = manifest.preprocessing
+        pixels, values = self._header(PIXELS, sample_type(recipe)), self._header(VALUES, "float32")
+        largest = recipe.depth * recipe.size[0] * recipe.size[1]
+        if len(pixels.shape) != 3 or pixels.shape[2] != recipe.depth or not min(pixels.shape) > 0:
             raise self._bad(f"{PIXELS} is {list(pixels.shape)}, which is no image")
         if len(values.shape) != 1 or not 0 < values.shape[0] <= largest:
             raise self._bad(f"{VALUES} is {list(values.shape)}, and the input of the network has {largest} values")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.errors import UsageError
-from vitdeploy.preprocess import Preprocessing, normalise, to_pixels
+from vitdeploy.preprocess import GREY, PIXEL_TYPES, Preprocessing, normalise, to_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -21,10 +20,10 @@ SQUARE = 16  # pixels of a field of the checkerboard: a patch of most vision tra
 
 
 class ReferenceImages(NamedTuple):
-    """The same images twice: RGB `pixels` uint8 [n, H, W, 3], and `images` as the network sees them [n, 3, H, W].
+    """The same images twice: RGB `pixels` uint8 [n, H, W, 3], and `images` as the network sees them [n, C, H, W].
 
     kinds    what each image is: `given`, `photograph` or a name of `DIFFICULT`
-    pixels   None where the caller gave normalised images
+    pixels   None where the caller gave normalised images, and where the network takes other channels than colours
     """
 
     kinds: tuple[str, ...]
@@ -37,47 +36,89 @@ def choose_images(
 ) -> ReferenceImages:
     """The images that `given` names, or else the package's photographs, and those of `DIFFICULT`; in whole batches.
 
-    `given` are paths, or an array of either kind that ReferenceImages holds. What is missing in the last batch is
-    filled from the start. Raises UsageError for an array of another type or shape.
+    `given` are paths, pixels [n, H, W, C] of the network's size as they come out of `to_pixels`, or normalised images
+    float32 [n, C, H, W]. Where the network takes other channels than colours, the package's own images are mapped to
+    them, see `_in_channels`. What is missing in the last batch is filled from the start. Raises UsageError for an array
+    of another type or shape, and for values that are not finite.
     """
-    height, width = recipe.size
     if given is not None and len(given) == 0:
         raise UsageError("there are no reference images", fix="leave reference out, for the photographs of the package")
     kind = "photograph" if given is None else "given"
-    first: Any = given
+    first: NDArray[Any]
     if given is None:
-        first = np.stack([_photograph(recipe, index) for index in range(len(_PHOTOGRAPHS))])
-    elif not isinstance(given, np.ndarray):
+        shown = np.stack([_photograph(recipe, index) for index in range(len(_PHOTOGRAPHS))])
+        first = shown if recipe.takes_colours else _in_channels(shown, recipe)
+    elif isinstance(given, np.ndarray):
+        first = given
+    else:
         first = np.stack([to_pixels(path, recipe) for path in given])
-    difficult = np.stack([make(recipe) for make in DIFFICULT.values()])
+    difficult = difficult_pixels(recipe)
     kinds = (*[kind] * len(first), *DIFFICULT)
     order = [index % len(kinds) for index in range(-(-len(kinds) // batch) * batch)]
     kinds = tuple(kinds[index] for index in order)
-    if first.dtype == np.uint8 and first.shape[1:] == (height, width, 3):
+    normalised = first.dtype == np.float32 and first.shape[1:] == (recipe.depth, *recipe.size)
+    if not normalised:
+        _require_pixels(first, recipe)
+    if first.dtype == np.float32 and not np.isfinite(first).all():
+        raise UsageError("reference images have values that are NaN or Inf", fix="give images without them")
+    if recipe.takes_colours and not normalised:
         pixels = np.concatenate([first, difficult])[order]
         return ReferenceImages(kinds, pixels, normalise(pixels, recipe))
-    if first.dtype == np.float32 and first.shape[1:] == (3, height, width):
-        return ReferenceImages(kinds, None, np.concatenate([first, normalise(difficult, recipe)])[order])
-    raise UsageError(
-        f"reference images are {first.dtype} {list(first.shape)}",
-        fix=f"float32 [n, 3, {height}, {width}] normalised, or uint8 [n, {height}, {width}, 3]",
-    )
+    images = first if normalised else normalise(first, recipe)
+    return ReferenceImages(kinds, None, np.concatenate([images, normalise(difficult, recipe)])[order])
+
+
+def _require_pixels(array: NDArray[Any], recipe: Preprocessing) -> None:
+    height, width = recipe.size
+    types = ("uint8",) if recipe.takes_colours else PIXEL_TYPES
+    if array.dtype.name not in types or array.shape[1:] != (height, width, recipe.depth):
+        raise UsageError(
+            f"reference images are {array.dtype} {list(array.shape)}",
+            fix=f"float32 [n, {recipe.depth}, {height}, {width}] normalised, or "
+            f"{'uint8' if recipe.takes_colours else 'pixels'} [n, {height}, {width}, {recipe.depth}]",
+        )
+
+
+def difficult_pixels(recipe: Preprocessing) -> NDArray[Any]:
+    """Those of `DIFFICULT` as the pixels of the recipe [n, H, W, C]: uint8, or of other channels than colours float32.
+
+    The mean colour is the mean of every channel, whichever colours the others are made of.
+    """
+    shown = np.stack([make(recipe) for make in DIFFICULT.values()])
+    if recipe.takes_colours:
+        return shown
+    mapped = _in_channels(shown, recipe)
+    mapped[list(DIFFICULT).index("mean colour")] = np.asarray(recipe.mean) * recipe.scale
+    return mapped
+
+
+def _in_channels(pixels: Pixels, recipe: Preprocessing) -> NDArray[np.float32]:
+    """RGB pixels [n, H, W, 3] as other channels [n, H, W, C]: as grey, or red, green and blue over and over again.
+
+    White is `recipe.scale` in each.
+    """
+    if recipe.channels == GREY:
+        mapped = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
+    else:
+        mapped = pixels[..., np.arange(recipe.depth) % 3]
+    return (mapped * (recipe.scale / 255)).astype(np.float32)
 
 
 def _photograph(recipe: Preprocessing, index: int) -> Pixels:
-    """One of the package's, whole, at the recipe's size."""
-    return to_pixels(_PHOTOGRAPHS[index], replace(recipe, mode="stretch"))
+    """One of the package's in RGB, whole, at the recipe's size."""
+    colours = Preprocessing(size=recipe.size, mode="stretch", interpolation=recipe.interpolation)
+    return to_pixels(_PHOTOGRAPHS[index], colours)
 
 
-def _colour(colour: Sequence[float], recipe: Preprocessing) -> Pixels:
+def _colour(colour: Sequence[float] | NDArray[Any], recipe: Preprocessing) -> Pixels:
     image: Pixels = np.broadcast_to(np.rint(colour).astype(np.uint8), (*recipe.size, 3)).copy()
     return image
 
 
 def _mean_colour(recipe: Preprocessing) -> Pixels:
-    """Normalised it is zero, as nearly as pixels allow."""
-    mean = recipe.mean if recipe.channels == "RGB" else recipe.mean[::-1]
-    return _colour([255 * part for part in mean], recipe)
+    """Normalised it is zero, as nearly as pixels allow; of other channels than colours the first three."""
+    mean = recipe.mean[::-1] if recipe.channels == "BGR" else (recipe.mean * 3)[:3]
+    return _colour(np.clip([recipe.scale * part for part in mean], 0, 255), recipe)
 
 
 def _letterboxed(recipe: Preprocessing) -> Pixels:
@@ -115,7 +156,7 @@ def _saturated(recipe: Preprocessing) -> Pixels:
     return picture
 
 
-# What cameras and pipelines do deliver and photographs do not show; each uint8 [H, W, 3] at the recipe's size.
+# What cameras and pipelines do deliver and photographs do not show; each RGB, uint8 [H, W, 3], at the recipe's size.
 DIFFICULT: dict[str, Callable[[Preprocessing], Pixels]] = {
     "mean colour": _mean_colour,
     "black": lambda recipe: _colour([0, 0, 0], recipe),

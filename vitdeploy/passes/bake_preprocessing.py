@@ -7,10 +7,21 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.errors import UsageError
 from vitdeploy.graph.edit import Builder, consumers, sizes
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.targets import Target
+
+
+def require_bakeable(recipe: Preprocessing) -> None:
+    """UsageError for a recipe that cannot go into a graph, whose input are the 8-bit colours of images."""
+    if not recipe.takes_colours:
+        raise UsageError(
+            f"preprocessing with channels={recipe.channels} cannot be baked into the graph",
+            why="the input of such a graph is uint8 [N, H, W, 3], RGB pixels",
+            fix="leave --bake-preprocessing out",
+        )
 
 
 class BakePreprocessing(GraphPass):
@@ -26,6 +37,7 @@ class BakePreprocessing(GraphPass):
 
     def __init__(self, target: Target, recipe: Preprocessing) -> None:
         super().__init__(target)
+        require_bakeable(recipe)
         self.recipe = recipe
 
     def requires(self, model: ir.Model) -> None:
@@ -59,7 +71,7 @@ class BakePreprocessing(GraphPass):
         if self.recipe.channels == "BGR":
             out = add.op("Gather", [out, add.constant(np.array([2, 1, 0], np.int64), "bgr")], shape, axis=1)
         mean, std = (np.asarray(part, np.float64).reshape(-1, 1, 1) for part in (self.recipe.mean, self.recipe.std))
-        out = add.op("Mul", [out, add.constant((1 / (255 * std)).astype(np.float32), "scale")], shape)
+        out = add.op("Mul", [out, add.constant((1 / (self.recipe.scale * std)).astype(np.float32), "scale")], shape)
         out = add.op("Add", [out, add.constant((-mean / std).astype(np.float32), "shift")], shape)
         ir.convenience.replace_all_uses_with(images, out)
         graph.inputs[0] = pixels
