@@ -12,7 +12,9 @@ from PIL import Image
 
 from tests.bundles import write_tiny_bundle
 from vitdeploy.cli import benchmark, export, main
-from vitdeploy.cli.arguments import positive
+from vitdeploy.cli.arguments import add_preprocessing, positive, preprocessing
+from vitdeploy.errors import UsageError
+from vitdeploy.preprocess import Preprocessing
 
 OPTIONS = ["--threads", "1", "--num-requests", "2", "--device", "CPU", "--compute-precision", "fp32"]
 
@@ -96,3 +98,42 @@ def test_commands_agree_on_what_a_number_is(text: str, number: int | None) -> No
                 parse(text)  # type: ignore[operator]
         else:
             assert parse(text) == value  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("mode=stretch", [("mode", "stretch")]),
+        ("mean=0.4,0.5,0.6", [("mean", (0.4, 0.5, 0.6))]),
+        ("mean=0.5", [("mean", 0.5)]),
+        (
+            "channels=bands,scale=10000,mean=0.1,0.2,std=0.3,0.4",
+            [("channels", "bands"), ("scale", 10000), ("mean", (0.1, 0.2)), ("std", (0.3, 0.4))],
+        ),
+        ("channels=L, mean=1e-1, crop_ratio=1", [("channels", "L"), ("mean", 0.1), ("crop_ratio", 1)]),
+        ("mean=-0.5,-1", [("mean", (-0.5, -1))]),
+    ],
+)
+def test_fields_of_the_preprocessing_may_be_joined(text: str, fields: list[tuple[str, object]]) -> None:
+    assert preprocessing(text) == fields
+
+
+@pytest.mark.parametrize("text", ["", "mode", "mode=", "=stretch", "channels=L,mean=", "mode=stretch,,mean=0.5", ","])
+def test_a_field_without_a_name_or_a_value_is_refused(text: str) -> None:
+    try:
+        found = preprocessing(text)
+    except argparse.ArgumentTypeError as error:
+        assert "mode=stretch" in str(error)  # noqa: PT017
+    else:  # a comma too many stays in the value, which the recipe refuses
+        with pytest.raises(UsageError):
+            Preprocessing().changed(dict(found))
+
+
+def test_the_option_may_be_given_several_times() -> None:
+    parser = argparse.ArgumentParser()
+    add_preprocessing(parser)
+    assert parser.parse_args([]).preprocessing == []
+    given = ["--preprocessing", "mode=stretch", "--preprocessing", "channels=L,mean=0.5,std=0.25"]
+    changes = dict(parser.parse_args(given).preprocessing)
+    recipe = Preprocessing().changed(changes)
+    assert recipe == Preprocessing(mode="stretch", channels="L", mean=(0.5,), std=(0.25,))

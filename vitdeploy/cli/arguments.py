@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import re
 from pathlib import Path
 from typing import Any
+
+# A comma stands between the numbers of a value too; the next field begins where a name and `=` follow it.
+_NEXT_FIELD = re.compile(r",(?=\s*[A-Za-z_]+=)")
 
 _LOAD_OPTIONS = ("threads", "num_requests", "compute_precision", "device", "cache", "checkpoint")
 
@@ -43,3 +48,36 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError(f"{number} is not positive")
     return number
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """`--preprocessing`, which may be given several times: a list of names and values."""
+    parser.add_argument(
+        "--preprocessing",
+        type=preprocessing,
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how images become inputs, where the checkpoint does not say it: mode, crop_ratio, interpolation, mean, "
+        "std, channels (RGB, BGR, L for grey, or bands for data of any channels), scale (the pixel value that becomes "
+        "1.0); several as channels=bands,scale=10000,mean=…,std=…",
+    )
+
+
+def preprocessing(text: str) -> list[tuple[str, Any]]:
+    """`mode=stretch`, `mean=0.5,0.5,0.5` or several such joined by commas, as names and values.
+
+    A value is text where it is not a number or numbers. Raises ArgumentTypeError for a field without a name or value.
+    """
+    found = []
+    for field in _NEXT_FIELD.split(text):
+        key, _, value = field.strip().partition("=")
+        if not key or not value:
+            raise argparse.ArgumentTypeError(
+                f"invalid preprocessing {text!r}: expected KEY=VALUE, e.g. mode=stretch or mean=0.5,0.5,0.5"
+            )
+        try:
+            found.append((key, ast.literal_eval(value)))
+        except (ValueError, SyntaxError):
+            found.append((key, value))
+    return found

@@ -4,8 +4,8 @@
   vitdeploy validate lemevit-int8 --data photos.zip --baseline lemevit-fp32 --report drop
 
 DATA is a folder with one folder of images for each class (class/file.jpg), a zip of one, or an .npz with images
-(uint8 [N, H, W, 3]) and labels. Classes are found among the bundle's by name; where it has no names, they are
-in the order of DATA's sorted folders or of its labels.txt.
+(uint8 [N, H, W, 3], or [N, H, W, C] of other channels) and labels. Classes are found among the bundle's by name; where
+it has no names, they are in the order of DATA's sorted folders or of its labels.txt.
 
 The baseline is PyTorch, where it is installed and has the weights, or an FP32 bundle of the same network. A drop is
 given in points of top-1 with its 95 % interval (Tango's score interval of paired proportions) and McNemar's exact
