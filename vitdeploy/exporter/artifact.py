@@ -71,7 +71,7 @@ def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Targ
         ),
         precision=precision,
         target=target.name,
-        opset=target.opset,
+        opset=graph.opset_imports[""],
         preprocessing=card.preprocessing,
         labels=labels,
         preprocessing_in_graph=inputs[0].dtype == "uint8",

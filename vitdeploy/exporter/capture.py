@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter import composites
+from vitdeploy.exporter.lowering import operators
+from vitdeploy.exporter.lowering.constants import attach_constants
 
 CAPTURE_OPSET = 20
 BATCH = "batch"
@@ -49,7 +51,7 @@ def capture(
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(wrapped, (example,), dynamic_shapes=dynamic, strict=False)
-            program = program.run_decompositions(_composite_table())
+            program = program.run_decompositions({**operators.decompositions(program), **_composite_table()})
             onnx_program = torch.onnx.export(
                 program, dynamo=True, optimize=False, verbose=False, opset_version=CAPTURE_OPSET
             )
@@ -61,6 +63,7 @@ def capture(
         ) from error
     assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
     captured = onnx_program.model
+    attach_constants(captured.graph)
     _drop_copy(captured.graph)
     _name_interface(captured, output_names)
     _name_nodes(captured)

@@ -36,6 +36,16 @@ def check_graph(model: ir.Model, platform: Platform) -> Iterator[Finding]:
             yield from rule(node, platform)
 
 
+def unreadable(model: ir.Model, platform: Platform) -> Iterator[tuple[ir.Node, Finding]]:
+    """The nodes that block the build on `platform`, each with the first finding that says why."""
+    for node in model.graph:
+        rules = (_operator, _element_types, *_NODE_RULES.get(node.op_type, ()))
+        findings = (finding for rule in rules for finding in rule(node, platform) if finding.level == BLOCKS)
+        first = next(findings, None)
+        if first is not None:
+            yield node, first
+
+
 def _opset(model: ir.Model, platform: Platform) -> Iterator[Finding]:
     opset = model.opset_imports.get("", 0)
     newest, source = next((n, s) for since, n, s in reversed(can.NEWEST_OPSETS) if platform.oldest >= since)
@@ -155,9 +165,18 @@ def _resize(node: ir.Node, platform: Platform) -> Iterator[Finding]:
             yield Finding(BLOCKS, _name(node), f"{name} is {value}", fix, "parser 8.5 and 10.15")
 
 
-def _scatter_nd(node: ir.Node, platform: Platform) -> Iterator[Finding]:
+def _scatter(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     if attribute(node, "reduction", "none") != "none":
         yield Finding(BLOCKS, _name(node), "it reduces", "scatter without a reduction", "parser 10.15")
+
+
+def _grid_sample(node: ir.Node, platform: Platform) -> Iterator[Finding]:
+    if attribute(node, "mode", "bilinear") in ("linear", "cubic"):
+        what = "its interpolation is named as in opset 20, which the parser takes for nearest"
+        yield Finding(BLOCKS, _name(node), what, "opset 19 or older", "NVIDIA/TensorRT#4646, onnx/onnx-tensorrt#1060")
+    image = node.inputs[0]
+    if image is not None and image.shape is not None and len(image.shape) != 4:
+        yield Finding(BLOCKS, _name(node), "it samples a volume", "sample planes", "NVIDIA/TensorRT#4618")
 
 
 def _data_dependent(node: ir.Node, platform: Platform) -> Iterator[Finding]:
@@ -171,7 +190,9 @@ _NODE_RULES: dict[str, tuple[Callable[[ir.Node, Platform], Iterator[Finding]], .
     "DequantizeLinear": (_quantization,),
     "ConvTranspose": (_deconvolution,),
     "Resize": (_resize,),
-    "ScatterND": (_scatter_nd,),
+    "ScatterND": (_scatter,),
+    "ScatterElements": (_scatter,),
+    "GridSample": (_grid_sample,),
     "NonZero": (_data_dependent,),
 }
 

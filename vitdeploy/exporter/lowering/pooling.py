@@ -1,0 +1,205 @@
+"""Pooling whose windows reach over the end of the map, and other forms that ONNX pooling does not say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitdeploy.exporter.lowering.constants import OPSET, computed, embedded
+from vitdeploy.exporter.lowering.resampling import bins
+
+aten = torch.ops.aten
+Ints = Sequence[int]
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The forms of this module by ATen operator."""
+    return {
+        aten.avg_pool1d.default: _average,
+        aten.avg_pool2d.default: _average,
+        aten.avg_pool3d.default: _average,
+        aten.max_pool1d.default: _maximum,
+        aten.max_pool2d.default: _maximum,
+        aten.max_pool3d.default: _maximum,
+        aten.adaptive_max_pool1d.default: _adaptive_maximum,
+        aten.adaptive_max_pool2d.default: _adaptive_maximum,
+        aten.adaptive_max_pool3d.default: _adaptive_maximum,
+        aten.col2im.default: _fold,
+    }
+
+
+class _Windows:
+    """Where the windows of a pooling lie: PyTorch's sizes of the output, and how far they reach over the end."""
+
+    def __init__(self, spatial: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool) -> None:
+        rank = len(spatial)
+        self.kernel = _each(kernel, rank)
+        self.stride = _each(stride, rank) if len(stride) else self.kernel
+        self.padding, self.dilation = _each(padding, rank), _each(dilation, rank)
+        self.sizes, self.ends = [], []
+        for old, k, s, p, d in zip(spatial, self.kernel, self.stride, self.padding, self.dilation, strict=True):
+            reach = d * (k - 1) + 1
+            count = (old + 2 * p - reach) // s + 1
+            if ceil and -(-(old + 2 * p - reach) // s) * s < old + p:  # no window starts behind the map
+                count = -(-(old + 2 * p - reach) // s) + 1
+            self.sizes.append(count)
+            self.ends.append(max((count - 1) * s + reach - old - p, 0))
+
+    @property
+    def beyond(self) -> bool:
+        """Whether a window reaches farther than the padding."""
+        return any(end > pad for end, pad in zip(self.ends, self.padding, strict=True))
+
+
+def _average(
+    x: Tensor,
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    rank = len(kernel_size)
+    spatial = [int(size) for size in x.shape[-rank:]]
+    windows = _Windows(spatial, kernel_size, stride, padding, (1,), ceil_mode)
+    if not windows.beyond and divisor_override is None and (count_include_pad or not any(windows.padding)):
+        return _plain_average(x, windows)
+    sides = [side for p, end in zip(windows.padding[::-1], windows.ends[::-1], strict=True) for side in (p, end)]
+    padded = F.pad(x, sides) if any(sides) else x
+    means = _window_means(padded, windows)
+    options = (windows.kernel, windows.stride, windows.padding, ceil_mode, count_include_pad)
+    extra = () if rank == 1 else (divisor_override,)
+    pool = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)[rank - 1]
+
+    def shares() -> Tensor:
+        """What the operator makes of ones, and what whole windows do: their ratio corrects each window."""
+        ones = torch.ones(1, 1, *spatial, dtype=torch.float64)
+        whole = _real_means(F.pad(ones, sides), windows)
+        own: Tensor = pool(ones, *options, *extra)
+        return own[0, 0] / whole[0, 0]
+
+    return means * embedded(computed(shares), x.dtype)
+
+
+def _plain_average(x: Tensor, windows: _Windows) -> Tensor:
+    return _window_means(x, windows, windows.padding)
+
+
+def _window_means(x: Tensor, windows: _Windows, padding: Ints | None = None) -> Tensor:
+    """AveragePool without ceil_mode; padding counts."""
+    rank = len(windows.kernel)
+    flat = x.unsqueeze(0) if x.dim() == rank + 1 else x
+    pads = list(padding or [0] * rank)
+    out: Tensor = torch.onnx.ops.symbolic(
+        "AveragePool",
+        (flat,),
+        {
+            "kernel_shape": windows.kernel,
+            "strides": windows.stride,
+            "pads": pads * 2,
+            "count_include_pad": int(any(pads)),
+        },
+        dtype=x.dtype,
+        shape=(*flat.shape[:2], *windows.sizes),
+        version=OPSET,
+    )
+    return out.squeeze(0) if x.dim() == rank + 1 else out
+
+
+def _real_means(x: Tensor, windows: _Windows) -> Tensor:
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(windows.kernel) - 1]
+    return pool(x, windows.kernel, windows.stride)
+
+
+def _maximum(
+    x: Tensor,
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = (0,),
+    dilation: Ints = (1,),
+    ceil_mode: bool = False,
+) -> Tensor:
+    rank = len(kernel_size)
+    windows = _Windows([int(n) for n in x.shape[-rank:]], kernel_size, stride, padding, dilation, ceil_mode)
+    flat = x.unsqueeze(0) if x.dim() == rank + 1 else x
+    ends = [max(end, pad) for end, pad in zip(windows.ends, windows.padding, strict=True)]
+    out: Tensor = torch.onnx.ops.symbolic(
+        "MaxPool",
+        (flat,),
+        {
+            "kernel_shape": windows.kernel,
+            "strides": windows.stride,
+            "pads": [*windows.padding, *ends],
+            "dilations": windows.dilation,
+        },
+        dtype=x.dtype,
+        shape=(*flat.shape[:2], *windows.sizes),
+        version=OPSET,
+    )
+    return out.squeeze(0) if x.dim() == rank + 1 else out
+
+
+def _adaptive_maximum(x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
+    """The largest value of every bin and its place; a bin that is smaller than the largest repeats its last pixel."""
+    rank = len(output_size)
+    spatial, sizes = [int(n) for n in x.shape[-rank:]], [int(n) for n in output_size]
+    values = x
+    for axis, (old, new) in enumerate(zip(spatial, sizes, strict=True)):
+        place = axis - rank
+        windows = _bin_windows(old, new)
+        picked = values.index_select(values.dim() + place, embedded(windows.ravel()))
+        values = torch.unflatten(picked, place, windows.shape).amax(place)
+    return values, _places(x, spatial, sizes)
+
+
+def _bin_windows(old: int, new: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The pixels of each bin [new, largest], the last one repeated."""
+    found = bins(old, new)
+    longest = max(end - start for start, end in found)
+    return np.array([[min(start + step, end - 1) for step in range(longest)] for start, end in found], dtype=np.int64)
+
+
+def _places(x: Tensor, spatial: Ints, sizes: Ints) -> Tensor:
+    """The flat index of the first largest pixel of each bin [..., *sizes]."""
+    rank = len(sizes)
+    grids = [_bin_windows(old, new) for old, new in zip(spatial, sizes, strict=True)]
+    flat = np.zeros((1,) * (2 * rank), dtype=np.int64)
+    for axis, grid in enumerate(grids):
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = grid.shape
+        flat = flat * spatial[axis] + grid.reshape(shape)
+    table = flat.reshape(math.prod(sizes), -1)
+    pixels = x.flatten(-rank).index_select(x.dim() - rank, embedded(table.ravel()))
+    first = torch.unflatten(pixels, -1, table.shape).argmax(-1)
+    place = embedded(table.ravel()).take(first + embedded(np.arange(len(table)) * table.shape[1]))
+    return torch.unflatten(place, -1, tuple(sizes))
+
+
+def _fold(x: Tensor, output_size: Ints, kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints) -> Tensor:
+    """Overlapping patches added up, as a transposed convolution with one channel for every pixel of the patch."""
+    if x.dim() == 2:
+        return _fold(x.unsqueeze(0), output_size, kernel_size, dilation, padding, stride).squeeze(0)
+    taps = math.prod(kernel_size)
+    channels = int(x.shape[1]) // taps
+    windows = _Windows([int(n) for n in output_size], kernel_size, stride, padding, dilation, False)
+    weight = np.tile(np.eye(taps, dtype=np.float32), (channels, 1)).reshape(channels * taps, 1, *kernel_size)
+    reached = [
+        (size - 1) * s - 2 * p + d * (k - 1) + 1
+        for size, s, p, d, k in zip(windows.sizes, stride, padding, dilation, kernel_size, strict=True)
+    ]
+    rest = [int(want) - got for want, got in zip(output_size, reached, strict=True)]
+    maps = torch.unflatten(x, 2, windows.sizes)
+    return F.conv_transpose2d(
+        maps, embedded(weight, x.dtype), None, list(stride), list(padding), rest, channels, list(dilation)
+    )
+
+
+def _each(values: Ints, rank: int) -> list[int]:
+    return [int(value) for value in (values if len(values) == rank else list(values) * rank)]
