@@ -7,7 +7,7 @@ import pytest
 
 from tests.graph_cases import parsed
 from vitdeploy.graph.edit import Builder
-from vitdeploy.graph.names import block_of, names_in, unused_name
+from vitdeploy.graph.names import block_of, make_unique, names_in, unused_name
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,30 @@ def test_no_name_is_given_twice_whatever_has_it() -> None:
         for value in (*model.graph.inputs, *model.graph.initializers.values(), *(n.outputs[0] for n in model.graph))
     ]
     assert len(everything) == len(set(everything)) == len(names_in(model.graph))
+
+
+def test_builders_that_live_at_the_same_time_give_no_name_twice() -> None:
+    model = parsed("g (float[2] x) => (float[2] y) { h = Relu (x) y = Tanh (h) }")
+    first, second = (Builder(model.graph, model.graph[-1]) for _ in range(2))
+    made = [
+        add.op("Neg", [model.graph.inputs[0]]) for add in (first, second, first, Builder(model.graph, model.graph[0]))
+    ]
+    assert len({value.name for value in made}) == 4
+    assert len({node.name for node in model.graph if node.op_type == "Neg"}) == 4
+
+
+def test_shared_names_are_numbered_and_those_of_the_interface_kept() -> None:
+    model = parsed(
+        "g (float[2] x) => (float[2] y) { h = Relu (x) w = Neg (h) y = Add (w, w) }", a=np.ones(2, np.float32)
+    )
+    graph = model.graph
+    graph.initializers["a"].name = "y"  # the name of the output
+    graph[0].outputs[0].name, graph[0].name, graph[2].name = "x", "n", "n"
+    make_unique(graph)
+    assert [value.name for value in (*graph.inputs, *graph.outputs)] == ["x", "y"]
+    assert list(graph.initializers) == ["y_1"]
+    assert graph.initializers["y_1"].name == "y_1"
+    assert [node.name for node in graph] == ["n", "graph/Neg", "n_1"]
+    assert [node.outputs[0].name for node in graph] == ["x_1", "w", "y"]
+    make_unique(graph)
+    assert list(graph.initializers) == ["y_1"]

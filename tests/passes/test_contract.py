@@ -52,8 +52,10 @@ def test_every_pass_keeps_what_the_graph_computes_and_its_own_promise(target: Ta
         kind(target).ensures(model)
         assert all(isinstance(line, str) and line for line in one.changes)
         assert annotated(model) or not complete, f"{kind.name} leaves values without shape or type"
-        values = [str(value.name) for node in model.graph for value in node.outputs]
-        assert len(values) == len(set(values)), kind.name
+        graph = model.graph
+        values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        assert len({value.name for value in values}) == len(values), kind.name
+        assert len({node.name for node in graph}) == len(graph), kind.name
         assert [value.name for value in model.graph.outputs] == ["logits"]
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         expected = outputs
@@ -113,6 +115,18 @@ def _name_twice(graph: ir.Graph) -> None:
     graph[0].outputs[0].name = "x"
 
 
+def _name_like_a_weight(graph: ir.Graph) -> None:
+    weight = ir.Value(name="h", const_value=ir.tensor([1.0, 2.0], name="h"))
+    graph.register_initializer(weight)
+    graph.insert_before(graph[1], ir.node("Add", [graph[0].outputs[0], weight]))
+    graph[1].outputs[0].name = "sum"
+    graph[2].replace_input_with(0, graph[1].outputs[0])
+
+
+def _name_nodes_alike(graph: ir.Graph) -> None:
+    graph[0].name = graph[1].name = "n"
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
@@ -120,6 +134,8 @@ def _name_twice(graph: ir.Graph) -> None:
         (_retype_output, "y was FLOAT and became DOUBLE"),
         (_lose_output, r"outputs became \[\]"),
         (_name_twice, "2 values are called x"),
+        (_name_like_a_weight, "2 values are called h"),
+        (_name_nodes_alike, "2 nodes are called n"),
     ],
 )
 def test_a_pass_that_breaks_the_graph_is_named(edit: Callable[[ir.Graph], None], told: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitdeploy.errors import ExportError
-from vitdeploy.graph.names import names_in, unused_name
+from vitdeploy.graph.names import fresh_name, names_in, unused_name
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -126,6 +127,23 @@ def reshape_target(shape: Sequence[int | str]) -> Array | None:
     return np.array([-1 if isinstance(dim, str) else dim for dim in shape], dtype=np.int64)
 
 
+class _Names(set[str]):
+    """The names in a graph, as long as somebody adds to it: builders that live at the same time have one in common."""
+
+    live: ClassVar[weakref.WeakKeyDictionary[ir.Graph, weakref.ref[_Names]]] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, graph: ir.Graph) -> _Names:
+        """The names of `graph`, with those that live builders have given."""
+        known = cls.live.get(graph)
+        found = known() if known is not None else None
+        if found is None:
+            found = cls()
+            cls.live[graph] = weakref.ref(found)
+        found |= names_in(graph)
+        return found
+
+
 class Builder:
     """Adds nodes in front of `anchor`, naming them after it; initializers go to the graph. `made` lists the nodes.
 
@@ -136,11 +154,11 @@ class Builder:
         self.graph, self.anchor = graph, anchor
         self.scope = (anchor.name or "graph").rpartition("/")[0]
         self.made: list[ir.Node] = []
-        self._taken = names_in(graph) if taken is None else taken
+        self._taken = _Names.of(graph) if taken is None else taken
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """A new initializer holding `array`, called after `name`."""
-        value = ir.Value(name=self._unused(f"{self.scope}/{name}" if self.scope else name))
+        value = ir.Value(name=self.unused(f"{self.scope}/{name}" if self.scope else name))
         value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.type = ir.TensorType(value.const_value.dtype)
         value.shape = ir.Shape(array.shape)
@@ -157,10 +175,10 @@ class Builder:
         **attributes: Any,
     ) -> ir.Value:
         """Insert one node with one output; the output's type is `dtype` or that of the first input."""
-        name = self._unused(f"{self.scope}/{op_type}" if self.scope else op_type)
+        name = self.unused(f"{self.scope}/{op_type}" if self.scope else op_type)
         node = ir.node(op_type, inputs, attributes=attributes, name=name)
         out = node.outputs[0]
-        out.name = self._unused(f"{name}.out")
+        out.name = self.unused(f"{name}.out")
         out.shape = shape.copy() if isinstance(shape, ir.Shape) else None if shape is None else ir.Shape(shape)
         first = next(value for value in inputs if value is not None)
         out.type = ir.TensorType(dtype) if dtype is not None else first.type
@@ -170,11 +188,11 @@ class Builder:
 
     def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
         """Insert one Split of `value` into parts of the given sizes (the form of opset 13 to 17, valid later too)."""
-        name = self._unused(f"{self.scope}/Split" if self.scope else "Split")
+        name = self.unused(f"{self.scope}/Split" if self.scope else "Split")
         lengths = self.constant(np.asarray(sizes, dtype=np.int64), "split")
         node = ir.node("Split", [value, lengths], attributes={"axis": axis}, num_outputs=len(sizes), name=name)
         for index, (out, size) in enumerate(zip(node.outputs, sizes, strict=True)):
-            out.name = self._unused(f"{name}.out{index}")
+            out.name = self.unused(f"{name}.out{index}")
             out.type = value.type
             if value.shape is not None:
                 shape = list(value.shape)
@@ -183,7 +201,8 @@ class Builder:
         self.graph.insert_before(self.anchor, node)
         return list(node.outputs)
 
-    def _unused(self, name: str) -> str:
+    def unused(self, name: str) -> str:
+        """`name`, numbered where it is taken, and taken from now on."""
         found = unused_name(name, self._taken, self.graph.initializers)
         self._taken.add(found)
         return found
@@ -196,7 +215,7 @@ def replace(node: ir.Node, value: ir.Value) -> None:
         name = old.name
         if value.shape is None:
             value.shape = old.shape
-        old.name = f"{name}.replaced"
+        old.name = fresh_name(graph, f"{name}.replaced")
         value.name = name
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
@@ -221,7 +240,7 @@ def inherit_name(new: ir.Value, old: ir.Value) -> None:
         del graph.initializers[stem]
         new.name = stem
     else:
-        new.name = unused_name(stem, names_in(graph))
+        new.name = fresh_name(graph, stem)
     graph.register_initializer(new)
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.graph.edit import Builder, consumers, sizes
+from vitdeploy.graph.names import fresh_name
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.targets import Target
@@ -63,7 +64,7 @@ class BakePreprocessing(GraphPass):
         pixels = ir.Value(
             name=images.name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape([batch, height, width, channels])
         )
-        images.name = f"{images.name}.normalised"
+        images.name = fresh_name(graph, f"{images.name}.normalised")
         add = Builder(graph, graph[0])
         add.scope = "preprocessing"
         out = add.op("Cast", [pixels], pixels.shape, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)

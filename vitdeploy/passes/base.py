@@ -17,9 +17,9 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
     """A rewrite of the graph that changes no output beyond rounding.
 
     A pass leaves one line for each change in `changes`, keeps the graph's outputs and their names, and gives no name to
-    two values. One that does not suit its target leaves the graph alone (`applies`), and so it does with a part of the
-    graph that it does not understand. What it cannot do without is checked in `requires(model)`, what holds afterwards
-    in `ensures(model)`, the hooks of onnx-ir, where that costs little: both run at every export, and raise
+    two values or two nodes. One that does not suit its target leaves the graph alone (`applies`), and so it does with a
+    part of the graph that it does not understand. What it cannot do without is checked in `requires(model)`, what holds
+    afterwards in `ensures(model)`, the hooks of onnx-ir, where that costs little: both run at every export, and raise
     `PreconditionError` and `PostconditionError`.
 
     Ours run in the order of `exporter.optimize.PASSES`. An installed package adds one by an entry point of the group
@@ -57,14 +57,16 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
 
 
 def _check(graph: ir.Graph, before: Sequence[tuple[str | None, ir.DataType | None]]) -> None:
-    """What holds after every pass: the outputs are those of `before`, and no two values have one name."""
+    """What holds after every pass: the outputs are those of `before`, and names are unique among values and nodes."""
     after = [value.name for value in graph.outputs]
     if after != [name for name, _ in before]:
         raise ir.passes.PostconditionError(f"the outputs became {after}")
     for value, (name, dtype) in zip(graph.outputs, before, strict=True):
         if dtype is not None and value.dtype != dtype:
             raise ir.passes.PostconditionError(f"the output {name} was {dtype} and became {value.dtype}")
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    name, count = Counter(value.name for value in values if value.name).most_common(1)[0]
-    if count > 1:
-        raise ir.passes.PostconditionError(f"{count} values are called {name}")
+    made = (value for node in graph for value in node.outputs)
+    values = dict.fromkeys((*graph.inputs, *graph.initializers.values(), *made))
+    for things, names in (("values", [value.name for value in values]), ("nodes", [node.name for node in graph])):
+        for name, count in Counter(name for name in names if name).most_common(1):
+            if count > 1:
+                raise ir.passes.PostconditionError(f"{count} {things} are called {name}")

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import UNARY, Builder, attribute, constant, input_of, need, producer, sizes, static_shape
+from vitdeploy.graph.names import fresh_name
 from vitdeploy.passes.base import GraphPass
 
 # Operators that broadcast all their inputs against each other, the unary ones included.
@@ -116,9 +117,9 @@ class _Hoist:
             inputs[1] = Builder(self.graph, node).constant(target, "shape")
         attributes = node.attributes.values()
         copy = ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs), name=node.name)
-        node.name = f"{node.name}.batched"
+        node.name = fresh_name(self.graph, f"{node.name}.batched")
         for new, old in zip(copy.outputs, node.outputs, strict=True):
-            new.name, old.name = old.name, f"{old.name}.batched"
+            new.name, old.name = old.name, fresh_name(self.graph, f"{old.name}.batched")
             new.type, new.shape = old.type, ir.Shape(_for_one(old))
         self.graph.insert_before(node, copy)
         return copy.outputs

@@ -15,6 +15,7 @@ from vitdeploy.graph.edit import (
     attribute,
     bypass,
     constant,
+    graph_of,
     need,
     of_type,
     only_consumer,
@@ -23,6 +24,7 @@ from vitdeploy.graph.edit import (
     sizes,
 )
 from vitdeploy.graph.layout import MOVERS, Movement, after
+from vitdeploy.graph.names import fresh_name
 from vitdeploy.passes.base import GraphPass
 
 _BINARY = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
@@ -163,7 +165,9 @@ def _take_name(value: ir.Value, old: ir.Node) -> None:
     """Call `value` and its node after `old`, whose place they take."""
     new = need(value.producer(), f"what makes {value.name}")
     new.name, value.name = old.name, old.outputs[0].name
-    old.name, old.outputs[0].name = f"{old.name}.moved", f"{old.outputs[0].name}.moved"
+    graph = graph_of(old)
+    old.name = fresh_name(graph, f"{old.name}.moved")
+    old.outputs[0].name = fresh_name(graph, f"{old.outputs[0].name}.moved")
 
 
 def _reduce_before(graph: ir.Graph, node: ir.Node) -> str | None:

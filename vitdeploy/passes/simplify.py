@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from vitdeploy.graph.names import make_unique
 from vitdeploy.passes.base import GraphPass
 
 
@@ -24,6 +25,7 @@ class Simplify(GraphPass):
         proto, _ = onnxsim.simplify(ir.to_proto(model), skipped_optimizers=skipped, skip_fuse_bn=True)
         simplified = ir.from_proto(proto)
         model.graph, model.ir_version = simplified.graph, simplified.ir_version
+        make_unique(model.graph)
         model.metadata_props.update(simplified.metadata_props)
         return [f"{before} nodes became {_count(model)}"]
 

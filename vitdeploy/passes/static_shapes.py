@@ -190,19 +190,16 @@ def _split(add: Builder, node: ir.Node) -> str | None:
         return None
     parts = chunk.tolist() if chunk.ndim else [min(int(chunk), length - at) for at in range(0, length, int(chunk))]
     split = add.constant(np.array(parts, dtype=np.int64), "split")
-    new = ir.node("Split", [source, split], attributes={"axis": axis}, num_outputs=len(parts), name=_split_name(node))
+    name = add.unused((node.name or "Split").replace("SplitToSequence", "Split"))
+    new = ir.node("Split", [source, split], attributes={"axis": axis}, num_outputs=len(parts), name=name)
     for place, (out, part) in enumerate(zip(new.outputs, parts, strict=True)):
-        out.name = f"{new.name}.out{place or ''}"
+        out.name = add.unused(f"{new.name}.out{place or ''}")
         out.type = source.type
         out.shape = ir.Shape([part if index == axis % len(shape) else dim for index, dim in enumerate(shape)])
     add.graph.insert_before(node, new)
     for taker, position in zip(takers, positions, strict=True):
         bypass(taker, new.outputs[position])
     return f"became Split into {parts}"
-
-
-def _split_name(node: ir.Node) -> str:
-    return (node.name or "").replace("SplitToSequence", "Split")
 
 
 def _equal(found: Array | None, wanted: Array) -> bool:
