@@ -134,3 +134,33 @@ def test_ordinary_convolutions_are_not_composites() -> None:
     model = capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 6, 6), dynamic_batch=False, output_names=["y"])
     assert ops(model)["Conv"] == 1
     assert not model.functions
+
+
+class Namesakes(nn.Module):
+    """Weights called like the input, the output, a node and a value of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.y, self.images = (nn.Parameter(torch.randn(4)) for _ in range(2))
+        self.model = nn.Module()
+        self.model.y = nn.Parameter(torch.randn(4))
+        for name in ("stem/Conv", "stem/Conv_out"):
+            self.register_parameter(name, nn.Parameter(torch.randn(1)))
+        self.stem = nn.Conv2d(3, 4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).mean((2, 3)) * self.y + self.images * self.model.y
+        return x * self.get_parameter("stem/Conv") - self.get_parameter("stem/Conv_out")
+
+
+def test_weights_called_like_other_things_lose_their_names_and_nothing_else() -> None:
+    module, x = Namesakes().eval(), torch.randn(2, 3, 4, 4)
+    model = capture(module, x, dynamic_batch=False, output_names=["y"])
+    values = [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    ]
+    assert len({value.name for value in values}) == len(values)
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["images", "y"]
+    np.testing.assert_allclose(run(model, {"images": x.numpy()})[0], module(x).detach().numpy(), atol=1e-5)

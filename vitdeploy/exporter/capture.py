@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,11 @@ from vitdeploy.errors import ExportError
 from vitdeploy.exporter import composites
 from vitdeploy.exporter.lowering import operators
 from vitdeploy.exporter.lowering.constants import attach_constants
+from vitdeploy.exporter.torch_attention import attention, transformers_as_in_inference
+from vitdeploy.graph.names import make_unique, unused_name
 
 CAPTURE_OPSET = 20
 BATCH = "batch"
-MASKED = -10000.0  # exp of it is 0, and half precision holds it with room for the score
 
 
 def capture(
@@ -49,7 +49,7 @@ def capture(
     if dynamic_batch and example.shape[0] < 2:
         example = torch.cat([example, example])  # torch.export takes a batch of one for a constant
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), transformers_as_in_inference(), torch.no_grad():
             program = torch.export.export(wrapped, (example,), dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions({**operators.decompositions(program), **_composite_table()})
             onnx_program = torch.onnx.export(
@@ -92,54 +92,12 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
 def _composite_table() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
-        aten.scaled_dot_product_attention.default: _attention,
+        aten.scaled_dot_product_attention.default: attention,
         aten.conv_transpose1d.default: _deconvolution,
         aten.conv_transpose2d.input: _deconvolution,
         aten.conv_transpose3d.input: _deconvolution,
         aten.convolution.default: _convolution,
     }
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """aten.scaled_dot_product_attention as vitdeploy::CrossAttention on rank 4, every mask an additive one."""
-    if scale is None:
-        scale = 1.0 / math.sqrt(query.shape[-1])
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(groups, dim=-3) for t in (key, value))
-    if is_causal:
-        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.where(attn_mask, 0.0, MASKED).to(query.dtype)
-    shape = (*query.shape[:-1], value.shape[-1])
-    query, key, value = (_rank4(t) for t in (query, key, value))
-    bias = () if attn_mask is None else (_rank4(attn_mask),)
-    out: Tensor = torch.onnx.ops.symbolic(
-        "vitdeploy::CrossAttention",
-        (query, key, value, *bias),
-        {"scale": float(scale)},
-        dtype=query.dtype,
-        shape=(*query.shape[:3], value.shape[3]),
-        version=composites.VERSION,
-    )
-    return out if len(shape) == 4 else out.reshape(shape)
-
-
-def _rank4(t: Tensor) -> Tensor:
-    """[N, d], [B, N, d] or [..., h, N, d] as [B, h, N, d], the batch staying in front."""
-    if t.dim() == 2:
-        t = t.unsqueeze(0)
-    return t.unsqueeze(1) if t.dim() == 3 else t.flatten(0, -4)
 
 
 def _deconvolution(
@@ -237,10 +195,12 @@ def _name_nodes(model: ir.Model) -> None:
                 value.name = f"{node.name}.out{index or ''}"
         node.metadata_props.clear()
         node.doc_string = None
+    named = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
     for name, value in list(model.graph.initializers.items()):
         del model.graph.initializers[name]
-        value.name = name.removeprefix("model.")
+        value.name = unused_name(name.removeprefix("model."), named, model.graph.initializers)
         model.graph.register_initializer(value)
+    make_unique(model.graph)
 
 
 def module_path(node: ir.Node) -> str:

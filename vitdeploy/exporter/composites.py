@@ -4,7 +4,8 @@ Each composite carries a function body in standard operators, its executable def
 ONNX runtime before it is lowered, and every lowering is tested against that body and against PyTorch.
 
 CrossAttention(query [B, h, N, d], key [B, h, M, d], value [B, h, M, e], bias? broadcastable to [B, h, N, M])
-    = softmax(scale * query key^T + bias) value
+    = softmax(scale * query key^T + bias) value, where one of the three may have a single head for all. A bias of bools
+      says which keys a query sees, one of floats hides them by -inf; a query that sees none gets 0.
 Deconvolution(x [B, C, *spatial], weight [C, O / group, *kernel], bias? [O])
     = the transposed convolution of ONNX ConvTranspose with explicit pads and output_padding
 """
@@ -21,6 +22,9 @@ DECONVOLUTION = "Deconvolution"
 
 # Optional inputs cannot be tested inside a function body, so a bias selects the overload of that name.
 WITH_BIAS = "bias"
+WITH_MASK = "mask"  # a bias of bools
+
+MASKED = -10000.0  # exp of it is 0, and half precision holds it with room for the score
 
 _HEADER = '<opset_import: ["": 17], domain: "vitdeploy"{overload}>'
 
@@ -32,10 +36,20 @@ _ATTENTION = """
     scaled = Mul (query, typed_factor)
     transposed = Transpose <perm = [0, 1, 3, 2]> (key)
     product = MatMul (scaled, transposed)
+    zero = Constant <value_float = 0.0> ()
     {scores}
-    weights = Softmax <axis = -1> (scores)
+    hidden = IsInf <detect_positive = 0> (scores)
+    shares = Softmax <axis = -1> (scores)
+    nothing = CastLike (zero, query)
+    weights = Where (hidden, nothing, shares)
     out = MatMul (weights, value)
 }}
+"""
+
+_MASKED_SCORES = """
+    infinite = Constant <value_float = -inf> ()
+    unseen = CastLike (infinite, query)
+    scores = Where (bias, product, unseen)
 """
 
 _DECONVOLUTION = """
@@ -52,6 +66,7 @@ def functions() -> list[ir.Function]:
     return [
         _parse(_ATTENTION, CROSS_ATTENTION, "", scores="scores = Identity (product)"),
         _parse(_ATTENTION, CROSS_ATTENTION, WITH_BIAS, scores="scores = Add (product, bias)"),
+        _parse(_ATTENTION, CROSS_ATTENTION, WITH_MASK, scores=_MASKED_SCORES),
         _parse(_DECONVOLUTION, DECONVOLUTION, ""),
         _parse(_DECONVOLUTION, DECONVOLUTION, WITH_BIAS),
     ]
@@ -74,5 +89,7 @@ def attach_functions(model: ir.Model) -> None:
     unbiased = {CROSS_ATTENTION: 3, DECONVOLUTION: 2}
     for node in model.graph:
         if is_composite(node):
-            node.overload = WITH_BIAS if len(node.inputs) > unbiased[node.op_type] else ""
+            bias = node.inputs[unbiased[node.op_type] :]
+            of_bools = any(value is not None and value.dtype == ir.DataType.BOOL for value in bias)
+            node.overload = (WITH_MASK if of_bools else WITH_BIAS) if bias else ""
             model.functions[node.op_identifier()] = bodies[node.op_identifier()]
