@@ -46,6 +46,12 @@ def unreadable(model: ir.Model, platform: Platform) -> Iterator[tuple[ir.Node, F
             yield node, first
 
 
+def has_operator(platform: Platform, op_type: str) -> bool:
+    """Whether every TensorRT of `platform` is known to have the operator, in some form."""
+    newcomer = can.NEWCOMERS.get(op_type)
+    return op_type in can.OPERATORS_8_5 or (newcomer is not None and platform.oldest >= newcomer.present)
+
+
 def _opset(model: ir.Model, platform: Platform) -> Iterator[Finding]:
     opset = model.opset_imports.get("", 0)
     newest, source = next((n, s) for since, n, s in reversed(can.NEWEST_OPSETS) if platform.oldest >= since)
@@ -77,7 +83,7 @@ def _signature(graph: ir.Graph, platform: Platform) -> Iterator[Finding]:
 
 def _operator(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     kind, newcomer = node.op_type, can.NEWCOMERS.get(node.op_type)
-    if kind in can.OPERATORS_8_5 or (newcomer is not None and platform.oldest >= newcomer.present):
+    if has_operator(platform, kind):
         return
     if kind in can.INTEGER_OPERATORS:
         what, fix = f"{kind} is an integer operator", "quantize with QuantizeLinear and DequantizeLinear pairs"

@@ -6,16 +6,15 @@ pixel stay GridSample, which has been there since opset 16.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
 LINEAR, NEAREST, CUBIC = 0, 1, 2
-ZEROS, BORDER, REFLECTION = 0, 1, 2
+BORDER, REFLECTION = 1, 2
 SHARPNESS = -0.75  # of PyTorch's cubic convolution
 
 
@@ -26,14 +25,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.grid_sampler_2d.default: _grid_sampler,
         aten.grid_sampler_3d.default: _grid_sampler,
     }
-
-
-class _Tap(NamedTuple):
-    """One of the pixels along an axis that make a sample: its place, its weight, and whether it is in the map."""
-
-    place: Tensor
-    weight: Tensor | None
-    inside: Tensor | None
 
 
 def _grid_sampler(x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
@@ -53,48 +44,37 @@ def _grid_sampler(x: Tensor, grid: Tensor, mode: int, padding: int, align_corner
         )
         return out
     sizes = [int(size) for size in x.shape[2:]]
-    axes = [  # the grid counts from the last axis
-        _taps(grid[..., len(sizes) - 1 - axis], size, mode, padding, align_corners) for axis, size in enumerate(sizes)
-    ]
-    flat, out_shape = x.flatten(2), grid.shape[1:-1]
-    total: Tensor | None = None
-    for taps in itertools.product(*axes):
-        index, weight = taps[0].place, None
-        for tap, size in zip(taps[1:], sizes[1:], strict=True):
-            index = index * size + tap.place
-        for tap in taps:
-            for factor in (tap.weight, None if tap.inside is None else tap.inside.to(x.dtype)):
-                if factor is not None:
-                    weight = factor if weight is None else weight * factor
-        rows = index.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
-        part = flat.gather(2, rows)
-        part = part if weight is None else part * weight.flatten(1).unsqueeze(1)
-        total = part if total is None else total + part
-    assert total is not None
-    return torch.unflatten(total, 2, [int(size) for size in out_shape])
+    index, weight = _taps(grid[..., -1], sizes[0], mode, padding, align_corners)  # the grid counts from the last axis
+    for axis, size in enumerate(sizes[1:], start=1):
+        place, share = _taps(grid[..., len(sizes) - 1 - axis], size, mode, padding, align_corners)
+        index = (index.unsqueeze(-1) * size + place.unsqueeze(-2)).flatten(-2)
+        weight = (weight.unsqueeze(-1) * share.unsqueeze(-2)).flatten(-2)
+    count = index.shape[-1]
+    rows = index.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
+    taken = torch.unflatten(x.flatten(2).gather(2, rows), 2, (-1, int(count)))
+    sums = (taken * weight.flatten(1, -2).unsqueeze(1)).sum(-1)
+    return torch.unflatten(sums, 2, [int(size) for size in grid.shape[1:-1]])
 
 
-def _taps(at: Tensor, size: int, mode: int, padding: int, align_corners: bool) -> list[_Tap]:
-    """The pixels that count along one axis for samples `at` -1 to 1."""
+def _taps(at: Tensor, size: int, mode: int, padding: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """The pixels that count along one axis for samples `at` -1 to 1, and their weights, 0 outside: [..., pixels]."""
     place = (at + 1) * ((size - 1) / 2) if align_corners else ((at + 1) * size - 1) / 2
-    if mode == CUBIC:
-        first = place.floor()
-        t = place - first
-        return [
-            _tap(_padded(first + step - 1, size, padding, align_corners), size, padding, weight)
-            for step, weight in enumerate(_cubic_weights(t))
-        ]
-    place = _padded(place, size, padding, align_corners)
-    if mode == NEAREST:
-        return [_tap(place.round(), size, padding, None)]
-    first = place.floor()
+    if mode != CUBIC:
+        place = _padded(place, size, padding, align_corners)
+    first = place.round() if mode == NEAREST else place.floor()
     t = place - first
-    return [_tap(first, size, ZEROS, 1 - t), _tap(first + 1, size, ZEROS, t)]
-
-
-def _tap(place: Tensor, size: int, padding: int, weight: Tensor | None) -> _Tap:
-    inside = (place >= 0) & (place <= size - 1) if padding == ZEROS else None
-    return _Tap(place.clamp(0, size - 1).long(), weight, inside)
+    if mode == CUBIC:
+        pixels = first.unsqueeze(-1) + torch.arange(-1, 3, device=at.device)
+        pixels = _padded(pixels, size, padding, align_corners)
+        weights = _cubic_weights(t)
+    elif mode == LINEAR:
+        pixels = first.unsqueeze(-1) + torch.arange(2, device=at.device)
+        weights = torch.stack((1 - t, t), -1)
+    else:
+        pixels = first.unsqueeze(-1)
+        weights = torch.ones_like(pixels)
+    inside = (pixels >= 0) & (pixels <= size - 1)
+    return pixels.clamp(0, size - 1).long(), weights * inside.to(weights.dtype)
 
 
 def _padded(place: Tensor, size: int, padding: int, align_corners: bool) -> Tensor:
@@ -113,8 +93,8 @@ def _padded(place: Tensor, size: int, padding: int, align_corners: bool) -> Tens
     return place
 
 
-def _cubic_weights(t: Tensor) -> list[Tensor]:
-    """Weights of the pixels at -1, 0, 1, 2 for a sample at `t` behind pixel 0."""
+def _cubic_weights(t: Tensor) -> Tensor:
+    """Weights of the pixels at -1, 0, 1, 2 for a sample at `t` behind pixel 0: [..., 4]."""
     a = SHARPNESS
 
     def near(d: Tensor) -> Tensor:
@@ -123,4 +103,4 @@ def _cubic_weights(t: Tensor) -> list[Tensor]:
     def far(d: Tensor) -> Tensor:
         return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
-    return [far(t + 1), near(t), near(1 - t), far(2 - t)]
+    return torch.stack((far(t + 1), near(t), near(1 - t), far(2 - t)), -1)

@@ -6,9 +6,11 @@ import dataclasses
 
 import onnx_ir as ir
 
-from vitdeploy.exporter.lowering.opset_rules import RULES
+from vitdeploy.exporter.lowering.opset_rules import NEW_OPERATORS, RULES
 from vitdeploy.exporter.lowering.validity import require_valid
 from vitdeploy.graph.edit import attribute, of_type
+from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.platforms.graph_rules import has_operator
 from vitdeploy.targets import Target
 
 # The parser of TensorRT takes `linear` and `cubic`, GridSample's names since opset 20, for `nearest` and says nothing
@@ -27,12 +29,13 @@ def lower_opset(model: ir.Model, target: Target) -> list[str]:
     have = model.graph.opset_imports[""]
     changes = []
     for since, rules in RULES.items():
-        if target.opset < since <= have:
-            for op_type, rule in rules.items():
-                for node in of_type(model.graph, op_type):
-                    name = node.name
-                    if rule(model.graph, node, target):
-                        changes.append(f"{name}: {op_type} restated for opset {target.opset}")
+        for op_type, rule in rules.items():
+            if not target.opset < since <= have and not (op_type in NEW_OPERATORS and _lacks(target, op_type)):
+                continue
+            for node in of_type(model.graph, op_type):
+                name = node.name
+                if rule(model.graph, node, target):
+                    changes.append(f"{name}: {op_type} restated for opset {target.opset}")
     model.graph.opset_imports[""] = target.opset
     require_valid(model, target)
     return changes
@@ -46,3 +49,8 @@ def declared_opset(model: ir.Model, target: Target) -> int:
     if "tensorrt" in target.runtimes and target.opset > GRID_SAMPLE_OPSET and any(interpolated):
         return GRID_SAMPLE_OPSET
     return target.opset
+
+
+def _lacks(target: Target, op_type: str) -> bool:
+    """Whether the TensorRT that the target is for has no such operator."""
+    return target.name in PLATFORMS and not has_operator(PLATFORMS[target.name], op_type)

@@ -300,6 +300,14 @@ def _runs(mask: int) -> Sequence[tuple[int, int]]:
     return list(zip(starts, ends, strict=True))
 
 
+def _scatter(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
+    """The largest and the smallest are of opset 18, sums and products of opset 16."""
+    reduction = attribute(node, "reduction", "none")
+    if reduction in ("max", "min"):
+        raise _refused(node, target, f"{node.op_type} with reduction {reduction}", 18, "scatter without a reduction")
+    return False
+
+
 def _without(**defaults: Any) -> Rule:
     """Attributes that came later are left out where they say what was always so."""
 
@@ -352,9 +360,13 @@ RULES: dict[int, dict[str, Rule]] = {
         "Split": _split,
         "Pad": _pad_axes,
         "Resize": _resize,
+        **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
         "Mish": _mish,
         "LpPool": _without(dilations=1, ceil_mode=0),
         "BitwiseNot": _bits_inverted,
         **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), _bits),
     },
 }
+
+# Operators with a row for all of their forms, which also serves where a runtime does not have them.
+NEW_OPERATORS = frozenset({"Gelu", "Mish", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"})
