@@ -261,6 +261,10 @@ OTHERS: dict[str, Form] = {
     "not a number": lambda y: torch.isnan((y - 9).relu() / (y - 9).relu()).to(y),
     "norms": lambda y: y.norm(p=1, dim=1) + y.norm(dim=1) + y.norm(p=float("inf"), dim=1),
     "extremes": lambda y: torch.cat((y.amax((2, 3)), y.amin((2, 3)), y.logsumexp((2, 3)), y.prod(1).flatten(1)), 1),
+    "logarithms": lambda y: torch.cat(
+        (y.logsumexp(1, keepdim=True), (y.masked_fill(y > 0, -math.inf).logsumexp((1, 3)) > 0).to(y)[:, None, :, None]),
+        -1,
+    ),
     "uneven parts": lambda y: torch.cat([part * i for i, part in enumerate(y.chunk(7, dim=3))], 3),
     "group norm": lambda y: F.group_norm(y + 0.1 * y.roll(1, 2), 2, torch.ones(4).to(y), torch.ones(4).to(y)),
     "median": lambda y: torch.cat((y.median(1)[0], y.kthvalue(3, 2)[0].flatten(1)[:, None, :10]), 1),

@@ -75,8 +75,8 @@ def require_valid(graph: ir.Model, target: str) -> None:
     """Valid by onnx.checker at the target's opset, and nothing that its TensorRT cannot read."""
     proto = ir.to_proto(graph)
     declared = {entry.domain: entry.version for entry in proto.opset_import}
-    sampling = any(node.op_type == "GridSample" for node in graph.graph)
-    older = "tensorrt" in TARGETS[target].runtimes and sampling
+    modes = {node.attributes["mode"].as_string() for node in graph.graph if node.op_type == "GridSample"}
+    older = "tensorrt" in TARGETS[target].runtimes and modes - {"nearest"}
     assert declared[""] == (min(GRID_SAMPLE_OPSET, TARGETS[target].opset) if older else TARGETS[target].opset)
     onnx.checker.check_model(proto, full_check=True)
     if target in PLATFORMS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.graph_cases import ops, parsed, run
 from tests.rows import TARGETS
@@ -39,6 +41,42 @@ def test_forms_of_opset_18_and_later_are_restated_for_17(body: str) -> None:
     for old, new in zip(before, run(model, {"x": x}), strict=True):
         np.testing.assert_array_equal(old, new)
     assert lower_opset(model, TARGETS["portable"]) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"g (float[2, 5, 6] x) => (float[{shape}] y) <int64[{len(axes)}] axes = {{{str(axes)[1:-1]}}}>"
+        f"{{ a = Abs (x) y = {name} <keepdims = {keep}> (a, axes) }}"
+        for name in ("ReduceL1", "ReduceLogSum", "ReduceLogSumExp")
+        for shape, axes, keep in (("2, 6", [1], 0), ("2, 1, 6", [-2], 1), ("5", [0, -1], 0))
+    ]
+    + [
+        "g (float[2, 5, 6] x) => (float[2, 5, 6] y) { y = Gelu (x) }",
+        'g (float[2, 5, 6] x) => (float[2, 5, 6] y) { y = Gelu <approximate = "tanh"> (x) }',
+        "g (float[2, 5, 6] x) => (float[2, 5, 6] y) { y = Mish (x) }",
+    ],
+)
+def test_forms_that_take_several_older_operators_agree_up_to_rounding(body: str) -> None:
+    model = parsed(HEADER + body)
+    x = 10 * np.random.default_rng(0).standard_normal((2, 5, 6), dtype=np.float32)
+    (before,) = run(model, {"x": x})
+    assert lower_opset(model, TARGETS["portable"])
+    onnx.checker.check_model(parsed_proto(model), full_check=True)
+    (after,) = run(model, {"x": x})
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["BitwiseAnd", "BitwiseOr", "BitwiseXor"])
+@given(mask=st.integers(-(2**31), 2**31 - 1), values=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=3, max_size=3))
+def test_bits_of_a_constant_mask_are_exact(name: str, mask: int, values: list[int]) -> None:
+    model = parsed(HEADER + f"g (int64[3] x) => (int64[3] y) {{ y = {name} (x, m) }}", m=np.array(mask, dtype=np.int64))
+    x = np.array(values, dtype=np.int64)
+    (before,) = run(model, {"x": x})
+    lower_opset(model, TARGETS["portable"])
+    assert name not in ops(model)
+    (after,) = run(model, {"x": x})
+    np.testing.assert_array_equal(after, before)
 
 
 def parsed_proto(model: object) -> onnx.ModelProto:

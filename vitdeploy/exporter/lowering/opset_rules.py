@@ -64,6 +64,40 @@ def _reduction(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     return True
 
 
+def _reduction_by_sums(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
+    """Absolute sums and logarithms of sums by ReduceSum, whose axes have been an input since opset 13.
+
+    OpenVINO reads their axes as an input from opset 13 on, where they are an attribute up to 17, and reduces all axes
+    instead (measured with 2026.4.1: ReduceL1, ReduceLogSum, ReduceLogSumExp).
+    """
+    axes = _known(node, 1, "axes", target, 18)
+    if axes is None or not axes.size:
+        return _reduction(graph, node, target)
+    x, out, add = input_of(node, 0), node.outputs[0], Builder(graph, node)
+    keepdims, along = int(attribute(node, "keepdims", 1)), add.constant(axes.astype(np.int64), "axes")
+
+    def total(terms: ir.Value) -> ir.Value:
+        return add.op("ReduceSum", [terms, along], out.shape, keepdims=keepdims)
+
+    if node.op_type == "ReduceL1":
+        replace(node, total(add.op("Abs", [x], x.shape)))
+    elif node.op_type == "ReduceLogSum":
+        replace(node, add.op("Log", [total(x)], out.shape))
+    else:
+        # The largest, kept finite, is taken out, so that no power overflows.
+        number, limit = _numbers(add, x), float(np.finfo(dtype_of(x).numpy()).max)
+        reduced = list(shape_of(x))
+        for axis in axes:
+            reduced[int(axis)] = 1
+        largest = add.op("ReduceMax", [x, along], reduced, keepdims=1)
+        largest = add.op("Clip", [largest, number(-limit), number(limit)], reduced)
+        sums = add.op("Log", [total(add.op("Exp", [add.op("Sub", [x, largest], x.shape)], x.shape))], out.shape)
+        if not keepdims:
+            largest = add.op("Squeeze", [largest, along], out.shape)
+        replace(node, add.op("Add", [sums, largest], out.shape))
+    return True
+
+
 def _reduction_of_flags(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     """The largest and the smallest flag are of opset 20; before, those of zeros and ones."""
     x, out = input_of(node, 0), node.outputs[0]
@@ -326,17 +360,8 @@ def _without(**defaults: Any) -> Rule:
     return rule
 
 
-_REDUCTIONS = (
-    "ReduceMean",
-    "ReduceMax",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceSumSquare",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-)
+_SUMS = ("ReduceL1", "ReduceLogSum", "ReduceLogSumExp")
+_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare")
 
 # The opset that introduced a form, newest first, and how to say the same without it. An operator that is new and has
 # no row is refused by name; tests/exporter/lowering/test_opset_schemas.py holds these rows against the schemas of ONNX.
@@ -356,6 +381,7 @@ RULES: dict[int, dict[str, Rule]] = {
         **dict.fromkeys(("Cast", "CastLike", "QuantizeLinear"), _without(saturate=1)),
     },
     18: {
+        **dict.fromkeys(_SUMS, _reduction_by_sums),  # first: it adds a ReduceMax
         **dict.fromkeys(_REDUCTIONS, _reduction),
         "Split": _split,
         "Pad": _pad_axes,
