@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import (
-    Array,
     Builder,
     attribute,
     constant,
     graph_of,
     of_type,
     only_consumer,
-    producer,
     replace,
     set_constant,
     shape_of,
     sizes,
 )
 from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.convolution import Affine, affine_of, bias_of, into_convolution_before, set_weights
 
 
 class FoldBatchNorm(GraphPass):
@@ -38,11 +37,11 @@ class FoldBatchNorm(GraphPass):
         """Fold each BatchNormalization that has a neighbour to take it."""
         changes = []
         for node in of_type(model.graph, "BatchNormalization"):
-            affine, source, name = _affine(node), node.inputs[0], node.name
+            affine, source, name = affine_of(node), node.inputs[0], node.name
             if affine is None or source is None:
                 continue
             taken = (
-                _into_convolution_before(node, source, affine)
+                into_convolution_before(node, source, affine)
                 or _into_convolution_behind(node, source, affine)
                 or _behind_mean(node, source, affine)
             )
@@ -51,47 +50,14 @@ class FoldBatchNorm(GraphPass):
         return changes
 
 
-class _Affine(NamedTuple):
-    scale: Array
-    shift: Array
-
-
-def _affine(node: ir.Node) -> _Affine | None:
-    """The node as a * x + b per channel, in float64."""
-    arrays = [constant(value) for value in node.inputs[1:5]]
-    if attribute(node, "training_mode", 0) or any(array is None for array in arrays):
-        return None
-    gamma, beta, mean, variance = (np.asarray(array, dtype=np.float64) for array in arrays)
-    scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    return _Affine(scale, beta - mean * scale)
-
-
-def _into_convolution_before(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
-    conv = producer(source)
-    if conv is None or conv.op_type not in ("Conv", "ConvTranspose") or only_consumer(source) is not node:
-        return None
-    weight, bias = constant(conv.inputs[1]), _bias(conv)
-    if weight is None or bias is None:
-        return None
-    if conv.op_type == "Conv":
-        scaled = weight * affine.scale.reshape(-1, *[1] * (weight.ndim - 1))
-    else:  # [in, out / group, ...], the input channels of a group beside each other
-        group, per_group = attribute(conv, "group", 1), weight.shape[1]
-        factors = affine.scale.reshape(group, 1, per_group).repeat(weight.shape[0] // group, axis=1)
-        scaled = weight * factors.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-    _set_weights(conv, weight, scaled, bias * affine.scale + affine.shift)
-    replace(node, source)
-    return f"into {conv.name}"
-
-
-def _into_convolution_behind(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
+def _into_convolution_behind(node: ir.Node, source: ir.Value, affine: Affine) -> str | None:
     """Padding would see the shift as part of the image's border, so there must be none."""
     conv = only_consumer(node.outputs[0], "Conv")
     if conv is None or conv.inputs[0] is not node.outputs[0]:
         return None
     if any(attribute(conv, "pads", ())) or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    weight, bias = constant(conv.inputs[1]), _bias(conv)
+    weight, bias = constant(conv.inputs[1]), bias_of(conv)
     if weight is None or bias is None:
         return None
     group = attribute(conv, "group", 1)
@@ -99,25 +65,12 @@ def _into_convolution_behind(node: ir.Node, source: ir.Value, affine: _Affine) -
     scale, shift = (np.tile(part.reshape(group, 1, -1), (1, *per_output)).reshape(weight.shape[:2]) for part in affine)
     taps = weight.sum(axis=tuple(range(2, weight.ndim)), dtype=np.float64)
     scaled = weight * scale.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-    _set_weights(conv, weight, scaled, bias + (taps * shift).sum(axis=1))
+    set_weights(conv, weight, scaled, bias + (taps * shift).sum(axis=1))
     replace(node, source)
     return f"into {conv.name}"
 
 
-def _bias(conv: ir.Node) -> Array | None:
-    """The bias in float64, zero where the convolution has none; None where it is computed."""
-    if len(conv.inputs) > 2 and conv.inputs[2] is not None:
-        found = constant(conv.inputs[2])
-        return None if found is None else found.astype(np.float64)
-    return np.zeros(1)
-
-
-def _set_weights(conv: ir.Node, weight: Array, scaled: Array, bias: Array) -> None:
-    set_constant(conv, 1, scaled.astype(weight.dtype), "weight")
-    set_constant(conv, 2, bias.astype(weight.dtype), "bias")
-
-
-def _behind_mean(node: ir.Node, source: ir.Value, affine: _Affine) -> str | None:
+def _behind_mean(node: ir.Node, source: ir.Value, affine: Affine) -> str | None:
     """The mean of a * x + b over all positions is a * mean(x) + b."""
     consumer = only_consumer(node.outputs[0])
     mean = _spatial_mean(node, consumer)
@@ -161,7 +114,7 @@ def _last_view(mean: ir.Node, channels: int) -> ir.Node:
     return mean
 
 
-def _into_linear(value: ir.Value, affine: _Affine) -> ir.Node | None:
+def _into_linear(value: ir.Value, affine: Affine) -> ir.Node | None:
     """Fold into the Gemm, or the MatMul and Add, that alone takes `value` [B, C]; the node whose weights changed."""
     consumer, shape = only_consumer(value), sizes(value)
     if consumer is None or shape is None or len(shape) != 2 or consumer.inputs[0] is not value:
@@ -192,7 +145,7 @@ def _into_linear(value: ir.Value, affine: _Affine) -> ir.Node | None:
     return consumer
 
 
-def _apply(end: ir.Node, affine: _Affine) -> None:
+def _apply(end: ir.Node, affine: Affine) -> None:
     """Put a Mul and an Add per channel behind `end`."""
     value = end.outputs[0]
     shape = shape_of(value)
