@@ -51,7 +51,7 @@ def capture(
     try:
         with _quiet(), transformers_as_in_inference(), torch.no_grad():
             program = torch.export.export(wrapped, (example,), dynamic_shapes=dynamic, strict=False)
-            program = program.run_decompositions({**operators.decompositions(program), **_composite_table()})
+            program = operators.decomposed(program, _composite_table())
             onnx_program = torch.onnx.export(
                 program, dynamo=True, optimize=False, verbose=False, opset_version=CAPTURE_OPSET
             )
