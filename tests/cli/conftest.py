@@ -68,8 +68,8 @@ def one_capture(captures: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> No
 
     capture = module.capture
 
-    def once(model: torch.nn.Module, example: torch.Tensor, **options: Any) -> Any:
-        key = (tuple(example.shape), options["dynamic_batch"], *options["output_names"])
+    def once(model: torch.nn.Module, example: dict[str, torch.Tensor], **options: Any) -> Any:
+        key = (*(tuple(one.shape) for one in example.values()), options["dynamic_batch"], *options["output_names"])
         if key not in captures:
             captures[key] = model.state_dict(), capture(model, example, **options)
         weights, graph = captures[key]

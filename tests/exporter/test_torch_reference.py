@@ -55,7 +55,7 @@ def network(middle: Middle, batch: int | None = None) -> TorchNetwork:
 
 def refusal(middle: Middle, batch: int | None = None) -> str:
     with pytest.raises(ExportError) as caught:
-        reference_outputs(network(middle, batch), IMAGES)
+        reference_outputs(network(middle, batch), {"images": IMAGES})
     return str(caught.value)
 
 
@@ -111,7 +111,7 @@ UNREPEATABLE: dict[str, tuple[Middle, str, str]] = {
 def test_a_network_whose_answer_changes_is_refused_with_the_cause(kind: str, batch: int | None) -> None:
     middle, cause, fix = UNREPEATABLE[kind]
     message = refusal(middle, batch)
-    assert "Network answers the same images differently: logits changes by" in message
+    assert "Network answers the same inputs differently: logits changes by" in message
     assert cause in message
     assert fix in message.partition("try:")[2]
 
@@ -145,7 +145,7 @@ REPEATABLE: dict[str, Middle] = {
 @pytest.mark.parametrize("kind", REPEATABLE)
 def test_a_network_that_answers_the_same_is_taken(kind: str) -> None:
     asked = network(REPEATABLE[kind])
-    outputs = reference_outputs(asked, IMAGES)
+    outputs = reference_outputs(asked, {"images": IMAGES})
     with torch.no_grad():
         expected = asked.module(torch.from_numpy(IMAGES)).numpy()
     np.testing.assert_allclose(outputs["logits"], expected, atol=1e-6)
@@ -167,7 +167,7 @@ def test_the_images_and_the_outputs_are_copies(batch: int | None) -> None:
     module, images = Rewriting().eval(), IMAGES.copy()
     images.flags.writeable = False
     outputs = reference_outputs(
-        TorchNetwork(module, "Rewriting", choose_outputs(module, features=False), batch), images
+        TorchNetwork(module, "Rewriting", choose_outputs(module, features=False), batch), {"images": images}
     )
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_allclose(outputs["logits"], ((IMAGES - 0.5) * 2).mean((2, 3)), atol=1e-6)
@@ -180,7 +180,7 @@ def test_what_a_module_keeps_from_its_first_call_may_be_changed_in_place_later()
         return x + net.calls[0]
 
     asked = network(middle)
-    reference_outputs(asked, IMAGES)
+    reference_outputs(asked, {"images": IMAGES})
     kept: Tensor = asked.module.calls[0]  # type: ignore[index, assignment]
     assert not kept.is_inference()
     kept.add_(1)
@@ -198,14 +198,14 @@ def test_a_forward_that_fails_is_the_networks_error_with_its_line() -> None:
 def test_nan_is_counted_by_images() -> None:
     message = refusal(lambda net, x: torch.where(x.abs().sum((1, 2), keepdim=True) >= 0, x / 0, x))
     assert "PyTorch itself returns NaN or Inf in logits" in message
-    assert "4 of 4 reference images" in message
+    assert "4 of 4 reference inputs" in message
 
 
 def test_an_answer_that_depends_on_the_batch_is_noted(caplog: pytest.LogCaptureFixture) -> None:
-    reference_outputs(network(lambda net, x: x - x.mean(0, keepdim=True)), IMAGES)
+    reference_outputs(network(lambda net, x: x - x.mean(0, keepdim=True)), {"images": IMAGES})
     assert "depends on the others in its batch" in caplog.text
     caplog.clear()
-    reference_outputs(network(lambda net, x: x - x.mean(1, keepdim=True)), IMAGES)
+    reference_outputs(network(lambda net, x: x - x.mean(1, keepdim=True)), {"images": IMAGES})
     assert not caplog.text
 
 
@@ -217,7 +217,7 @@ def test_an_export_refuses_before_the_capture_and_leaves_nothing(
     monkeypatch.setattr(capture, "capture", lambda *args, **options: pytest.fail("captured"))
     for precision in ("fp32", "fp16"):
         module = Network(lambda net, x: F.dropout(x, 0.3))
-        with pytest.raises(ExportError, match="answers the same images differently"):
+        with pytest.raises(ExportError, match="answers the same inputs differently"):
             export(module, tmp_path / "bundle", image_size=SIZE, precision=precision)
         assert not list(tmp_path.iterdir())
 

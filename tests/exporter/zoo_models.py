@@ -66,7 +66,13 @@ def captured_network(family: str) -> tuple[ir.Model, np.ndarray, np.ndarray]:
     model, images = shallow_model(family)
     with torch.inference_mode():
         logits = model(torch.from_numpy(images[:2])).numpy()
-    graph = capture(model, torch.from_numpy(images[:1]), dynamic_batch=False, output_names=["logits"])
+    graph = capture(
+        model,
+        torch.from_numpy(images[:1]),
+        dynamic_batch=False,
+        output_names=["logits"],
+        call=lambda network, inputs: {"logits": network(*inputs.values())},
+    )
     return graph, images[:2], logits
 
 

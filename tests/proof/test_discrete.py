@@ -19,31 +19,39 @@ def selected(rows: list[list[int]]) -> dict[str, np.ndarray]:
 def test_the_order_of_a_selection_does_not_count() -> None:
     reference, other = selected([[1, 2, 3], [4, 5, 6]]), selected([[1, 2, 3], [4, 5, 6]])
     other["selection"] = other["selection"][:, ::-1].copy()
-    report = compare_outputs(reference, other, runtime="r", precision="fp32")
+    report = compare_outputs(reference, other, runtime="r", precision="fp32", selections=("selection",))
     assert report.passed
     assert report.selections[0].same_rows == 2
 
 
 def test_a_sample_with_another_border_token_is_reported_and_left_out_of_the_logits() -> None:
     reference, other = selected([[1, 2, 3], [4, 5, 6]]), selected([[1, 2, 3], [9, 5, 6]])
-    report = compare_outputs(reference, other, runtime="r", precision="fp32")
+    report = compare_outputs(reference, other, runtime="r", precision="fp32", selections=("selection",))
     assert report.passed
     assert (report.selections[0].same_rows, report.selections[0].exchanged) == (1, 1)
     assert "1 of 2 samples choose the same 3, at most 1 exchanged" in str(report)
     other["logits"][0, 0] += 0.1  # an error where the selection is the same still counts
-    assert not compare_outputs(reference, other, runtime="r", precision="fp32").passed
+    assert not compare_outputs(reference, other, runtime="r", precision="fp32", selections=("selection",)).passed
 
 
 def test_a_selection_that_is_no_border_case_fails_as_a_selection() -> None:
-    report = compare_outputs(selected([[1, 2, 3]] * 2), selected([[1, 2, 3], [7, 8, 9]]), runtime="r", precision="fp32")
+    report = compare_outputs(
+        selected([[1, 2, 3]] * 2),
+        selected([[1, 2, 3], [7, 8, 9]]),
+        runtime="r",
+        precision="fp32",
+        selections=("selection",),
+    )
     assert "3 of 3 entries of one sample are chosen differently" in report.failures[0]
-    report = compare_outputs(selected([[1, 2, 3]]), selected([[1, 2, 9]]), runtime="r", precision="fp32")
+    report = compare_outputs(
+        selected([[1, 2, 3]]), selected([[1, 2, 9]]), runtime="r", precision="fp32", selections=("selection",)
+    )
     assert "nothing is left to compare" in report.failures[0]
 
 
 def judged(reference: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> ParityReport:
     """The comparison, which can be told whatever it finds."""
-    report = compare_outputs(reference, actual, runtime="r", precision="fp32")
+    report = compare_outputs(reference, actual, runtime="r", precision="fp32", selections=("selection", "second"))
     assert report.runtime in str(report)
     json.dumps(report.to_dict(), allow_nan=False)
     return report

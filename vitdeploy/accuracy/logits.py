@@ -57,7 +57,7 @@ class Source(NamedTuple):
     def form(self) -> Form:
         """How it takes an image."""
         manifest = self.session.bundle.manifest
-        return Form(manifest.preprocessing, not manifest.preprocessing_in_graph)
+        return Form(manifest.recipe, not manifest.preprocessing_in_graph)
 
 
 class LogitsStore:

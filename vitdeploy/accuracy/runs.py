@@ -19,7 +19,7 @@ from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
 from vitdeploy.proof.parity import compare_outputs
-from vitdeploy.proof.prove import run_batches
+from vitdeploy.proof.prove import run_batches, selections_of
 from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.runtime.session import Session, load
 
@@ -63,7 +63,7 @@ class Run:
             {
                 # PyTorch does not read the files: it rebuilds the network from the record.
                 "model": asdict(manifest.model) if self.is_reference else files,
-                "preprocessing": asdict(manifest.preprocessing),
+                "preprocessing": asdict(manifest.recipe),
                 "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
                 "runtime": {key: value for key, value in self.facts.items() if key not in _NOT_IDENTITY},
                 "machine": {key: machine.get(key) for key in ("processor", "gpus", "driver")},
@@ -158,7 +158,10 @@ def _difference(one: Bundle, other: Bundle) -> str | None:
     # The weights of a live module have no hash, so the reference outputs for the same images are compared.
     mine, theirs = one.reference(), other.reference()
     if all(np.array_equal(array, theirs.inputs.get(name, np.empty(0))) for name, array in mine.inputs.items()):
-        report = compare_outputs(mine.outputs, theirs.outputs, runtime="the other", precision="fp32")
+        selections = selections_of(one.manifest)
+        report = compare_outputs(
+            mine.outputs, theirs.outputs, runtime="the other", precision="fp32", selections=selections
+        )
         if not report.passed:
             return "PyTorch gave other outputs when they were exported"
     return None
@@ -199,7 +202,13 @@ def _open_torch(bundle: Bundle, checkpoint: str | Path | None, closing: ExitStac
     session = closing.enter_context(load(any_batch, runtime=REFERENCE_RUNTIME, checkpoint=checkpoint))
     reference = bundle.reference()
     outputs = run_batches(session.backend, any_batch.manifest, reference.inputs)
-    report = compare_outputs(reference.outputs, outputs, runtime=REFERENCE_RUNTIME, precision="fp32")
+    report = compare_outputs(
+        reference.outputs,
+        outputs,
+        runtime=REFERENCE_RUNTIME,
+        precision="fp32",
+        selections=selections_of(bundle.manifest),
+    )
     if not report.passed:
         raise GateError(
             f"PyTorch does not reproduce the reference outputs of {bundle.path}",

@@ -72,20 +72,22 @@ def _precision(manifest: Manifest, facts: GraphFacts) -> Iterator[str]:
 
 
 def _image_size(manifest: Manifest, facts: GraphFacts) -> Iterator[str]:
-    spec = facts.inputs[0] if facts.inputs else None
+    spec = next((spec for spec in facts.inputs if spec.name in manifest.images), None)
     pixels = spec is not None and spec.dtype == "uint8"
     if manifest.preprocessing_in_graph != pixels:
         takes = "takes" if pixels else "does not take"
         said = str(manifest.preprocessing_in_graph).lower()
         yield f"preprocessing_in_graph is {said}, and the graph {takes} uint8 pixels"
-    if spec is None or len(spec.shape) != 4:
+    if spec is None or len(spec.shape) != 4 or manifest.preprocessing is None:
         return
     size = spec.shape[1:3] if pixels else spec.shape[2:]
     for name, recorded in (
         ("model.image_size", manifest.model.image_size),
         ("preprocessing.size", manifest.preprocessing.size),
     ):
-        if any(isinstance(length, int) and length != side for length, side in zip(size, recorded, strict=True)):
+        if recorded is None:
+            yield f"{name} is missing, and the images of the graph are {list(size)}"
+        elif any(isinstance(length, int) and length != side for length, side in zip(size, recorded, strict=True)):
             yield f"{name} is {list(recorded)}, and the images of the graph are {list(size)}"
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from vitdeploy.errors import BundleError, VitDeployError
+from vitdeploy.errors import BundleError, InputError, VitDeployError
 from vitdeploy.preprocess import Preprocessing
 
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ class WeightsRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The network; `image_size` is (height, width) in pixels.
+    """The network; `image_size` is (height, width) in pixels, None for one that takes no images.
 
     hyperparameters  keyword arguments of a network of the zoo; empty in a bundle of a user's own module, and in one
                      that was written before they were recorded
@@ -60,13 +60,14 @@ class ModelRecord:
 
     name: str
     family: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     num_classes: int
     weights: WeightsRecord
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(min(self.image_size) >= 1, f"image_size {self.image_size} has a side below 1")
+        if self.image_size is not None:
+            _require(min(self.image_size) >= 1, f"image_size {self.image_size} has a side below 1")
         _require(self.num_classes >= 0, f"num_classes is negative: {self.num_classes}")
 
 
@@ -119,6 +120,9 @@ class Manifest:
 
     precision         `fp32`, `fp16` or `int8`, from the types in the graph
     opset             ONNX opset of the graph
+    preprocessing     of the images; None for a network that takes none
+    image_inputs      the inputs that preprocessing makes out of images; None in a bundle from before there were others
+                      than one of images
     tools             name and version of every package that took part in the export
     preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
                       recorded resize and crop leave
@@ -135,9 +139,10 @@ class Manifest:
     precision: str
     target: str
     opset: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    image_inputs: tuple[str, ...] | None = None
     preprocessing_in_graph: bool = False
     labels: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -161,14 +166,35 @@ class Manifest:
             f"preprocessing_in_graph needs a uint8 input [N, H, W, 3], and the input is {self.inputs[0]}",
         )
         _require(
-            self.preprocessing.takes_colours or not self.preprocessing_in_graph,
-            f"preprocessing_in_graph needs RGB or BGR, and the preprocessing says {self.preprocessing.channels}",
+            not self.preprocessing_in_graph or (self.preprocessing is not None and self.preprocessing.takes_colours),
+            "preprocessing_in_graph needs a preprocessing of RGB or BGR",
         )
+        names = {spec.name for spec in self.inputs}
+        _require(set(self.images) <= names, f"image_inputs {list(self.images)} are not among the inputs")
+        _require(bool(self.images) == (self.preprocessing is not None), "image_inputs and preprocessing do not fit")
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:
             allowed = len(name) <= 200 and _FILE_NAME.fullmatch(name) and name != MANIFEST
             _require(bool(allowed), f"{name!r} cannot be a file of a bundle")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The inputs that are images; none where there is no preprocessing."""
+        if self.image_inputs is None:
+            return () if self.preprocessing is None else (self.inputs[0].name,)
+        return self.image_inputs
+
+    @property
+    def recipe(self) -> Preprocessing:
+        """The preprocessing of the images; InputError for a network that takes none."""
+        if self.preprocessing is None:
+            raise InputError(
+                f"{self.model.name} takes no images",
+                why=f"its inputs are {', '.join(map(str, self.inputs))}",
+                fix="session.run with an array for each input, by its name",
+            )
+        return self.preprocessing
 
     def to_dict(self) -> JsonObject:
         """The manifest as plain JSON values."""
@@ -285,4 +311,9 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     for kind in kinds:
         if type(value) is kind:
             return value
-    raise ValueError(f"{where} should be of type {' or '.join(kind.__name__ for kind in kinds)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+            return _decode(kind, value, where)
+        if isinstance(value, list) and get_origin(kind) is tuple:
+            return _decode(kind, value, where)
+    names = [getattr(get_origin(kind) or kind, "__name__", str(kind)) for kind in kinds]
+    raise ValueError(f"{where} should be of type {' or '.join(names)}")

@@ -148,9 +148,9 @@ class _Reader:
         return array
 
     def _preprocessing(self, manifest: Manifest) -> PreprocessingSample | None:
-        if not {f"{PIXELS}.npy", f"{VALUES}.npy"} & self._members.keys():
+        if manifest.preprocessing is None or not {f"{PIXELS}.npy", f"{VALUES}.npy"} & self._members.keys():
             return None
-        recipe = manifest.preprocessing
+        recipe = manifest.recipe
         pixels, values = self._header(PIXELS, sample_type(recipe)), self._header(VALUES, "float32")
         largest = recipe.depth * recipe.size[0] * recipe.size[1]
         if len(pixels.shape) != 3 or pixels.shape[2] != recipe.depth or not min(pixels.shape) > 0:
@@ -165,9 +165,10 @@ class _Reader:
 
 def _rows(spec: TensorSpec, manifest: Manifest, samples: int) -> tuple[int | str, ...]:
     """The shape of an output for all samples, one call of the model after the other where its batch is fixed."""
+    batch = manifest.inputs[0].shape[0]
     if not spec.shape:
-        return ()
-    batch, length = manifest.inputs[0].shape[0], spec.shape[0]
+        return (samples // batch,) if isinstance(batch, int) else ()
+    length = spec.shape[0]
     if isinstance(length, str):
         return (samples, *spec.shape[1:])
     return (length * (samples // batch) if isinstance(batch, int) else length, *spec.shape[1:])

@@ -1,6 +1,7 @@
 """Export a network to a verified bundle.
 
-SOURCE is a model of the zoo (see `vitdeploy models`) or `file.py:function`, where the function returns a torch module.
+SOURCE is a model of the zoo (see `vitdeploy models`), `timm:NAME`, `hf:FOLDER_OR_ID`, `model.pt2`, or
+`file.py:function`, where the function returns a torch module or `(module, example_inputs)`.
 
   vitdeploy export lemevit_tiny.eurosat --fp16
   vitdeploy export lemevit_small --checkpoint weights.pth --num-classes 51 --target tensorrt10 --batch dynamic
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.cli.arguments import positive
+from vitdeploy.cli.arguments import add_preprocessing, positive
 
 if TYPE_CHECKING:
     from vitdeploy.quantize.options import Int8Options
@@ -32,7 +33,9 @@ HELP = "export a network to a verified bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy export`."""
-    parser.add_argument("source", metavar="SOURCE", help="model name, or file.py:function")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="model name, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"
+    )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
         "--fp16", action="store_const", const="fp16", dest="precision", default="fp32", help="half precision"
@@ -47,24 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the checkpoint's classifier")
     parser.add_argument("--image-size", type=image_size, metavar="N", help="pixels: N, or HEIGHTxWIDTH")
-    parser.add_argument("--batch", type=batch, default=1, metavar="N", help="images a call: N (default 1) or 'dynamic'")
+    parser.add_argument(
+        "--input",
+        action="append",
+        dest="inputs",
+        metavar="NAME=SHAPE[:DTYPE]",
+        help="an input of a network of your own, the batch first, e.g. images=1x13x64x64 or ids=1x77:int64",
+    )
+    parser.add_argument("--batch", type=batch, metavar="N", help="samples a call: N (default 1) or 'dynamic'")
     parser.add_argument(
         "--set",
         type=hyperparameter,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="hyperparameter of the network, e.g. windows=8,8,16,8",
+        help="hyperparameter of the network, e.g. windows=8,8,16,8, or argument of the function",
     )
-    parser.add_argument(
-        "--preprocessing",
-        type=preprocessing,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="how images become inputs, where the checkpoint does not say it: mode, crop_ratio, interpolation, mean, "
-        "std, channels",
-    )
+    add_preprocessing(parser)
     parser.add_argument(
         "--bake-preprocessing",
         action="store_true",
@@ -76,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="IMAGE",
-        help="images to prove the bundle on (default: synthetic)",
+        help="images to prove the bundle on, or an .npz with an array for each input (default: photographs)",
     )
     add_int8_arguments(parser.add_argument_group("INT8"))
     parser.add_argument("--features", action="store_true", help="export the feature pyramid instead of the logits")
@@ -166,30 +168,14 @@ def batch(text: str) -> int | str:
 
 
 def hyperparameter(text: str) -> tuple[str, Any]:
-    """`windows=8,8,16,8` as a name and a Python value."""
-    key, equals, value = text.partition("=")
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = None
-    if not key or not equals or parsed is None:
-        raise argparse.ArgumentTypeError(
-            f"invalid hyperparameter {text!r}: expected KEY=VALUE with numbers, e.g. windows=8,8,16,8"
-        )
-    return key, parsed
-
-
-def preprocessing(text: str) -> tuple[str, Any]:
-    """`mode=stretch` or `mean=0.5,0.5,0.5` as a name and a value, text where it is not a number or numbers."""
+    """`windows=8,8,16,8` as a name and a Python value; what is none is text."""
     key, _, value = text.partition("=")
-    if not key or not value:
-        raise argparse.ArgumentTypeError(
-            f"invalid preprocessing {text!r}: expected KEY=VALUE, e.g. mode=stretch or mean=0.5,0.5,0.5"
-        )
+    if not key.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"invalid argument {text!r}: expected KEY=VALUE, e.g. windows=8,8,16,8")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return key, value
+        return key, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -198,22 +184,22 @@ def run(args: argparse.Namespace) -> int:
     from vitdeploy.cli.summary import summarize, table
 
     start = time.perf_counter()
-    name = Path(args.source.partition(":")[0]).stem if ":" in args.source else args.source
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own module prints is not the result
         bundle = export(
             args.source,
-            args.output or Path(f"{name}-{args.target}-{args.precision}"),
+            args.output or Path(f"{source_name(args.source)}-{args.target}-{args.precision}"),
             precision=args.precision,
             target=args.target,
             image_size=args.image_size,
             num_classes=args.num_classes,
+            inputs=args.inputs,
             batch=args.batch,
             checkpoint=args.checkpoint,
             labels=_labels(args.labels) if args.labels else None,
             hyperparameters=dict(args.set),
             preprocessing=dict(args.preprocessing),
             bake_preprocessing=args.bake_preprocessing,
-            reference=args.reference,
+            reference=_reference(args.reference),
             calibration=args.calibration,
             int8=int8_options(args),
             features=args.features,
@@ -222,6 +208,23 @@ def run(args: argparse.Namespace) -> int:
     summary = summarize(bundle, seconds=time.perf_counter() - start)
     print(json.dumps(summary) if args.json else table(summary))
     return 0
+
+
+def source_name(source: str) -> str:
+    """What a bundle of `source` is called where no folder is given."""
+    kind, colon, rest = source.partition(":")
+    if not colon or kind in ("timm", "hf"):
+        return Path(rest or source).name.removesuffix(".pt2")
+    return Path(source.rpartition(":")[0]).stem
+
+
+def _reference(paths: list[Path] | None) -> Any:
+    """Paths of images, or the arrays of a single .npz by the names of inputs."""
+    from vitdeploy.exporter.reference_inputs import read_arrays
+
+    if paths is not None and len(paths) == 1 and paths[0].suffix.lower() == ".npz":
+        return read_arrays(paths[0])
+    return paths
 
 
 def _labels(path: Path) -> list[str]:

@@ -81,6 +81,12 @@ def table(summary: dict[str, Any]) -> str:
                     f"{_decibel(output['snr_db'], output['max_abs'] == 0)}",
                 ]
             )
+        for entries in report["entries"]:
+            equal = f"{entries['equal']:,} of {entries['entries']:,} entries are equal"
+            rows.append([f"{entries['name']} in {report['runtime']}", equal])
+        for chosen in report["selections"]:
+            same = f"{chosen['same_rows']} of {chosen['rows']} samples choose the same {chosen['size']}"
+            rows.append([f"{chosen['name']} in {report['runtime']}", same])
     if (hardest := summary["hardest"]) is not None:
         rows.append(["hardest image", f"{_decibel(hardest['snr_db'])} ({hardest['image']})"])
     rows.append(["time", f"{summary['seconds']:.1f} s"])

@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 
 def export(
-    source: str | nn.Module,
+    source: str | Path | nn.Module,
     output: str | Path,
     *,
     precision: str = "fp32",
     target: str = "portable",
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
-    batch: int | str = 1,
+    inputs: Sequence[str] | None = None,
+    batch: int | str | None = None,
     checkpoint: str | Path | None = None,
     labels: Sequence[str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     bake_preprocessing: bool = False,
-    reference: NDArray[Any] | Sequence[str | Path] | None = None,
+    reference: NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[str | Path] | None = None,
     calibration: DataSource | None = None,
     int8: Int8Options | None = None,
     features: bool = False,
@@ -41,23 +42,29 @@ def export(
     """Export `source` to the folder `output` and prove it: the bundle exists only if its numbers hold.
 
     Args:
-        source: a name of the zoo, a module, or `file.py:function` that returns one.
+        source: a name of the zoo, `timm:NAME`, `hf:FOLDER_OR_ID`, `file.py:function` that returns a module or
+            `(module, example_inputs)`, `model.pt2`, a module, or a program of `torch.export`.
         output: the folder that becomes the bundle.
         precision: of the bundle: `fp32`, `fp16` or `int8` (inputs and outputs stay float32).
         target: a name of `vitdeploy targets`.
         image_size: pixels, an int or (height, width); None for the card's.
-        num_classes: classes of a model of the zoo; None for the card's.
-        batch: images a call takes, or `dynamic`.
-        checkpoint: weights for a model of the zoo; without any it gets seeded random ones, and the manifest says so.
+        num_classes: classes of a model of the zoo or of timm; None for the card's.
+        inputs: of a network that is no classifier of RGB images, each as `NAME=SHAPE[:DTYPE]` with the batch in front,
+            such as `images=1x13x64x64` or `ids=1x77:int64`.
+        batch: samples a call takes, or `dynamic`; None for 1, or what `inputs` say.
+        checkpoint: weights for a model of the zoo or of timm; without any a model of the zoo gets seeded random ones,
+            and the manifest says so.
         labels: names of the classes in the order of the logits.
-        hyperparameters: replace some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels.
+        hyperparameters: replace some of the card's, e.g. `{"windows": (8, 8, 16, 8)}` for QnA-ViT at 256 pixels; of a
+            model of timm and of a function, its arguments.
         preprocessing: how images become inputs, where the model's card or checkpoint does not say it or says it
             wrongly: a whole `Preprocessing` (its size gives way to the network's) or some fields, e.g.
             `{"mode": "stretch"}`.
         bake_preprocessing: put scale, mean, deviation and channel order into the graph, whose input is then RGB
             pixels, uint8 [N, H, W, 3]; resize and crop stay with the runtime.
         reference: images to prove the bundle on: paths, RGB pixels uint8 [n, H, W, 3], or (unless the preprocessing
-            is baked in) normalised float32 [n, 3, H, W]; None for synthetic ones, or images of `calibration`.
+            is baked in) normalised float32 [n, 3, H, W]; for several inputs an array for each, by name; None for
+            photographs of the package, or images of `calibration`.
         calibration: for INT8: images like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`,
             which takes more images than calibration does.
         int8: how to quantize.
@@ -85,6 +92,7 @@ def export(
             target=target,
             image_size=image_size,
             num_classes=num_classes,
+            inputs=inputs,
             batch=batch,
             checkpoint=checkpoint,
             labels=labels,

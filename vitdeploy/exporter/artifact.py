@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -55,16 +56,18 @@ def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
             writer.write_bytes(name, data)
 
 
-def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Target, precision: str) -> Manifest:
-    """The manifest of a finished graph, without the results that come after it."""
-    labels = () if outputs.strides or len(card.labels) != card.num_classes else card.labels
+def describe(
+    graph: ir.Model, card: ModelCard, outputs: Outputs, images: Sequence[str], *, target: Target, precision: str
+) -> Manifest:
+    """The manifest of a finished graph, without the results that come after it; `images` are its inputs of images."""
+    labels = () if outputs.strides else card.labels
     inputs = tuple(_spec(value) for value in graph.graph.inputs)
-    strides = {"strides": dict(zip(outputs.names, outputs.strides, strict=True))} if outputs.strides else {}
+    declared = {"strides": dict(outputs.strides), "selections": list(outputs.selections)}
     return Manifest(
         model=ModelRecord(
             name=card.name,
             family=card.family,
-            image_size=card.image_size,
+            image_size=card.image_size if images else None,
             num_classes=card.num_classes,
             weights=WeightsRecord(**asdict(card.weights)),
             hyperparameters=card.hyperparameters,
@@ -72,13 +75,14 @@ def describe(graph: ir.Model, card: ModelCard, outputs: Outputs, *, target: Targ
         precision=precision,
         target=target.name,
         opset=graph.opset_imports[""],
-        preprocessing=card.preprocessing,
+        preprocessing=card.preprocessing if images else None,
+        image_inputs=tuple(images),
         labels=labels,
-        preprocessing_in_graph=inputs[0].dtype == "uint8",
+        preprocessing_in_graph=bool(images) and inputs[0].dtype == "uint8",
         inputs=inputs,
         outputs=tuple(_spec(value) for value in graph.graph.outputs),
         tools=_tool_versions(),
-        graph={"nodes": node_count(graph), **strides},
+        graph={"nodes": node_count(graph), **{key: value for key, value in declared.items() if value}},
     )
 
 

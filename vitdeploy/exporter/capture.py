@@ -10,19 +10,20 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.errors import ExportError
+from vitdeploy.errors import ExportError, VitDeployError
 from vitdeploy.exporter import composites
 from vitdeploy.exporter.lowering import operators
 from vitdeploy.exporter.lowering.constants import attach_constants
 from vitdeploy.exporter.torch_attention import attention, transformers_as_in_inference
 from vitdeploy.graph.names import make_unique, unused_name
+from vitdeploy.models.outputs import IMAGES, call_forward
 
 CAPTURE_OPSET = 20
 BATCH = "batch"
@@ -30,42 +31,52 @@ BATCH = "batch"
 
 def capture(
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | Mapping[str, Tensor],
     *,
     dynamic_batch: bool,
     output_names: Sequence[str],
-    call: Callable[[Any, Tensor], Any] | None = None,
+    call: Callable[[Any, Mapping[str, Tensor]], Mapping[str, Tensor]] = call_forward,
 ) -> ir.Model:
-    """Translate `model` for images shaped like `example` [N, 3, H, W] into ONNX of opset 20 plus composites.
+    """Translate `model` for inputs shaped like `example` into ONNX of opset 20 plus composites.
 
-    `call(model, images)` makes the tensors to export; None for `model(images)`.
+    `example` has the inputs by name, each with the batch first; a tensor alone is `images`. `call(model, inputs)` makes
+    the outputs by name, of which `output_names` are kept, in this order.
 
-    Height and width are fixed; the batch is fixed to N or, with `dynamic_batch`, a free dimension called `batch`.
-    The one input is called `images`; `output_names` has one name for each tensor the model returns.
+    All axes are fixed but, with `dynamic_batch`, the first one, which is a free dimension called `batch`.
     Raises ExportError for a module that torch.export cannot capture, or that ties a dynamic batch to a constant.
     """
-    wrapped = _Wrapped(model, call or _forward).eval()
-    dynamic = ({0: torch.export.Dim(BATCH, min=1, max=4096)},) if dynamic_batch else None
-    if dynamic_batch and example.shape[0] < 2:
-        example = torch.cat([example, example])  # torch.export takes a batch of one for a constant
-    try:
+    inputs = {IMAGES: example} if isinstance(example, Tensor) else dict(example)
+    wrapped = _Wrapped(model, call, tuple(inputs), tuple(output_names)).eval()
+    dynamic = None
+    if dynamic_batch:
+        dim = torch.export.Dim(BATCH, min=1, max=4096)
+        dynamic = {"tensors": tuple({0: dim} for _ in inputs)}
+        # torch.export takes a batch of one for a constant
+        inputs = {name: torch.cat([one, one]) if len(one) < 2 else one for name, one in inputs.items()}
+
+    def traced() -> torch.export.ExportedProgram:
         with _quiet(), transformers_as_in_inference(), torch.no_grad():
-            program = torch.export.export(wrapped, (example,), dynamic_shapes=dynamic, strict=False)
+            return torch.export.export(wrapped, tuple(inputs.values()), dynamic_shapes=dynamic, strict=False)
+
+    try:
+        program = traced()
+        with _quiet(), transformers_as_in_inference(), torch.no_grad():
             program = operators.decomposed(program, _composite_table())
             onnx_program = torch.onnx.export(
                 program, dynamo=True, optimize=False, verbose=False, opset_version=CAPTURE_OPSET
             )
+    except VitDeployError:
+        raise
     except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__} cannot be captured for a {'dynamic' if dynamic_batch else 'fixed'} batch",
-            why=_first_cause(error),
-            fix="--batch 1" if dynamic_batch else "replace the data-dependent Python in forward by tensor operations",
-        ) from error
+        from vitdeploy.exporter.diagnosis.capture_failure import capture_failure
+
+        name = type(model).__name__
+        raise capture_failure(name, error, dynamic_batch=dynamic_batch, again=traced) from error
     assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
     captured = onnx_program.model
     attach_constants(captured.graph)
-    _drop_copy(captured.graph)
-    _name_interface(captured, output_names)
+    _drop_copies(captured.graph)
+    _name_interface(captured, tuple(inputs), output_names)
     _name_nodes(captured)
     composites.attach_functions(captured)
     return captured
@@ -74,19 +85,34 @@ def capture(
 class _Wrapped(nn.Module):
     """Gives every parameter a dotted name: torch.fx refuses some plain ones, `meta` for instance.
 
-    The module works on a copy of the images, for torch.export refuses some ways of changing an input in place.
+    The module works on copies of its inputs, for torch.export refuses some ways of changing an input in place. Every
+    output is a tensor of its own, also where forward returns one twice, or an input.
     """
 
-    def __init__(self, model: nn.Module, call: Callable[[Any, Tensor], Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Callable[[Any, Mapping[str, Tensor]], Mapping[str, Tensor]],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+    ) -> None:
         super().__init__()
-        self.model, self.call = model, call
+        self.model, self.call, self.inputs, self.outputs = model, call, inputs, outputs
 
-    def forward(self, images: Tensor) -> Any:
-        return self.call(self.model, images.clone())
-
-
-def _forward(model: nn.Module, images: Tensor) -> Any:
-    return model(images)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        copies = {name: tensor.clone() for name, tensor in zip(self.inputs, tensors, strict=True)}
+        found = self.call(self.model, copies)
+        if len(found) != len(self.outputs):
+            raise ExportError(
+                f"the model returns {len(found)} tensors and {len(self.outputs)} output names were given",
+                why=f"names: {', '.join(self.outputs)}",
+                fix="give one name for each tensor that forward returns",
+            )
+        results: list[Tensor] = []
+        for tensor in found.values():
+            twice = any(tensor is other for other in (*results, *copies.values()))
+            results.append(tensor.clone() if twice else tensor)
+        return tuple(results)
 
 
 def _composite_table() -> dict[Any, Callable[..., Any]]:
@@ -149,23 +175,19 @@ def _convolution(
     return NotImplemented
 
 
-def _drop_copy(graph: ir.Graph) -> None:
-    """Remove the node that copies the images; it stays where the copy is an output, which an input cannot be."""
-    for node, _ in graph.inputs[0].uses():
-        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
-            ir.convenience.replace_all_uses_with(node.outputs[0], graph.inputs[0])
-            graph.remove(node, safe=True)
+def _drop_copies(graph: ir.Graph) -> None:
+    """Remove the nodes that copy inputs; one stays where the copy is an output, which an input cannot be."""
+    for value in graph.inputs:
+        for node, _ in value.uses():
+            if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
+                graph.remove(node, safe=True)
 
 
-def _name_interface(model: ir.Model, output_names: Sequence[str]) -> None:
+def _name_interface(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str]) -> None:
     graph = model.graph
-    if len(graph.outputs) != len(output_names):
-        raise ExportError(
-            f"the model returns {len(graph.outputs)} tensors and {len(output_names)} output names were given",
-            why=f"names: {', '.join(output_names)}",
-            fix="give one name for each tensor that forward returns",
-        )
-    graph.inputs[0].name = "images"
+    for value, name in zip(graph.inputs, input_names, strict=True):
+        value.name = name
     free = graph.inputs[0].shape[0] if graph.inputs[0].shape is not None else None
     if isinstance(free, ir.SymbolicDim):
         for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
@@ -208,13 +230,6 @@ def module_path(node: ir.Node) -> str:
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
     modules = [scope for scope in scopes[:-1] if scope.startswith("model")]
     return modules[-1].removeprefix("model").removeprefix(".") if modules else ""
-
-
-def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

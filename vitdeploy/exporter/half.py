@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from vitdeploy.exporter.partial_sums import partial_sums
 from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remove_unused
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.retype import float_inputs, retype
-from vitdeploy.graph.run import run
+from vitdeploy.graph.run import Inputs, run, samples_in
 from vitdeploy.graph.traffic import bytes_moved
 from vitdeploy.proof.parity import BOUNDS, compare_outputs
 from vitdeploy.proof.recorded import image_db, pick, pooled_db
@@ -102,31 +102,34 @@ def pinned(model: ir.Model) -> dict[str, str]:
 
 def half_precision(
     graph: ir.Model,
-    images: Array,
+    inputs: Inputs,
     expected: Mapping[str, Array],
     *,
     min_snr_db: float | None = None,
     judged: NDArray[np.bool_] | None = None,
+    selections: Collection[str] = (),
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A typed FP16 copy of an optimized graph, and what the manifest records of it.
 
-    expected    what PyTorch FP32 makes of `images` [n, 3, H, W], by output name
+    expected    what PyTorch FP32 makes of `inputs`, by output name
     min_snr_db  what it has to reach on them, or GateError is raised; None for the bound of FP16
-    judged      which of the images are to reach it; None for all, of which then no single one may fall far below
+    judged      which of the samples are to reach it; None for all, of which then no single one may fall far below
+    selections  outputs that are sets of whole numbers
     """
     wanted = pick(expected, judged)
 
     def quality(actual: Mapping[str, Array]) -> float:
-        report = compare_outputs(wanted, pick(actual, judged), runtime="emulation", precision="fp16")
+        found = pick(actual, judged)
+        report = compare_outputs(wanted, found, runtime="emulation", precision="fp16", selections=selections)
         ratios = [output.snr_db for output in report.outputs]
         for name in (name for name, array in expected.items() if judged is None and array.dtype.kind == "f"):
-            each = image_db(expected[name], actual[name], len(images))
+            each = image_db(expected[name], actual[name], samples_in(inputs))
             ratios += [min(each) + IMAGE_ALLOWANCE_DB, pooled_db(each)]
         return min(ratios, default=math.inf)
 
     bound = BOUNDS["fp16"].min_snr_db if min_snr_db is None else min_snr_db
     assert bound is not None, "the bounds of FP16 are ours"
-    typed, report = to_half(graph, {"images": images}, quality, min_snr_db=bound)
+    typed, report = to_half(graph, inputs, quality, min_snr_db=bound)
     if not report.snr_db >= bound:
         raise GateError(
             f"half precision reaches {report.snr_db:.1f} dB against PyTorch FP32, the bound is {bound:.0f} dB",

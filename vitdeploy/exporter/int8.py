@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from vitdeploy.errors import REPORT, ExportError, InputError
 from vitdeploy.exporter.emulation import emulate_half
 from vitdeploy.exporter.half import half_precision, pinned
 from vitdeploy.graph.edit import Array
-from vitdeploy.graph.run import run
+from vitdeploy.graph.run import Inputs, run
 from vitdeploy.proof.parity import compare_outputs
 from vitdeploy.proof.recorded import pick
 from vitdeploy.quantize.evaluator import Evaluator
@@ -35,15 +35,17 @@ def eight_bits(
     samples: CalibrationSet,
     rules: Int8Rules,
     options: Int8Options,
-    images: Array,
+    inputs: Inputs,
     expected: Mapping[str, Array],
     natural: NDArray[np.bool_],
+    selections: Collection[str] = (),
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A copy of an optimized FP32 graph with Q/DQ, and what the manifest records of it.
 
-    expected  what PyTorch FP32 makes of `images` [n, 3, H, W], by output name: the reference of the bundle
-    natural   which of the images look like those in use: what INT8 keeps of others depends on how far they lie outside
-              of the calibrated ranges, and is measured but not judged
+    expected    what PyTorch FP32 makes of `inputs`, by output name: the reference of the bundle
+    natural     which of the samples look like those in use: what INT8 keeps of others depends on how far they lie
+                outside of the calibrated ranges, and is measured but not judged
+    selections  outputs that are sets of whole numbers
 
     Raises GateError for what misses a gate of `options`, or the floor below which INT8 is not to be trusted; where the
     loss is accepted, the record names it under `missed`. Further errors as of `quantize`.
@@ -56,13 +58,21 @@ def eight_bits(
     quantized, report = quantize(graph, rules, samples.recipe, samples.calibration(), evaluator, options, pinned(graph))
     if broken := violations(quantized.graph, rules):
         raise ExportError("the INT8 graph breaks a rule of its target", why="; ".join(broken[:3]), fix=REPORT)
-    actual = run(quantized, {str(quantized.graph.inputs[0].name): images}, "qdq", BATCH)
-    parity = compare_outputs(pick(expected, natural), pick(actual, natural), runtime="standard", precision="int8")
+    actual = run(quantized, inputs, "qdq", BATCH)
+    wanted, found = pick(expected, natural), pick(actual, natural)
+    parity = compare_outputs(wanted, found, runtime="standard", precision="int8", selections=selections)
     snr_db = min(output.snr_db for output in parity.outputs)
     record: dict[str, Any] = {"precision": "int8", "reference_snr_db": None, "data": samples.data.where}
     half = None
     if rules.half_rest:
-        quantized, half = half_precision(quantized, images, expected, min_snr_db=snr_db - HALF_REST_DB, judged=natural)
+        quantized, half = half_precision(
+            quantized,
+            inputs,
+            expected,
+            min_snr_db=snr_db - HALF_REST_DB,
+            judged=natural,
+            selections=selections,
+        )
         snr_db = snr_db if half["snr_db"] is None else half["snr_db"]
         report = _with_half(report, evaluator, quantized)
     record |= report.to_dict() | ({} if half is None else {"half_rest": half})

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
@@ -18,14 +18,16 @@ from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
-from vitdeploy.exporter.reference import choose_images
+from vitdeploy.exporter.reference_inputs import choose_inputs
 from vitdeploy.exporter.request import ExportRequest
-from vitdeploy.exporter.source import resolve
+from vitdeploy.exporter.sources.resolve import check_labels
+from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.edit import Array
+from vitdeploy.graph.run import Inputs, rows, samples_in
 from vitdeploy.graph.run import run as run_graph
-from vitdeploy.models.outputs import choose_outputs
+from vitdeploy.models.outputs import LOGITS, choose_outputs
 from vitdeploy.models.registry import ModelCard
-from vitdeploy.passes.bake_preprocessing import BakePreprocessing
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
 from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, open_calibration
 from vitdeploy.runtime.backends import find_backend
@@ -34,8 +36,6 @@ from vitdeploy.statistics import json_number
 from vitdeploy.targets import Target
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from vitdeploy.exporter.torch_network import TorchNetwork
 
 log = logging.getLogger("vitdeploy.export")
@@ -47,16 +47,16 @@ STANDARD_RUNTIME = "onnxruntime"
 class Reference(NamedTuple):
     """What the bundle is proven on.
 
-    kinds    of the images, see `choose_images`
-    fed      the images as the bundle takes them
-    images   the same as the network sees them, float32 [n, 3, H, W]
+    kinds    of the samples, see `choose_images`
+    fed      the inputs as the bundle takes them, by name
+    inputs   the same as the network sees them
     outputs  what PyTorch FP32 makes of them, by output name
     network  what computes them
     """
 
     kinds: tuple[str, ...]
-    fed: Array
-    images: Array
+    fed: Inputs
+    inputs: Inputs
     outputs: dict[str, Array]
     network: TorchNetwork
 
@@ -69,11 +69,14 @@ def run(request: ExportRequest) -> Bundle:
     clock = _Clock()
     with BundleWriter(request.output, force=request.force) as writer, contextlib.ExitStack() as gates:
         with clock.step("building the network"):
-            model, card = _network(request)
+            subject = _network(request)
+            if request.bake_preprocessing:
+                require_bakeable(subject.card.preprocessing)
         with clock.step("computing the PyTorch reference"):
-            options = request.quantization
+            options, card = request.quantization, subject.card
             samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
-            reference = _reference(model, card, request, samples)
+            reference = _reference(subject, request, samples)
+            card = _with_classes(card, reference)
         captured = _captured(reference, request, clock)
         graph, made = _graph(captured, reference, request, clock)
         evidence = Evidence(
@@ -81,7 +84,7 @@ def run(request: ExportRequest) -> Bundle:
             captured,
             graph.clone(),
             request.row,
-            reference.images,
+            reference.inputs,
             reference.outputs,
             request.precision,
         )
@@ -94,10 +97,12 @@ def run(request: ExportRequest) -> Bundle:
                 made["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
             write_model(graph, writer, request.row)
             file, rounding_db = _file_outputs(graph, reference.fed, request)
-            writer.write_reference(
-                {"images": reference.fed}, reference.outputs, file=file, preprocessing=card.preprocessing
+            images = subject.images
+            recipe = card.preprocessing if images else None
+            writer.write_reference(reference.fed, reference.outputs, file=file, preprocessing=recipe)
+            manifest = describe(
+                graph, card, reference.network.outputs, images, target=request.row, precision=request.precision
             )
-            manifest = describe(graph, card, reference.network.outputs, target=request.row, precision=request.precision)
             manifest.graph.update(made, seconds=clock.seconds)
             manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
             manifest.precision_report.update(precision_report)
@@ -107,17 +112,14 @@ def run(request: ExportRequest) -> Bundle:
         return writer.commit()
 
 
-def _network(request: ExportRequest) -> tuple[nn.Module, ModelCard]:
-    """The module in eval mode and its card; what had to be assumed is said."""
-    model, card = resolve(
-        request.source,
-        num_classes=request.num_classes,
-        image_size=request.image_size,
-        checkpoint=request.checkpoint,
-        labels=request.labels,
-        hyperparameters=request.hyperparameters,
-        preprocessing=request.preprocessing,
-    )
+def _network(request: ExportRequest) -> Subject:
+    """The network; what had to be assumed is said."""
+    from vitdeploy.exporter.sources.resolve import resolve
+
+    subject = resolve(request)
+    card = subject.card
+    for note in subject.notes:
+        log.warning("%s", note)
     if card.weights.kind == "random":
         log.warning(
             "%s has no trained weights, exporting SEEDED RANDOM ones (%s); see --checkpoint",
@@ -126,30 +128,52 @@ def _network(request: ExportRequest) -> tuple[nn.Module, ModelCard]:
         )
     if card.assumption:
         log.warning("%s; if that is wrong, see --preprocessing", card.assumption)
-    return model, card
+    if request.precision == "int8" and [spec.name for spec in subject.inputs] != list(subject.images[:1]):
+        raise UsageError(
+            f"{card.name} cannot be calibrated",
+            why=f"DATA has images, and its inputs are {', '.join(spec.name for spec in subject.inputs)}",
+            fix="--fp16, or a network of images alone",
+        )
+    return subject
 
 
-def _reference(model: nn.Module, card: ModelCard, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
-    """The images that prove the bundle, and PyTorch's outputs for them."""
+def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
+    """The inputs that prove the bundle, and PyTorch's outputs for them."""
     from vitdeploy.exporter.torch_network import TorchNetwork
     from vitdeploy.exporter.torch_reference import reference_outputs
 
-    wanted, batch = choose_outputs(model, features=request.features), request.fixed_batch or 1
+    wanted, batch = choose_outputs(subject.model, features=request.features), request.fixed_batch or 1
     given = request.reference
     if given is None and samples is not None:
         given = samples.reference(batch)
-    kinds, pixels, images = choose_images(given, card.preprocessing, batch=batch)
-    fed: Array | None = pixels if request.bake_preprocessing else images
-    if fed is None:
-        raise UsageError(
-            "a bundle with baked preprocessing cannot be proven on normalised images",
-            why="its graph takes RGB pixels",
-            fix="reference images as paths, or uint8 [n, H, W, 3]",
-        )
-    network = TorchNetwork(model, card.name, wanted, request.fixed_batch)
+    chosen = choose_inputs(subject, given, batch=batch)
+    fed = chosen.inputs
+    if request.bake_preprocessing:
+        if chosen.pixels is None:
+            raise UsageError(
+                "a bundle with baked preprocessing cannot be proven on these inputs",
+                why="its graph takes RGB pixels alone",
+                fix="a network of images alone, and reference images as paths, or uint8 [n, H, W, 3]",
+            )
+        fed = {subject.inputs[0].name: chosen.pixels}
+    network = TorchNetwork(subject.model, subject.card.name, wanted, request.fixed_batch)
     if request.precision == "fp16":
-        network.prepare_half(images)
-    return Reference(kinds, fed, images, reference_outputs(network, images), network)
+        network.prepare_half(chosen.inputs)
+    return Reference(chosen.kinds, fed, chosen.inputs, reference_outputs(network, chosen.inputs), network)
+
+
+def _with_classes(card: ModelCard, reference: Reference) -> ModelCard:
+    """The card with the number of classes that the logits show, if it knew none; UsageError for other labels."""
+    logits = reference.outputs.get(LOGITS)
+    if not card.num_classes and logits is not None and logits.ndim == 2 and logits.dtype.kind == "f":
+        card = replace(card, num_classes=logits.shape[1])
+    if card.labels and not card.num_classes:
+        raise UsageError(
+            f"{card.name} has labels, and its outputs are no class scores [N, classes]",
+            fix="leave --labels out",
+        )
+    check_labels(card)
+    return card
 
 
 def _captured(reference: Reference, request: ExportRequest, clock: _Clock) -> ir.Model:
@@ -162,7 +186,7 @@ def _captured(reference: Reference, request: ExportRequest, clock: _Clock) -> ir
     with clock.step("capturing the graph"):
         return capture(
             network.module,
-            torch.tensor(reference.images[: request.fixed_batch or 2]),
+            {name: torch.tensor(array) for name, array in rows(reference.inputs, 0, request.fixed_batch or 2).items()},
             dynamic_batch=request.fixed_batch is None,
             output_names=list(reference.outputs),
             call=network.outputs.call,
@@ -187,7 +211,9 @@ def _precision(
     """The graph in the precision that was asked for, and what that took."""
     if request.precision == "fp16":
         with clock.step("setting half precision from the reference activations"):
-            return half_precision(graph, reference.images, reference.outputs)
+            return half_precision(
+                graph, reference.inputs, reference.outputs, selections=reference.network.outputs.selections
+            )
     if samples is not None:
         with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
             return eight_bits(
@@ -195,25 +221,26 @@ def _precision(
                 samples,
                 request.rules,
                 request.quantization,
-                reference.images,
+                reference.inputs,
                 reference.outputs,
                 natural_images(reference.kinds),
+                reference.network.outputs.selections,
             )
     return graph, {"precision": request.precision}
 
 
-def _file_outputs(graph: ir.Model, fed: Array, request: ExportRequest) -> tuple[dict[str, Array], dict[str, float]]:
+def _file_outputs(graph: ir.Model, fed: Inputs, request: ExportRequest) -> tuple[dict[str, Array], dict[str, float]]:
     """What a finished graph computes by the ONNX standard, all floats in FP32, and what rounding them to FP16 costs.
 
     Nothing in FP32: there PyTorch's outputs say the same.
     """
     if request.precision == "fp32":
         return {}, {}
-    inputs, step = {str(graph.graph.inputs[0].name): fed}, request.fixed_batch or BATCH
-    exact = run_graph(in_single(graph), inputs, "as_written", step)
-    rounded = run_graph(emulate_half(graph), inputs, "as_written", step)
+    step = request.fixed_batch or BATCH
+    exact = run_graph(in_single(graph), fed, "as_written", step)
+    rounded = run_graph(emulate_half(graph), fed, "as_written", step)
     costs = {
-        name: json_number(pooled_db(image_db(array, rounded[name], len(fed))), 2)
+        name: json_number(pooled_db(image_db(array, rounded[name], samples_in(fed))), 2)
         for name, array in exact.items()
         if array.dtype.kind == "f"
     }

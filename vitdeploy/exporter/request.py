@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.data import DataSource
 from vitdeploy.errors import UsageError
+from vitdeploy.exporter.inputs import DYNAMIC, InputSpec, parse_input
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.runtime.backends import backends, find_backend
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PRECISIONS = ("fp32", "fp16", "int8")
-DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -31,39 +31,65 @@ class ExportRequest:
     not installed.
     """
 
-    source: str | nn.Module
+    source: str | Path | nn.Module
     output: Path
     precision: str = "fp32"
     target: str = "portable"
     image_size: int | tuple[int, int] | None = None
     num_classes: int | None = None
-    batch: int | str = 1
+    batch: int | str | None = None
     checkpoint: str | Path | None = None
     labels: Sequence[str] | None = None
     hyperparameters: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | Mapping[str, Any] | None = None
     bake_preprocessing: bool = False
-    reference: NDArray[Any] | Sequence[str | Path] | None = None
+    reference: NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[str | Path] | None = None
     calibration: DataSource | None = None
     int8: Int8Options | None = None
     features: bool = False
     force: bool = False
+    inputs: Sequence[InputSpec | str] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"there is no precision {self.precision!r}", fix=f"--precision {' or '.join(PRECISIONS)}")
-        if self.batch != DYNAMIC and (not isinstance(self.batch, int) or self.batch < 1):
+        if self.batch not in (None, DYNAMIC) and (not isinstance(self.batch, int) or self.batch < 1):
             raise UsageError(
                 f"invalid batch {self.batch!r}",
                 why=f"a batch is a positive number or {DYNAMIC!r}",
                 fix=f"--batch 1 or {DYNAMIC}",
             )
+        self._check_inputs()
         if self.precision != "int8" and (self.calibration is not None or self.int8 is not None):
             raise UsageError(f"{self.precision} needs no calibration", fix="--int8, or leave --calibration out")
         if self.precision == "int8":
             self._check_int8()
         if self.row.native is not None:
             find_backend(self.row.native).require()
+
+    def _check_inputs(self) -> None:
+        names = [spec.name for spec in self.specs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"the input {twice} is given twice", fix="one --input for each input")
+        batches = {batch for _, batch in self._inputs if batch not in (None, 1)}
+        if self.batch is not None:
+            batches.add(self.batch)
+        if len(batches) > 1:
+            raise UsageError(
+                f"the inputs and --batch give batches of {' and '.join(sorted(map(str, batches)))}",
+                why="all inputs have one batch, which is their first axis",
+                fix="one of them in every --input, or --batch alone",
+            )
+
+    @cached_property
+    def _inputs(self) -> list[tuple[InputSpec, int | str | None]]:
+        return [(one, None) if isinstance(one, InputSpec) else parse_input(one) for one in self.inputs or ()]
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """The inputs that were asked for; none where the network itself says them."""
+        return tuple(spec for spec, _ in self._inputs)
 
     def _check_int8(self) -> None:
         if self.row.int8 is None:
@@ -98,5 +124,7 @@ class ExportRequest:
 
     @property
     def fixed_batch(self) -> int | None:
-        """Images a call; None where that is left open."""
-        return self.batch if isinstance(self.batch, int) else None
+        """Samples a call, 1 unless something else was asked for; None where that is left open."""
+        asked = [self.batch, *(batch for _, batch in self._inputs if batch != 1)]
+        batch = next((one for one in asked if one is not None), 1)
+        return batch if isinstance(batch, int) else None

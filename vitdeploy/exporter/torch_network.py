@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import copy
 import logging
+import sysconfig
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitdeploy.errors import ExportError, VitDeployError
+from vitdeploy.graph.run import Inputs, joined, rows, samples_in
 from vitdeploy.models import outputs as calls
 from vitdeploy.models.outputs import Outputs
 
@@ -28,6 +29,7 @@ Array = NDArray[Any]
 log = logging.getLogger(__name__)
 
 # What stands between the user's code and an operator in every stack.
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), calls.__file__)
 
 
@@ -37,7 +39,7 @@ class TorchNetwork:
 
     name     for messages
     outputs  which of its outputs are exported
-    batch    images a call; None where that is left open
+    batch    samples a call; None where that is left open
     """
 
     module: nn.Module
@@ -45,25 +47,26 @@ class TorchNetwork:
     outputs: Outputs
     batch: int | None = None
 
-    def run(self, images: Array) -> dict[str, Array]:
-        """Its outputs for `images` [n, 3, H, W] by name, those of the batches one after another.
+    def run(self, inputs: Inputs) -> dict[str, Array]:
+        """Its outputs by name for inputs by name, those of the batches one after another.
 
         Raises ExportError where forward fails.
         """
-        step = self.batch or len(images)
-        parts = [self._call(torch.tensor(images[start : start + step])) for start in range(0, len(images), step)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        count = samples_in(inputs)
+        step = self.batch or count
+        parts = [self._call(rows(inputs, start, start + step)) for start in range(0, count, step)]
+        return {name: joined([part[name] for part in parts], several=self.batch is not None) for name in parts[0]}
 
-    def first_batch(self, images: Array) -> Array:
-        """Of `images` those that one call takes."""
-        return images[: self.batch or len(images)]
+    def first_batch(self, inputs: Inputs) -> Inputs:
+        """Of `inputs` those that one call takes."""
+        return rows(inputs, 0, self.batch or samples_in(inputs))
 
-    def prepare_half(self, images: Array) -> None:
+    def prepare_half(self, inputs: Inputs) -> None:
         """Let a network that knows how to do it move its values into the range of FP16; its function stays the same."""
         prepare = getattr(self.module, "prepare_fp16", None)
         if callable(prepare):
             with torch.no_grad():
-                prepare(torch.tensor(self.first_batch(images)))
+                prepare(*map(torch.tensor, self.first_batch(inputs).values()))
 
     def in_double(self) -> TorchNetwork | None:
         """A copy that computes in float64; None for a module that cannot be copied."""
@@ -73,26 +76,47 @@ class TorchNetwork:
             log.debug("%s has no copy in float64", self.name, exc_info=True)
             return None
 
-    def _call(self, images: Tensor) -> dict[str, Array]:
+    def _call(self, inputs: Inputs) -> dict[str, Array]:
         try:
             with torch.no_grad():
-                tensors = self.outputs.call(self.module, images)
+                tensors = self.outputs.call(self.module, {name: torch.tensor(array) for name, array in inputs.items()})
         except (VitDeployError, MemoryError):
             raise
         except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ExportError(
-                f"{self.name} fails in PyTorch on images {list(images.shape)}",
+                f"{self.name} fails in PyTorch on {shapes}",
                 why=f"{type(error).__name__}{place(traceback.extract_tb(error.__traceback__))}: {_first_line(error)}",
                 fix=("--batch 1, or " if self.batch is None else "")
-                + "call the module in Python on float32 images of this shape, and repair what fails",
+                + "call the module in Python on inputs of these shapes, and repair what fails",
             ) from error
-        return {name: tensor.detach().clone().numpy() for name, tensor in self.outputs.named(tensors).items()}
+        return {name: _array(tensor) for name, tensor in tensors.items()}
+
+
+def _array(tensor: Tensor) -> Array:
+    """A copy; what is computed in FP16 or BF16 on the way out is no less exact in FP32."""
+    copied = tensor.detach().clone()
+    return (copied.float() if copied.dtype in (torch.float16, torch.bfloat16) else copied).numpy()
 
 
 def place(stack: traceback.StackSummary) -> str:
     """Where in the user's own code a stack is, as ` at FILE:LINE`; empty where it passes through none."""
-    own = [frame for frame in stack if not frame.filename.startswith((*_NOT_THE_USERS, "<"))]
+    own = own_frames(stack)
     return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+def own_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """The frames of a stack that are in the user's own code, the innermost last."""
+    frames = list(stack)
+    # What called vitdeploy is not what vitdeploy calls.
+    ours = [index for index, frame in enumerate(frames) if frame.filename.startswith(_NOT_THE_USERS)]
+    inside = frames[ours[0] :] if ours else frames
+    return [frame for frame in inside if _is_the_users(frame.filename)]
+
+
+def _is_the_users(filename: str) -> bool:
+    standard = filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename
+    return not standard and not filename.startswith((*_NOT_THE_USERS, "<"))
 
 
 def _first_line(error: Exception) -> str:

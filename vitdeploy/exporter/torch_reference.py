@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter.module_calls import Event, Labels, first_difference, relative_error, tracing, watching
 from vitdeploy.exporter.torch_network import TorchNetwork, place
+from vitdeploy.graph.run import Inputs, rows, samples_in
 
 Array = NDArray[Any]
 
@@ -40,39 +41,39 @@ _GENERATORS: Mapping[str, Callable[[], object]] = {
 }
 
 
-def reference_outputs(network: TorchNetwork, images: Array) -> dict[str, Array]:
-    """What `network` makes of `images` [n, 3, H, W], by output name: what everything later is compared with.
+def reference_outputs(network: TorchNetwork, inputs: Inputs) -> dict[str, Array]:
+    """What `network` makes of `inputs`, by output name: what everything later is compared with.
 
     Raises ExportError for a network that fails, that returns NaN or infinities, that normalises by the statistics of
     the batch in eval mode, or whose outputs for the same images are not the same twice.
     """
     before = _generators()
-    outputs = _first_run(network, images)
+    outputs = _first_run(network, inputs)
     drawn = [name for name, state in _generators().items() if state != before[name]]
     for name, array in outputs.items():
-        broken = sum(not np.isfinite(part).all() for part in array)
+        broken = sum(not np.isfinite(part).all() for part in np.atleast_1d(array))
         if broken:
             raise ExportError(
                 f"PyTorch itself returns NaN or Inf in {name}",
-                why=f"it does for {broken} of {len(array)} reference images",
+                why=f"it does for {broken} of {array.shape[0] if array.ndim else 1} reference inputs",
                 fix="check the checkpoint, and what forward divides by",
             )
     for _ in range(ATTEMPTS - 1 if drawn else 1):
-        differing = _differing(outputs, network.run(images), SAME)
+        differing = _differing(outputs, network.run(inputs), SAME)
         if differing:
-            raise _unrepeatable(network, images, differing, drawn)
-    _refuse_a_fixed_seed(network, images[: network.batch or 1])
-    if network.batch is None and len(images) > 1:
-        _note_dependence(network, images, outputs)
+            raise _unrepeatable(network, inputs, differing, drawn)
+    _refuse_a_fixed_seed(network, rows(inputs, 0, network.batch or 1))
+    if network.batch is None and samples_in(inputs) > 1:
+        _note_dependence(network, inputs, outputs)
     return outputs
 
 
-def random_draws(network: TorchNetwork, images: Array) -> tuple[list[Draw], dict[str, Array]]:
+def random_draws(network: TorchNetwork, inputs: Inputs) -> tuple[list[Draw], dict[str, Array]]:
     """Where one call of the network draws random numbers, and its outputs where each draw has another seed."""
     with watching(lambda event: None) as running:
         draws = _Draws(running, Labels(network.module))
         with draws:
-            outputs = network.run(images)
+            outputs = network.run(inputs)
     return draws.found, outputs
 
 
@@ -125,7 +126,7 @@ def _generators() -> dict[str, object]:
     return {name: state() for name, state in _GENERATORS.items()}
 
 
-def _first_run(network: TorchNetwork, images: Array) -> dict[str, Array]:
+def _first_run(network: TorchNetwork, inputs: Inputs) -> dict[str, Array]:
     """The outputs; ExportError where a batch normalisation runs in training mode."""
     training: list[nn.Module] = []
 
@@ -135,7 +136,7 @@ def _first_run(network: TorchNetwork, images: Array) -> dict[str, Array]:
             training.append(module)
 
     with watching(look):
-        outputs = network.run(images)
+        outputs = network.run(inputs)
     if training:
         module = Labels(network.module)(training[0])
         raise ExportError(
@@ -161,11 +162,11 @@ def _differing(expected: Mapping[str, Array], found: Mapping[str, Array], tolera
     return (worst, errors[worst]) if worst is not None and errors[worst] > bounds[worst] else None
 
 
-def _unrepeatable(network: TorchNetwork, images: Array, differing: tuple[str, float], drawn: list[str]) -> ExportError:
+def _unrepeatable(network: TorchNetwork, inputs: Inputs, differing: tuple[str, float], drawn: list[str]) -> ExportError:
     """What to say of a network whose outputs differ from call to call, with what can be found out about the cause."""
     facts, fix = [], "let forward depend on nothing but its input and its weights"
     try:
-        part = network.first_batch(images)
+        part = network.first_batch(inputs)
         (draws, _), module, changed = random_draws(network, part), _first_module(network, part), _changed(network, part)
     except Exception:  # the network ran before, and what fails while it is watched must not hide what was found
         log.debug("looking for the cause failed", exc_info=True)
@@ -184,7 +185,7 @@ def _unrepeatable(network: TorchNetwork, images: Array, differing: tuple[str, fl
         fix = _DROPOUT
     name, error = differing
     return ExportError(
-        f"{network.name} answers the same images differently: "
+        f"{network.name} answers the same inputs differently: "
         f"{name} changes by {error:.1e} of its largest value from call to call",
         why="; ".join(facts) or None,
         fix=fix,
@@ -197,13 +198,13 @@ _DROPOUT = (
 )
 
 
-def _refuse_a_fixed_seed(network: TorchNetwork, images: Array) -> None:
+def _refuse_a_fixed_seed(network: TorchNetwork, inputs: Inputs) -> None:
     """Raise ExportError where outputs come from random numbers that are the same in every call."""
     try:
-        draws, outputs = random_draws(network, images)
+        draws, outputs = random_draws(network, inputs)
     except ExportError:  # such as a batch of one, of which the capture says more
         return
-    if draws and (differing := _differing(network.run(images), outputs, SAME)):
+    if draws and (differing := _differing(network.run(inputs), outputs, SAME)):
         raise ExportError(
             f"{network.name} computes {differing[0]} from random numbers with a fixed seed",
             why=str(draws[0]),
@@ -211,39 +212,42 @@ def _refuse_a_fixed_seed(network: TorchNetwork, images: Array) -> None:
         )
 
 
-def _first_module(network: TorchNetwork, images: Array) -> str | None:
+def _first_module(network: TorchNetwork, inputs: Inputs) -> str | None:
     """The first module that differs between two calls."""
     with tracing(network.module) as expected:
-        network.run(images)
+        network.run(inputs)
     for _ in range(ATTEMPTS):
         with tracing(network.module) as found:
-            network.run(images)
+            network.run(inputs)
         if module := first_difference(expected, found, SAME):
             return module
     return None
 
 
-def _changed(network: TorchNetwork, images: Array) -> list[str]:
+def _changed(network: TorchNetwork, inputs: Inputs) -> list[str]:
     """The buffers and parameters that a call changes."""
 
     def state() -> dict[str, Tensor]:
         return {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
 
     before = {name: tensor.detach().clone() for name, tensor in state().items()}
-    network.run(images)
+    network.run(inputs)
     return [name for name, tensor in state().items() if name not in before or not torch.equal(before[name], tensor)]
 
 
-def _note_dependence(network: TorchNetwork, images: Array, outputs: Mapping[str, Array]) -> None:
-    """Warn of a network whose answer for an image depends on the others in its batch."""
+def _note_dependence(network: TorchNetwork, inputs: Inputs, outputs: Mapping[str, Array]) -> None:
+    """Warn of a network whose answer for a sample depends on the others in its batch."""
     try:
-        alone = network.run(images[:1])
+        alone = network.run(rows(inputs, 0, 1))
     except ExportError:
         return  # the capture says why a batch of one is not taken
-    floats = {name: array[:1] for name, array in outputs.items() if np.issubdtype(array.dtype, np.inexact)}
+    floats = {
+        name: array[:1] for name, array in outputs.items() if array.ndim and np.issubdtype(array.dtype, np.inexact)
+    }
     if differing := _differing(floats, alone, ALONE):
         log.warning(
-            "the answer of %s for an image depends on the others in its batch: %s changes by %.1e of its largest value",
+            "the answer of %s for one input depends on the others in its batch: "
+            "%s changes by %.1e of its largest value",
             network.name,
             *differing,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
 Array = NDArray[Any]
 
 Mode = Literal["as_written", "qdq", "optimized"]
+Inputs = Mapping[str, Array]  # by name, each with the samples along its first axis
 
 
 def open_session(
@@ -69,13 +70,18 @@ class Runner:
         self.outputs = tuple(port.name for port in self._session.get_outputs())
         first = ports[0].shape[:1] if ports else []
         self.batch: int | None = first[0] if first and isinstance(first[0], int) else None
+        # An output without the batch in front is one of all samples that were passed together.
+        self._whole = self.batch is None and not all(
+            port.shape and isinstance(port.shape[0], str) for port in self._session.get_outputs()
+        )
 
-    def __call__(self, inputs: Mapping[str, Array], step: int | None = None) -> dict[str, Array]:
+    def __call__(self, inputs: Inputs, step: int | None = None) -> dict[str, Array]:
         """All outputs by name, those of the batches one after another along the first axis; see `batches`."""
-        parts = list(self.batches(inputs, step))
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        parts = list(self.batches(inputs, None if self._whole else step))
+        several = self.batch is not None
+        return {name: joined([part[name] for part in parts], several=several) for name in self.outputs}
 
-    def batches(self, inputs: Mapping[str, Array], step: int | None = None) -> Iterator[dict[str, Array]]:
+    def batches(self, inputs: Inputs, step: int | None = None) -> Iterator[dict[str, Array]]:
         """The outputs of one batch after another, by name.
 
         inputs  by name, each with the samples along its first axis, at least one
@@ -84,11 +90,11 @@ class Runner:
         Too few samples for a fixed batch are filled up with copies of the last one, see `take`. Raises BackendError
         for what ONNX Runtime refuses.
         """
-        count = len(next(iter(inputs.values())))
+        count = samples_in(inputs)
         step = self.batch or step or count
         for start in range(0, count, step):
-            part = {name: array[start : start + step] for name, array in inputs.items()}
-            size = len(next(iter(part.values())))
+            part = rows(inputs, start, start + step)
+            size = samples_in(part)
             if self.batch is not None and size < self.batch:
                 part = {name: fill(array, self.batch) for name, array in part.items()}
             try:
@@ -99,11 +105,24 @@ class Runner:
             yield {name: take(array, size, full) for name, array in zip(self.outputs, made, strict=True)}
 
 
-def run(
-    model: ir.Model | bytes, inputs: Mapping[str, Array], mode: Mode = "optimized", step: int | None = None
-) -> dict[str, Array]:
+def run(model: ir.Model | bytes, inputs: Inputs, mode: Mode = "optimized", step: int | None = None) -> dict[str, Array]:
     """All outputs of a graph by name, for any number of samples; the arguments are those of `Runner`."""
     return Runner(model, mode)(inputs, step)
+
+
+def samples_in(inputs: Inputs) -> int:
+    """How many samples there are."""
+    return len(next(iter(inputs.values())))
+
+
+def rows(inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
+    """The samples from `start` to `stop`."""
+    return {name: array[start:stop] for name, array in inputs.items()}
+
+
+def joined(parts: Sequence[Array], *, several: bool) -> Array:
+    """The outputs of calls one after another; `several` calls of a scalar give one value each, [calls]."""
+    return np.concatenate(list(map(np.atleast_1d, parts))) if several or len(parts) > 1 else parts[0]
 
 
 def fill(array: Array, batch: int) -> Array:

@@ -206,11 +206,13 @@ class CageViT(nn.Module):
     keep_ratio      part of the patches that become major tokens
     fusion_tokens   number of tokens that stand for the others
 
-    `float32_modules` names the submodules that must compute in float32 whatever the rest does.
+    `float32_modules` names the submodules that must compute in float32 whatever the rest does. An export gives the
+    selected patches beside the logits, see `models.outputs`.
     """
 
     feature_strides = (4, 8, 16)
     float32_modules = ("guide", "selection")
+    selection_outputs = ("selection",)
     membership: Tensor
     places: Tensor
 
@@ -250,6 +252,11 @@ class CageViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] -> logits [N, num_classes]."""
         return self.encode(images, self.select(images))
+
+    def forward_for_export(self, images: Tensor) -> dict[str, Tensor]:
+        """The `logits` and the `selection` [N, majors] that they come from."""
+        index = self.select(images)
+        return {"logits": self.encode(images, index), "selection": index}
 
     def select(self, images: Tensor) -> Tensor:
         """Indices, row by row, of the patches that become major tokens: [N, majors], the best first."""

@@ -36,8 +36,8 @@ def decode(file: Path | bytes, recipe: Preprocessing | None = None) -> Image.Ima
     """The image in a file or its bytes: as Pillow opens it, or an array [H, W, C] of the channels of a TIFF.
 
     A TIFF is read as an array where the recipe takes other channels than colours and Pillow would show some of them
-    only, or with fewer bits; without a recipe, where Pillow does not open it. InputError says where it has other channels
-    than the recipe. Pillow's many kinds of errors are left to the caller.
+    only, or with fewer bits; without a recipe, where Pillow does not open it. InputError says where it has other
+    channels than the recipe. Pillow's many kinds of errors are left to the caller.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     if recipe is not None and recipe.takes_colours:

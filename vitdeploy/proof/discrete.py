@@ -54,7 +54,7 @@ class SelectionParity:
 
 @dataclass(frozen=True)
 class EntryParity:
-    """Whole numbers of any other rank, or flags, against their reference, entry by entry.
+    """Whole numbers or flags of any rank, against their reference, entry by entry.
 
     entries   how many there are
     equal     how many are those of the reference
@@ -79,13 +79,11 @@ def is_discrete(array: Array) -> bool:
     return array.dtype.kind in "iub"
 
 
-def is_selection(array: Array) -> bool:
-    """Whether an array is read as a selection: whole numbers [N, k]."""
-    return array.dtype.kind in "iu" and array.ndim == 2
-
-
 def compare_selection(name: str, reference: Array, actual: Array) -> SelectionParity:
     """A selection [N, k] against its reference, row by row as sets; a few exchanged border entries do not fail."""
+    if reference.ndim != 2 or not is_discrete(reference):
+        found = f"{reference.dtype} {list(reference.shape)}"
+        return SelectionParity(name, 0, 0, 0, 0, (f"{name}: a selection is whole numbers [N, k], not {found}",))
     rows, size = reference.shape
     if reference.shape != actual.shape:
         return SelectionParity(name, rows, 0, size, size, (other_shape(name, reference, actual),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from vitdeploy.proof.discrete import (
     compare_entries,
     compare_selection,
     is_discrete,
-    is_selection,
     other_shape,
     same_rows,
 )
@@ -189,22 +188,23 @@ def compare_outputs(
     runtime: str,
     precision: str,
     bounds: Bounds | None = None,
+    selections: Collection[str] = (),
 ) -> ParityReport:
     """Every output of the reference against the one of the same name, judged by `bounds` or those of `precision`.
 
-    Whole numbers [N, k] are selections. A sample whose selection differs is reported as such and left out of the other
-    comparisons: with other tokens its logits are those of another function, and their difference is no numerical error.
-    Whole numbers of another rank, and flags, are compared entry by entry.
+    The outputs that `selections` names are sets of whole numbers [N, k]. A sample whose selection differs is reported
+    as such and left out of the other comparisons: with other tokens its logits are those of another function, and their
+    difference is no numerical error. Other whole numbers, and flags, are compared entry by entry.
     """
     absent = np.empty(0)
     pairs = {name: (array, actual.get(name, absent)) for name, array in reference.items()}
-    chosen = {name: pair for name, pair in pairs.items() if is_selection(pair[0])}
-    selections = [compare_selection(name, *pair) for name, pair in chosen.items()]
-    if selections and not any(selection.failures for selection in selections):
+    chosen = {name: pair for name, pair in pairs.items() if name in selections}
+    sets = [compare_selection(name, *pair) for name, pair in chosen.items()]
+    if sets and not any(one.failures for one in sets):
         same = _all_the_same(list(chosen.values()))
         if same is None or not same.any():
             why = "no sample selects the same as the reference in all selections, so nothing is left to compare"
-            selections[0] = replace(selections[0], failures=(f"{', '.join(chosen)}: {why}",))
+            sets[0] = replace(sets[0], failures=(f"{', '.join(chosen)}: {why}",))
         else:
             pairs = {name: (_rows(one, same), _rows(other, same)) for name, (one, other) in pairs.items()}
     measured = {name: pair for name, pair in pairs.items() if not is_discrete(pair[0])}
@@ -213,7 +213,7 @@ def compare_outputs(
         runtime,
         precision,
         tuple(compare(name, *pair, precision=precision, bounds=bounds) for name, pair in measured.items()),
-        tuple(selections),
+        tuple(sets),
         tuple(compare_entries(name, *pairs[name]) for name in entries),
     )
 

@@ -120,6 +120,7 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
         runtime=runner.name,
         precision=manifest.precision,
         bounds=bounds,
+        selections=selections_of(manifest),
     )
     ran, measured = describe_run(bundle, runner), measure(reference, found)
     return VerifyReport(
@@ -134,6 +135,12 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
             *record_failures(manifest, ran, measured),
         ),
     )
+
+
+def selections_of(manifest: Manifest) -> tuple[str, ...]:
+    """The outputs that the network declares to be sets of whole numbers."""
+    names = manifest.graph.get("selections")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _judged(manifest: Manifest) -> NDArray[np.bool_] | None:
@@ -222,8 +229,8 @@ def _decibels(value: Any) -> float | None:
 
 
 def _check_preprocessing(bundle: Bundle, reference: Reference) -> None:
-    sample, recipe = reference.preprocessing, bundle.manifest.preprocessing
-    failure = sample.failure(recipe) if sample is not None else None
+    sample = reference.preprocessing
+    failure = sample.failure(bundle.manifest.recipe) if sample is not None else None
     if failure is not None:
         raise BundleError(
             f"the preprocessing of {bundle.path} is not the one that it was exported with",

@@ -29,18 +29,19 @@ _NAMED = 5
 
 
 class Images:
-    """Batches of preprocessed images float32 [n, 3, height, width] on their way into a network, read as often as asked.
+    """Batches of preprocessed images float32 [n, C, height, width] on their way into a network, read as often as asked.
 
     Iterating hands the batches on and records every image; `check` then says whether they were fit to calibrate on.
 
     batches  iterated anew each time; a generator serves once
     names    what messages call the images, in their order; by default `image 0`, `image 1`, ...
+    depth    C, the channels of the network's images
     hashes   SHA-256 of each image's float32 values, in hexadecimal, as of the last time
     flat     indices of the images without any contrast: every channel has a single value
     """
 
-    def __init__(self, batches: Iterable[Array], *, names: Sequence[str] | None = None) -> None:
-        self._batches, self._names = batches, names
+    def __init__(self, batches: Iterable[Array], *, names: Sequence[str] | None = None, depth: int = 3) -> None:
+        self._batches, self._names, self._depth = batches, names, depth
         self.hashes: list[str] = []
         self.flat: list[int] = []
 
@@ -48,10 +49,10 @@ class Images:
         """The batches; InputError for one that is of another kind, or holds NaN or Inf."""
         self.hashes, self.flat = [], []
         for batch in self._batches:
-            if batch.ndim != 4 or batch.shape[1] != 3 or batch.dtype != np.float32:
+            if batch.ndim != 4 or batch.shape[1] != self._depth or batch.dtype != np.float32:
                 raise InputError(
                     f"a calibration batch is {batch.dtype} {list(batch.shape)}",
-                    fix="preprocessed images, float32 [n, 3, height, width]",
+                    fix=f"preprocessed images, float32 [n, {self._depth}, height, width]",
                 )
             for image in batch:
                 self._record(np.ascontiguousarray(image))
@@ -122,12 +123,11 @@ class CalibrationSet:
 
     def calibration(self) -> Images:
         """The images to calibrate on."""
-        return Images(
-            _Batches(self.data, self.calibrate, self.recipe), names=[self.data.names[i] for i in self.calibrate]
-        )
+        batches, names = _Batches(self.data, self.calibrate, self.recipe), [self.data.names[i] for i in self.calibrate]
+        return Images(batches, names=names, depth=self.recipe.depth)
 
     def evaluation(self) -> Iterable[Array]:
-        """The images to evaluate on, in batches float32 [at most 16, 3, H, W] that are read anew each time."""
+        """The images to evaluate on, in batches float32 [at most 16, C, H, W] that are read anew each time."""
         return _Batches(self.data, self.evaluate, self.recipe)
 
     def labels(self) -> list[int]:
@@ -143,7 +143,8 @@ class CalibrationSet:
         count = min(batch * -(-REFERENCE_IMAGES // batch), len(self.evaluate) // batch * batch) or batch
         indices = [self.evaluate[i % len(self.evaluate)] for i in range(count)]
         first = self.data.read(indices[0])
-        normalised = isinstance(first, np.ndarray) and first.dtype == np.float32
+        floats = isinstance(first, np.ndarray) and first.dtype == np.float32
+        normalised = floats or not self.recipe.takes_colours
         return np.stack([self.data.tensor(index, self.recipe, normalised=normalised) for index in indices])
 
 

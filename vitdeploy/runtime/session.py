@@ -253,7 +253,7 @@ class Session:
 
     def _tensor(self, image: Any) -> Array:
         """One image as the model takes it [C, H, W]; images are preprocessed."""
-        if not isinstance(image, np.ndarray) or holds_pixels(image, self.bundle.manifest.preprocessing):
+        if not isinstance(image, np.ndarray) or holds_pixels(image, self.bundle.manifest.recipe):
             return self._pixels(image)
         one: Array = _checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
         return one
@@ -261,7 +261,7 @@ class Session:
     def _pixels(self, image: ImageLike) -> Array:
         manifest = self.bundle.manifest
         prepare = to_pixels if manifest.preprocessing_in_graph else preprocess
-        return prepare(image, manifest.preprocessing)
+        return prepare(image, manifest.recipe)
 
     def _best(self, logits: Array, top_k: int) -> list[Prediction]:
         if logits.ndim != 1:

@@ -14,7 +14,7 @@ from vitdeploy.graph.run import run
 from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.bisect import Divergence, first_divergence, same_within
 from vitdeploy.proof.parity import compare_outputs
-from vitdeploy.proof.prove import bounds_of
+from vitdeploy.proof.prove import bounds_of, selections_of
 from vitdeploy.runtime.options import Options
 from vitdeploy.tensorrt.backend import TensorRtBackend
 from vitdeploy.tensorrt.build import build
@@ -36,7 +36,15 @@ def diagnose(
     expected = {name: array[:rows] for name, array in reference.outputs.items()}
     precision, bounds = bundle.manifest.precision, bounds_of(bundle.manifest)
     trusted = run(model, inputs)
-    if not compare_outputs(expected, trusted, runtime="onnxruntime", precision=precision, bounds=bounds).passed:
+    report = compare_outputs(
+        expected,
+        trusted,
+        runtime="onnxruntime",
+        precision=precision,
+        bounds=bounds,
+        selections=selections_of(bundle.manifest),
+    )
+    if not report.passed:
         return None, "ONNX Runtime does not reproduce the reference either: it is the bundle, not TensorRT"
 
     def suspect(marked: bytes) -> Mapping[str, Array]:

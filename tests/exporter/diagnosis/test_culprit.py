@@ -127,12 +127,12 @@ def blames_the_graph(error: GateError, module: str) -> None:
 def test_an_operator_that_is_captured_wrongly(
     precision: str, batch: int | str, failure: Callable[..., GateError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = capture._attention
+    honest = capture.attention
 
     def too_sharp(q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> Tensor:
         return honest(1.5 * q, k, v, *args, **options)
 
-    monkeypatch.setattr(capture, "_attention", too_sharp)
+    monkeypatch.setattr(capture, "attention", too_sharp)
     error = failure(Network(), precision=precision, batch=batch)
     blames_the_graph(error, "blocks.0 (Attention)")
     assert "it is wrong as it was captured, before any rewrite" in (error.why or "")
@@ -144,8 +144,8 @@ def test_an_operator_that_is_captured_wrongly(
 def test_int8_of_a_wrong_graph_is_refused_before_anything_is_calibrated(
     tmp_path: Path, failure: Callable[..., GateError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = capture._attention
-    monkeypatch.setattr(capture, "_attention", lambda q, *args, **options: honest(3 * q, *args, **options))
+    honest = capture.attention
+    monkeypatch.setattr(capture, "attention", lambda q, *args, **options: honest(3 * q, *args, **options))
     monkeypatch.setattr(pipeline, "eight_bits", lambda *args: pytest.fail("calibrated"))
     images = tmp_path / "images"
     images.mkdir()
@@ -163,8 +163,11 @@ def test_a_graph_that_misses_the_bound_is_right_where_the_network_rounds_as_much
     module = Network().eval()
     network = TorchNetwork(module, "Network", choose_outputs(module, features=False), 1)
     images = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
-    graph = capture.capture(module, torch.tensor(images), dynamic_batch=False, output_names=["logits"])
-    evidence = culprit.Evidence(network, graph, graph, TARGETS["portable"], images, network.run(images), "fp16")
+    graph, inputs = (
+        capture.capture(module, torch.tensor(images), dynamic_batch=False, output_names=["logits"]),
+        {"images": images},
+    )
+    evidence = culprit.Evidence(network, graph, graph, TARGETS["portable"], inputs, network.run(inputs), "fp16")
     monkeypatch.setattr(culprit, "SINGLE", Bounds(max_relative=0.0))
     culprit.require_right(evidence)
     wrong = graph.clone()
@@ -295,8 +298,8 @@ def test_the_command_line_prints_what_to_report(
     monkeypatch.setattr(logger, "handlers", list(logger.handlers))
     monkeypatch.setattr(logger, "propagate", logger.propagate)
     level = logger.level
-    honest = capture._attention
-    monkeypatch.setattr(capture, "_attention", lambda q, *args, **options: honest(1.5 * q, *args, **options))
+    honest = capture.attention
+    monkeypatch.setattr(capture, "attention", lambda q, *args, **options: honest(1.5 * q, *args, **options))
     source = tmp_path / "net.py"
     source.write_text("from tests.exporter.diagnosis.test_culprit import Network as build\n")
     out = tmp_path / "bundle"

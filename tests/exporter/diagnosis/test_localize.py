@@ -22,6 +22,7 @@ from vitdeploy.exporter.diagnosis.wrong_operator import wrong_operator
 from vitdeploy.exporter.module_calls import Event, Labels, relative_error, tensors_in, watching
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
+from vitdeploy.graph.run import Inputs
 from vitdeploy.models.outputs import choose_outputs
 
 WIDTH = 16
@@ -69,7 +70,7 @@ class Network(nn.Module):
         return out
 
 
-IMAGES = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+INPUTS = {"images": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
 
 # The graph value that is changed, and the module to which it belongs.
 SPOILED = {
@@ -98,11 +99,11 @@ def network() -> TorchNetwork:
 
 @pytest.fixture(scope="module")
 def graph(network: TorchNetwork) -> ir.Model:
-    return capture(network.module, torch.tensor(IMAGES), dynamic_batch=False, output_names=["logits"])
+    return capture(network.module, torch.tensor(INPUTS["images"]), dynamic_batch=False, output_names=["logits"])
 
 
-def wrong_modules(graph: ir.Model, network: TorchNetwork, images: np.ndarray) -> Iterator[str]:
-    return map(Labels(network.module), localize.wrong_modules(graph, network, images))
+def wrong_modules(graph: ir.Model, network: TorchNetwork, inputs: Inputs) -> Iterator[str]:
+    return map(Labels(network.module), localize.wrong_modules(graph, network, inputs))
 
 
 def spoiled(graph: ir.Model, name: str, factor: float = 1.01) -> ir.Model:
@@ -126,11 +127,11 @@ def spoiled(graph: ir.Model, name: str, factor: float = 1.01) -> ir.Model:
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_the_spoiled_module_is_the_first_that_is_named(name: str, graph: ir.Model, network: TorchNetwork) -> None:
-    assert next(wrong_modules(spoiled(graph, name), network, IMAGES)) == SPOILED[name]
+    assert next(wrong_modules(spoiled(graph, name), network, INPUTS)) == SPOILED[name]
 
 
 def test_nothing_is_named_in_a_right_graph(graph: ir.Model, network: TorchNetwork) -> None:
-    assert list(wrong_modules(graph, network, IMAGES)) == []
+    assert list(wrong_modules(graph, network, INPUTS)) == []
 
 
 # Of modules that compute something themselves: the operator that PyTorch calls there, and its line.
@@ -153,7 +154,7 @@ def test_the_operator_of_a_spoiled_value_is_named(name: str, graph: ir.Model, ne
     product.name = f"{name}_spoiled"
     node.replace_input_with(0, product.outputs[0])
     wrong.graph.insert_before(node, [scale, product])
-    found = wrong_operator(wrong, network, IMAGES, next(localize.wrong_modules(wrong, network, IMAGES)))
+    found = wrong_operator(wrong, network, INPUTS, next(localize.wrong_modules(wrong, network, INPUTS)))
     assert found is not None
     operator, _, line = found.partition(" at ")
     file, _, number = line.rpartition(":")
@@ -162,7 +163,7 @@ def test_the_operator_of_a_spoiled_value_is_named(name: str, graph: ir.Model, ne
 
 
 def test_no_operator_of_a_right_graph_is_named(graph: ir.Model, network: TorchNetwork) -> None:
-    assert [wrong_operator(graph, network, IMAGES, module) for module in network.module.modules()] == [None] * 23
+    assert [wrong_operator(graph, network, INPUTS, module) for module in network.module.modules()] == [None] * 23
 
 
 @pytest.mark.parametrize("target", ["portable", "tensorrt10"])
@@ -171,9 +172,9 @@ def test_after_rewrites_no_module_before_the_spoiled_one_is_named(
 ) -> None:
     optimized = graph.clone()
     list(rewrites(optimized, TARGETS[target]))
-    merged = set(wrong_modules(optimized, network, IMAGES))
+    merged = set(wrong_modules(optimized, network, INPUTS))
     named = [
-        next((one for one in wrong_modules(spoiled(optimized, name), network, IMAGES) if one not in merged), None)
+        next((one for one in wrong_modules(spoiled(optimized, name), network, INPUTS) if one not in merged), None)
         for name in ("blocks.1.mlp.1/Relu.out", "head/Gemm.out")
     ]
     assert named[0] in ("blocks.1.mlp.1 (ReLU)", "blocks.1.mlp (Sequential)", "blocks.1 (Block)")
@@ -184,8 +185,8 @@ def test_more_modules_than_are_compared_at_once(
     graph: ir.Model, network: TorchNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitdeploy.exporter.diagnosis.localize.AT_ONCE", 2)
-    assert next(wrong_modules(spoiled(graph, "head/Gemm.out"), network, IMAGES)) == "head (Linear)"
-    assert list(wrong_modules(graph, network, IMAGES)) == []
+    assert next(wrong_modules(spoiled(graph, "head/Gemm.out"), network, INPUTS)) == "head (Linear)"
+    assert list(wrong_modules(graph, network, INPUTS)) == []
 
 
 def test_modules_are_watched_in_the_order_of_their_calls_and_only_meanwhile() -> None:

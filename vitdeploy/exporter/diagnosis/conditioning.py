@@ -7,7 +7,7 @@ equal scores is the largest is decided by rounding. Nothing that happens there s
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter.module_calls import first_difference, tracing
 from vitdeploy.exporter.torch_network import TorchNetwork
-from vitdeploy.proof.discrete import is_discrete, is_selection
+from vitdeploy.graph.run import Inputs
+from vitdeploy.proof.discrete import is_discrete
 
 Array = NDArray[Any]
 
 log = logging.getLogger(__name__)
 
 
-def in_double(network: TorchNetwork, images: Array) -> dict[str, Array] | None:
+def in_double(network: TorchNetwork, inputs: Inputs) -> dict[str, Array] | None:
     """What a FP64 copy of the network gives; None for a network that has no such form, or hard-codes FP32."""
     double = network.in_double()
     try:
-        outputs = None if double is None else double.run(images.astype(np.float64))
+        outputs = None if double is None else double.run(_double(inputs))
     except ExportError:
         log.debug("%s does not run in FP64", network.name, exc_info=True)
         return None
@@ -36,26 +37,32 @@ def in_double(network: TorchNetwork, images: Array) -> dict[str, Array] | None:
     return outputs if usable else None
 
 
-def first_rounded(network: TorchNetwork, images: Array, limit: float) -> str | None:
+def first_rounded(network: TorchNetwork, inputs: Inputs, limit: float) -> str | None:
     """The first module where PyTorch in FP32 differs from FP64 by more than `limit` of the largest value.
 
-    `images` is one batch. None where no module does, or the network has no form in FP64.
+    `inputs` are one batch. None where no module does, or the network has no form in FP64.
     """
     double = network.in_double()
     if double is None:
         return None
     with tracing(double.module) as expected:
-        double.run(images.astype(np.float64))
+        double.run(_double(inputs))
     with tracing(network.module) as found:
-        network.run(images)
+        network.run(inputs)
     return first_difference(expected, found, limit)
 
 
-def image_errors(reference: Mapping[str, Array], found: Mapping[str, Array], images: int) -> NDArray[np.float64]:
+def _double(inputs: Inputs) -> dict[str, Array]:
+    return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
+
+
+def image_errors(
+    reference: Mapping[str, Array], found: Mapping[str, Array], images: int, selections: Sequence[str] = ()
+) -> NDArray[np.float64]:
     """For each image the largest error of any output, as a part of the largest value of that output [images].
 
-    Of whole numbers and flags the part that is another one counts. Infinite where something is not finite. An output
-    whose first axis does not count the images stands for all of them.
+    Of whole numbers and flags the part that is another one counts, in `selections` whatever their order. Infinite where
+    something is not finite. An output whose first axis does not count the images stands for all of them.
     """
     worst = np.zeros(images)
     for name, array in reference.items():
@@ -63,7 +70,7 @@ def image_errors(reference: Mapping[str, Array], found: Mapping[str, Array], ima
             return np.full(images, np.inf)
         count = images if array.ndim and len(array) == images else 1
         old, new = (one.astype(np.float64).reshape(count, -1) for one in (array, found[name]))
-        if is_selection(array):
+        if name in selections:
             errors = np.array([len(set(a) - set(b)) / len(a) for a, b in zip(old.tolist(), new.tolist(), strict=True)])
         elif is_discrete(array):
             errors = (old != new).mean(axis=1)

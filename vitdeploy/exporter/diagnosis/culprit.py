@@ -31,7 +31,7 @@ from vitdeploy.exporter.diagnosis.wrong_operator import wrong_operator
 from vitdeploy.exporter.module_calls import Labels
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
-from vitdeploy.graph.run import run
+from vitdeploy.graph.run import Inputs, rows, run, samples_in
 from vitdeploy.proof.discrete import is_discrete
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
 from vitdeploy.proof.recorded import pick
@@ -55,7 +55,7 @@ class Evidence:
 
     captured   the graph as PyTorch's exporter made it
     optimized  the FP32 graph that follows from it, before any other precision
-    images     as the network sees them [n, 3, H, W]
+    inputs     as the network sees them, by name
     expected   the outputs of PyTorch FP32 for them, by name
     precision  the one that was asked for
     """
@@ -64,15 +64,31 @@ class Evidence:
     captured: ir.Model
     optimized: ir.Model
     target: Target
-    images: Array
+    inputs: Inputs
     expected: Mapping[str, Array]
     precision: str
 
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return samples_in(self.inputs)
+
+    def compare(self, reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
+        """Outputs for the inputs against others, see `compare_outputs`."""
+        selections = self.network.outputs.selections
+        return compare_outputs(
+            reference, actual, runtime="the graph", precision="fp32", bounds=bounds, selections=selections
+        )
+
+    def errors(self, reference: Mapping[str, Array], found: Mapping[str, Array]) -> NDArray[np.float64]:
+        """The error of each sample, see `image_errors`."""
+        return image_errors(reference, found, self.count, self.network.outputs.selections)
+
     def outputs(self, graph: ir.Model) -> dict[str, Array]:
-        """What a FP32 graph makes of the images, every node computed as it is written."""
+        """What a FP32 graph makes of the inputs, every node computed as it is written."""
         ordered = graph.clone()
         TopologicalSortPass()(ordered)
-        return run(ordered, {str(ordered.graph.inputs[0].name): self.images}, "as_written")
+        return run(ordered, self.inputs, "as_written")
 
 
 def require_right(evidence: Evidence) -> None:
@@ -81,11 +97,11 @@ def require_right(evidence: Evidence) -> None:
     It has to keep the bound of FP32. Where the network is too ill-conditioned for that, FP16's bound is enough.
     """
     found = evidence.outputs(evidence.optimized)
-    report = _compare(evidence.expected, found, SINGLE)
+    report = evidence.compare(evidence.expected, found, SINGLE)
     if report.passed:
         return
-    wrong = _unexplained(evidence, found, report, in_double(evidence.network, evidence.images))
-    if wrong.any() or not _compare(evidence.expected, found, HALF).passed:
+    wrong = _unexplained(evidence, found, report, in_double(evidence.network, evidence.inputs))
+    if wrong.any() or not evidence.compare(evidence.expected, found, HALF).passed:
         what = f"the FP32 graph of {evidence.network.name} does not reproduce PyTorch"
         raise GateError(what, why="; ".join(report.failures), fix=REPORT)
 
@@ -108,13 +124,13 @@ def explained(evidence: Evidence) -> Iterator[None]:
 def _explain(failure: GateError, evidence: Evidence) -> GateError:
     """The error that names the culprit."""
     found = evidence.outputs(evidence.optimized)
-    report, double = _compare(evidence.expected, found, SINGLE), in_double(evidence.network, evidence.images)
+    report, double = evidence.compare(evidence.expected, found, SINGLE), in_double(evidence.network, evidence.inputs)
     unexplained = _unexplained(evidence, found, report, double)
     if unexplained.any():
         return _wrong_graph(evidence, found, report, unexplained)
     if double is not None:
         bounds = SINGLE if evidence.precision == "fp32" else HALF
-        if not report.passed or not _compare(double, evidence.expected, bounds).passed:
+        if not report.passed or not evidence.compare(double, evidence.expected, bounds).passed:
             return _ill_conditioned(failure, evidence, found, double)
     right = f"the FP32 graph is right: {_snr_db(report):.0f} dB" if report.outputs else "the FP32 graph is right"
     return GateError(failure.what, why=_joined(failure.why, right), fix=failure.fix or REPORT)
@@ -124,13 +140,13 @@ def _unexplained(
     evidence: Evidence, found: Mapping[str, Array], report: ParityReport, double: Mapping[str, Array] | None
 ) -> NDArray[np.bool_]:
     """The images for which the graph is wrong by more than the network's own rounding explains, as flags [n]."""
-    count = len(evidence.images)
+    count = evidence.count
     if report.passed:
         return np.zeros(count, dtype=np.bool_)
-    wrong = image_errors(evidence.expected, found, count) > (SINGLE.max_relative or 0.0)
+    wrong = evidence.errors(evidence.expected, found) > (SINGLE.max_relative or 0.0)
     if double is not None:
-        rounding = image_errors(double, evidence.expected, count)
-        wrong &= ~(image_errors(double, found, count) <= LIKE_PYTORCH * rounding)
+        rounding = evidence.errors(double, evidence.expected)
+        wrong &= ~(evidence.errors(double, found) <= LIKE_PYTORCH * rounding)
     return wrong
 
 
@@ -138,14 +154,14 @@ def _ill_conditioned(
     failure: GateError, evidence: Evidence, found: Mapping[str, Array], double: Mapping[str, Array]
 ) -> GateError:
     """The network amplifies rounding errors: PyTorch in FP32 is as far from FP64 as the graph."""
-    network, count = evidence.network, len(evidence.images)
+    network, count = evidence.network, evidence.count
     limit = (SINGLE.max_relative or 0.0) if evidence.precision == "fp32" else HALF_RELATIVE
-    errors = image_errors(double, evidence.expected, count)
+    errors = evidence.errors(double, evidence.expected)
     worst = int(errors.argmax())
     concerned = errors > min(limit, errors[worst] / 2)
     module = first_rounded(network, _batch(evidence, worst, network.batch or 1), limit)
     parts = [pick(one, concerned) for one in (double, evidence.expected, found)]
-    figures = [_snr_db(_compare(parts[0], part, SINGLE)) for part in parts[1:]]
+    figures = [_snr_db(evidence.compare(parts[0], part, SINGLE)) for part in parts[1:]]
     return GateError(
         f"{network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
         why=_joined(
@@ -164,14 +180,14 @@ def _wrong_graph(
 ) -> GateError:
     """The graph computes something else than the network: since when, in which module, and with which operator."""
     network = evidence.network
-    count, chosen = len(evidence.images), {name: one for name, one in evidence.expected.items() if is_discrete(one)}
-    errors, flips = image_errors(evidence.expected, found, count), image_errors(chosen, found, count)
+    chosen = {name: one for name, one in evidence.expected.items() if is_discrete(one)}
+    errors, flips = evidence.errors(evidence.expected, found), evidence.errors(chosen, found)
     # Another choice may be a border case, and changes everything that follows from it.
     focus = _focus(evidence, int(np.lexsort((errors, flips == 0, wrong))[-1]))
     origin, graph, ignored = _origin(focus)
-    module = next((one for one in wrong_modules(graph, network, focus.images) if one not in ignored), None)
+    module = next((one for one in wrong_modules(graph, network, focus.inputs) if one not in ignored), None)
     name = Labels(network.module)(module) if module is not None else None
-    operator = wrong_operator(graph, network, focus.images, module) if module is not None else None
+    operator = wrong_operator(graph, network, focus.inputs, module) if module is not None else None
     return GateError(
         f"the graph of {network.name} does not reproduce PyTorch, whatever the precision",
         why=_joined(
@@ -202,13 +218,13 @@ def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[nn.Module]]:
 
 def _missing(evidence: Evidence, graph: ir.Model) -> set[nn.Module]:
     """The modules whose output a right graph lacks as a value: a rewrite merged it with something else."""
-    return set(wrong_modules(graph, evidence.network, evidence.images))
+    return set(wrong_modules(graph, evidence.network, evidence.inputs))
 
 
 def _is_right(evidence: Evidence, graph: ir.Model) -> bool | None:
     """Whether a graph reproduces PyTorch; None for one that ONNX Runtime cannot run, as it may be between rewrites."""
     try:
-        return _compare(evidence.expected, evidence.outputs(graph), SINGLE).passed
+        return evidence.compare(evidence.expected, evidence.outputs(graph), SINGLE).passed
     except BackendError:
         log.debug("a graph between two rewrites cannot be run", exc_info=True)
         return None
@@ -218,21 +234,17 @@ def _focus(evidence: Evidence, image: int) -> Evidence:
     """The evidence of one batch around an image for which the graph is wrong: of that image, of two, or all of it."""
     network = evidence.network
     for size in [network.batch] if network.batch else [1, 2]:
-        images = _batch(evidence, image, size)
-        one = replace(evidence, images=images, expected=network.run(images))
+        inputs = _batch(evidence, image, size)
+        one = replace(evidence, inputs=inputs, expected=network.run(inputs))
         if _is_right(one, evidence.optimized) is False:
             return one
     return evidence
 
 
-def _batch(evidence: Evidence, image: int, size: int) -> Array:
-    """The batch of `size` images in which one lies."""
-    start = max(0, min(image // size * size, len(evidence.images) - size))
-    return evidence.images[start : start + size]
-
-
-def _compare(reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
-    return compare_outputs(reference, actual, runtime="the graph", precision="fp32", bounds=bounds)
+def _batch(evidence: Evidence, image: int, size: int) -> Inputs:
+    """The batch of `size` samples in which one lies."""
+    start = max(0, min(image // size * size, evidence.count - size))
+    return rows(evidence.inputs, start, start + size)
 
 
 def _snr_db(report: ParityReport) -> float:

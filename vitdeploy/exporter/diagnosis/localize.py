@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitdeploy.exporter.module_calls import Event, Labels, module_names, relative_error, watching
 from vitdeploy.exporter.torch_network import TorchNetwork
-from vitdeploy.graph.run import Runner
+from vitdeploy.graph.run import Inputs, Runner
 
 Array = NDArray[Any]
 
@@ -31,15 +31,14 @@ TOLERANCE = 1e-4  # the bound of FP32 outputs
 AT_ONCE = 32  # modules whose values are in memory together
 
 
-def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iterator[nn.Module]:
+def wrong_modules(graph: ir.Model, network: TorchNetwork, inputs: Inputs) -> Iterator[nn.Module]:
     """The modules whose inputs the graph has and whose output it has not, in the order in which they end.
 
-    `images` is one batch. The first is the culprit: a module around it follows, and one behind it has other inputs.
+    `inputs` are one batch. The first is the culprit: a module around it follows, and one behind it has other inputs.
     """
     labels, names = Labels(network.module), module_names(network.module)
     scopes = _scopes(graph)
-    entry = str(graph.graph.inputs[0].name)
-    modules = [module for module in _in_order(network, images) if any(name in scopes for name in names.get(module, ()))]
+    modules = [module for module in _in_order(network, inputs) if any(name in scopes for name in names.get(module, ()))]
     for start in range(0, len(modules), AT_ONCE):
         part = {
             module: [scopes[name] for name in names[module] if name in scopes]
@@ -47,14 +46,14 @@ def wrong_modules(graph: ir.Model, network: TorchNetwork, images: Array) -> Iter
         }
         wanted = {name for found in part.values() for scope in found for name in (*scope.entering, *scope.leaving)}
         runner = Runner(showing(graph, wanted), "as_written")
-        values = {entry: images, **next(runner.batches({entry: images}))}
+        values = {**inputs, **next(runner.batches(inputs))}
         comparison = _Comparison(part, values)
         with watching(comparison.look):
-            network.run(images)
+            network.run(inputs)
         for module in part:
             verdicts = comparison.verdicts(module)
-            for inputs, outputs in verdicts:
-                log.debug("%s: inputs %s, outputs %s", labels(module), _WORDS[inputs], _WORDS[outputs])
+            for taken, given in verdicts:
+                log.debug("%s: inputs %s, outputs %s", labels(module), _WORDS[taken], _WORDS[given])
             if (True, False) in verdicts:
                 yield module
 
@@ -102,7 +101,7 @@ def showing(graph: ir.Model, names: Container[str]) -> ir.Model:
     return shown
 
 
-def _in_order(network: TorchNetwork, images: Array) -> list[nn.Module]:
+def _in_order(network: TorchNetwork, inputs: Inputs) -> list[nn.Module]:
     """The modules that a call runs, in the order in which each ends for the first time."""
     seen: dict[nn.Module, None] = {}
 
@@ -111,7 +110,7 @@ def _in_order(network: TorchNetwork, images: Array) -> list[nn.Module]:
             seen.setdefault(event.module)
 
     with watching(note):
-        network.run(images)
+        network.run(inputs)
     return list(seen)
 
 

@@ -20,25 +20,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitdeploy.exporter.diagnosis.localize import same_numbers, showing
 from vitdeploy.exporter.module_calls import Event, module_names, tensors_in, watching
 from vitdeploy.exporter.torch_network import TorchNetwork, place
-from vitdeploy.graph.run import Runner
+from vitdeploy.graph.run import Inputs, Runner
 
 Array = NDArray[Any]
 
 
-def wrong_operator(graph: ir.Model, network: TorchNetwork, images: Array, module: nn.Module) -> str | None:
+def wrong_operator(graph: ir.Model, network: TorchNetwork, inputs: Inputs, module: nn.Module) -> str | None:
     """The operator, with its place in the user's code, from whose result on `graph` has nothing that PyTorch has.
 
-    `images` is one batch, and `module` one whose inputs are right. None where no operator of its own code is found.
+    `inputs` are one batch, and `module` one whose inputs are right. None where no operator of its own code is found.
     """
     paths = {path or "graph" for path in module_names(network.module).get(module, ())}
     own = [node for node in graph.graph if str(node.name).rpartition("/")[0] in paths]
     names = {str(value.name) for node in own for value in node.outputs}
-    entry = str(graph.graph.inputs[0].name)
-    values = next(Runner(showing(graph, names), "as_written").batches({entry: images}))
+    values = next(Runner(showing(graph, names), "as_written").batches(inputs))
     with watching(lambda event: operators.visit(event)) as running:
         operators = _Operators(module, running, [values[name] for name in names if name in values])
         with operators:
-            network.run(images)
+            network.run(inputs)
     return operators.first_lost()
 
 

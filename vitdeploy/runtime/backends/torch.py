@@ -73,7 +73,7 @@ class TorchBackend(Backend):
 
         manifest = bundle.manifest
         super().__init__(model.to(_DEVICES[device]), manifest.inputs, manifest.outputs)
-        recipe = manifest.preprocessing
+        recipe = manifest.recipe
         self._normalise = partial(normalise, recipe=recipe) if manifest.preprocessing_in_graph else np.asarray
         self._wanted = choose_outputs(model, features="strides" in manifest.graph)
         self._device = device
@@ -85,7 +85,7 @@ class TorchBackend(Backend):
             given = inputs[self.inputs[0].name]
             # A copy: torch shares the memory of writable arrays only.
             images = torch.tensor(self._normalise(given), device=_DEVICES[self._device])
-            results = self._wanted.named(self._wanted.call(native, images))
+            results = self._wanted.call(native, {self.inputs[0].name: images})
         return {spec.name: _array(results[spec.name], spec) for spec in self.outputs}
 
     def _facts(self) -> dict[str, Any]:
@@ -125,7 +125,8 @@ def _rebuild(record: ModelRecord, checkpoint: str | Path | None) -> nn.Module:
             f"torch cannot rebuild {record.name}", why="it is not a network of the zoo", fix="another runtime"
         ) from error
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in record.hyperparameters.items()}
-    card = replace(card.resized(record.image_size), num_classes=record.num_classes).tuned(tuples)
+    card = card if record.image_size is None else card.resized(record.image_size)
+    card = replace(card, num_classes=record.num_classes).tuned(tuples)
     if record.weights.kind == "random":
         return build(card).eval()
     path = Path(checkpoint) if checkpoint is not None else _packaged(card.checkpoint)

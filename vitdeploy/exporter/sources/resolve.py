@@ -1,0 +1,153 @@
+"""From what the user typed, or passed in Python, to the network that is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import UsageError
+from vitdeploy.exporter.inputs import image_inputs
+from vitdeploy.exporter.sources.subject import Subject
+from vitdeploy.models.registry import ModelCard, cards
+from vitdeploy.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from vitdeploy.exporter.request import ExportRequest
+
+FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
+
+
+def resolve(request: ExportRequest) -> Subject:
+    """The network of `request`, in eval mode, and what is known of it.
+
+    Raises UsageError for a source that is not there and for options that it does not take, ModelError and
+    CheckpointError for one that cannot be built.
+    """
+    subject = _made(request)
+    card = subject.card
+    if request.preprocessing:
+        card = card.preprocessed(request.preprocessing)
+    if request.labels is not None:
+        card = replace(card, labels=tuple(request.labels))
+        if card.num_classes:
+            check_labels(card)
+    return replace(subject, card=card)
+
+
+def check_labels(card: ModelCard) -> None:
+    """UsageError where the network has another number of classes than there are labels."""
+    if card.labels and len(card.labels) != card.num_classes:
+        raise UsageError(
+            f"{len(card.labels)} labels for {card.num_classes} classes",
+            fix="--labels with one line for each class, in the order of the logits",
+        )
+
+
+def _made(request: ExportRequest) -> Subject:
+    source = request.source
+    if not isinstance(source, (str, Path)):
+        return _live(request, source, "the source")
+    text = str(source)
+    for prefix, make in _PREFIXES.items():
+        if text.startswith(prefix):
+            return make(request)
+    if text.endswith(".pt2"):
+        from vitdeploy.exporter.sources.program import load_program
+
+        return _live(request, load_program(Path(text)), text)
+    if text in cards():
+        return _zoo(request, text)
+    if ":" in text:
+        from vitdeploy.exporter.sources.function import call_function
+
+        return _live(request, call_function(text, request.hyperparameters or {}), text, called=True)
+    raise _unknown(text)
+
+
+def _zoo(request: ExportRequest, name: str) -> Subject:
+    from vitdeploy.models.create import create_model
+
+    if request.specs:
+        raise UsageError(f"{name} takes images alone", fix="--image-size instead of --input")
+    model = create_model(
+        name,
+        num_classes=request.num_classes,
+        image_size=request.image_size,
+        checkpoint=request.checkpoint,
+        hyperparameters=request.hyperparameters,
+    )
+    card: ModelCard = model.card  # type: ignore[assignment]
+    return Subject(model, card, image_inputs(card.image_size, 3))
+
+
+def _timm(request: ExportRequest) -> Subject:
+    from vitdeploy.exporter.sources.timm import describe_timm
+
+    return describe_timm(request)
+
+
+def _huggingface(request: ExportRequest) -> Subject:
+    from vitdeploy.exporter.sources.huggingface import describe_huggingface
+
+    _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes})
+    return describe_huggingface(request)
+
+
+_PREFIXES: Mapping[str, Callable[[ExportRequest], Subject]] = {"timm:": _timm, "hf:": _huggingface}
+
+
+def _live(request: ExportRequest, made: object, where: str, *, called: bool = False) -> Subject:
+    from vitdeploy.exporter.sources.live import describe_live
+
+    given = None if called else request.hyperparameters
+    _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes, "--set": given or None})
+    recipe = _recipe(request)
+    return describe_live(made, where, image_size=request.image_size, inputs=request.specs, recipe=recipe)
+
+
+def _recipe(request: ExportRequest) -> Preprocessing | None:
+    """What the request says of the preprocessing, on top of the way of ImageNet; None where it says nothing."""
+    asked = request.preprocessing
+    if not asked:
+        return None
+    return asked if isinstance(asked, Preprocessing) else Preprocessing().changed(asked)
+
+
+def _refuse(request: ExportRequest, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        source = request.source if isinstance(request.source, (str, Path)) else "a module"
+        raise UsageError(
+            f"{' and '.join(given)} does not belong to {source}",
+            why="such a network arrives with its weights and its classes",
+            fix="load them in the function that makes the module; "
+            "--set NAME=VALUE goes to the arguments of a function file.py:function",
+        )
+
+
+def _unknown(text: str) -> UsageError:
+    """What was meant, perhaps: a name of the zoo or of timm, or a file."""
+    from vitdeploy.exporter.sources.timm import closest
+
+    path = Path(text)
+    if path.suffix == ".py":
+        why = f"{path} is a file of Python" if path.is_file() else f"there is no file {path}"
+        return UsageError(
+            f"{text!r} names no function", why=why, fix=f"{text}:build, the function that makes the module"
+        )
+    if path.suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin"):
+        return UsageError(
+            f"{text} is a file of weights, or TorchScript",
+            why="weights alone do not say which network they belong to",
+            fix=f"vitdeploy export NAME --checkpoint {text}, or timm:NAME --checkpoint {text}, or file.py:function",
+        )
+    offers = get_close_matches(text, cards(), n=3, cutoff=0.5)
+    offers += [f"timm:{name}" for name in closest(text)]
+    return UsageError(
+        f"there is no model called {text!r}",
+        why="it is neither in the zoo nor a file here",
+        fix=" or ".join(offers) if offers else FORMS,
+    )
