@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import ExportError
-from vitdeploy.exporter.lowering.refusal import newer_target, refusal
+from vitdeploy.exporter.lowering.newer_operators import bits, bits_inverted, gelu, mish, numbers
+from vitdeploy.exporter.lowering.refusal import too_new
 from vitdeploy.graph.edit import (
     Array,
     Builder,
@@ -30,21 +29,12 @@ Rule = Callable[[ir.Graph, ir.Node, Target], bool]
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
-def _refused(node: ir.Node, target: Target, what: str, since: int, otherwise: str) -> ExportError:
-    return refusal(
-        node,
-        f"{what} cannot be said in opset {target.opset}",
-        why=f"the form is of opset {since}, and the target {target.name} declares {target.opset}",
-        fix=newer_target(target, since, otherwise),
-    )
-
-
 def _known(node: ir.Node, index: int, what: str, target: Target, since: int) -> Array | None:
     """The constant behind input `index`; None where the input is left out; ExportError where it is computed."""
     value = node.inputs[index] if len(node.inputs) > index else None
     found = constant(value)
     if value is not None and found is None:
-        raise _refused(node, target, f"{node.op_type} with computed {what}", since, f"make the {what} constant")
+        raise too_new(node, target, f"{node.op_type} with computed {what}", since, f"make the {what} constant")
     return found
 
 
@@ -55,7 +45,7 @@ def _reduction(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
         node.attributes["axes"] = ir.AttrInt64s("axes", [int(axis) for axis in axes])
     elif attribute(node, "noop_with_empty_axes", 0):
         if node.op_type not in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"):
-            raise _refused(node, target, f"{node.op_type} over no axis", 18, "leave the reduction out")
+            raise too_new(node, target, f"{node.op_type} over no axis", 18, "leave the reduction out")
         add = Builder(graph, node)
         replace(node, add.op("Identity", [input_of(node, 0)], node.outputs[0].shape))
         return True
@@ -85,7 +75,7 @@ def _reduction_by_sums(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
         replace(node, add.op("Log", [total(x)], out.shape))
     else:
         # The largest, kept finite, is taken out, so that no power overflows.
-        number, limit = _numbers(add, x), float(np.finfo(dtype_of(x).numpy()).max)
+        number, limit = numbers(add, x), float(np.finfo(dtype_of(x).numpy()).max)
         reduced = list(shape_of(x))
         for axis in axes:
             reduced[int(axis)] = 1
@@ -120,7 +110,7 @@ def _split(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     shape = shape_of(input_of(node, 0))
     length = shape[int(attribute(node, "axis", 0)) % len(shape)]
     if not isinstance(length, int):
-        raise _refused(node, target, "Split of an axis of free length", 18, "split an axis of fixed length")
+        raise too_new(node, target, "Split of an axis of free length", 18, "split an axis of fixed length")
     node.attributes.pop("num_outputs")
     chunk = -(-length // count)
     sizes = [chunk] * (count - 1) + [length - chunk * (count - 1)]
@@ -163,7 +153,7 @@ def _pad_wrap(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
         if not before and not after:
             continue
         if not isinstance(length, int):
-            raise _refused(node, target, "circular padding of an axis of free length", 19, "pad axes of fixed length")
+            raise too_new(node, target, "circular padding of an axis of free length", 19, "pad axes of fixed length")
         index = np.arange(-int(before), length + int(after)) % length
         shape[axis] = len(index)
         value = add.op("Gather", [value, add.constant(index, "index")], shape, axis=axis)
@@ -178,7 +168,7 @@ def _resize(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     """`axes`, `antialias` and `keep_aspect_ratio_policy` of Resize are of opset 18: `axes` are spelled out."""
     for name, default in _RESIZE_DEFAULTS.items():
         if attribute(node, name, default) != default:
-            raise _refused(node, target, f"Resize with {name} {attribute(node, name)}", 18, "resize without it")
+            raise too_new(node, target, f"Resize with {name} {attribute(node, name)}", 18, "resize without it")
     stated = [node.attributes.pop(name, None) for name in _RESIZE_DEFAULTS]
     axes = node.attributes.pop("axes", None)
     if axes is None:
@@ -192,7 +182,7 @@ def _resize(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     else:
         given, known = need(_known(node, 3, "sizes", target, 18), "sizes"), static_shape(input_of(node, 0))
         if known is None:
-            raise _refused(node, target, "Resize of some axes to a size", 18, "--batch 1, or resize by a scale")
+            raise too_new(node, target, "Resize of some axes to a size", 18, "--batch 1, or resize by a scale")
         sizes = np.array(known, dtype=np.int64)
         sizes[order] = given
         node.replace_input_with(3, add.constant(sizes, "sizes"))
@@ -214,7 +204,7 @@ def _resize_coordinates(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
         before is not None and after is not None and np.allclose(np.array(before) * scales, after, rtol=1e-6, atol=0)
     )
     if not exact:
-        raise _refused(node, target, "Resize with half_pixel_symmetric", 19, "resize to a size")
+        raise too_new(node, target, "Resize with half_pixel_symmetric", 19, "resize to a size")
     node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "half_pixel")
     return True
 
@@ -231,39 +221,10 @@ def _dft(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
 def _grid_sample(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     """The modes have other names before opset 20, which brought volumes too."""
     if len(shape_of(input_of(node, 0))) != 4:
-        raise _refused(node, target, "GridSample of a volume", 20, "sample planes")
+        raise too_new(node, target, "GridSample of a volume", 20, "sample planes")
     name = attribute(node, "mode", "linear")
     node.attributes["mode"] = ir.AttrString("mode", {"linear": "bilinear", "cubic": "bicubic"}.get(name, name))
     return True
-
-
-def _gelu(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
-    """x Phi(x), by the error function or by its approximation with the hyperbolic tangent."""
-    x, add = input_of(node, 0), Builder(graph, node)
-    number = _numbers(add, x)
-    if attribute(node, "approximate", "none") == "tanh":
-        cube = add.op("Mul", [add.op("Mul", [x, x], x.shape), x], x.shape)
-        inner = add.op("Add", [x, add.op("Mul", [cube, number(0.044715)], x.shape)], x.shape)
-        inner = add.op("Mul", [inner, number(math.sqrt(2 / math.pi))], x.shape)
-        phi = add.op("Tanh", [inner], x.shape)
-    else:
-        phi = add.op("Erf", [add.op("Div", [x, number(math.sqrt(2))], x.shape)], x.shape)
-    weighted = add.op("Mul", [x, add.op("Add", [phi, number(1)], x.shape)], x.shape)
-    replace(node, add.op("Mul", [weighted, number(0.5)], x.shape))
-    return True
-
-
-def _mish(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
-    """x tanh(softplus(x))."""
-    x, add = input_of(node, 0), Builder(graph, node)
-    gate = add.op("Tanh", [add.op("Softplus", [x], x.shape)], x.shape)
-    replace(node, add.op("Mul", [x, gate], x.shape))
-    return True
-
-
-def _numbers(add: Builder, like: ir.Value) -> Callable[[float], ir.Value]:
-    kind = dtype_of(like).numpy()
-    return lambda number: add.constant(np.asarray(number, dtype=kind), "number")
 
 
 def _is_inf(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
@@ -277,68 +238,11 @@ def _is_inf(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     return True
 
 
-def _bits_inverted(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
-    """The inverted bits of a signed integer x are -1 - x."""
-    x, add = input_of(node, 0), Builder(graph, node)
-    if not dtype_of(x).is_signed():
-        raise _refused(node, target, "the inverted bits of unsigned integers", 18, "use signed integers")
-    replace(node, add.op("Sub", [_numbers(add, x)(-1), x], x.shape))
-    return True
-
-
-def _bits(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
-    """Integers and a constant mask, by remainders: x and (2^k - 1) is x modulo 2^k, also where x is negative."""
-    masks = [constant(value) for value in node.inputs]
-    index = next((i for i, mask in enumerate(masks) if mask is not None and mask.size == 1), None)
-    if index is None:
-        raise _refused(node, target, "bits of two computed integers", 18, "use a constant mask of one number")
-    x, out, add = input_of(node, 1 - index), node.outputs[0], Builder(graph, node)
-    if not dtype_of(x).is_signed():
-        raise _refused(node, target, "bits of unsigned integers", 18, "use signed integers")
-    mask = int(need(masks[index], "the mask").item())
-    common = _masked(add, x, mask)
-    if node.op_type == "BitwiseAnd":
-        replace(node, common if add.made else add.op("Identity", [common], out.shape))
-        return True
-    # x or m = x + m - (x and m), x xor m = x + m - 2 (x and m)
-    both = common if node.op_type == "BitwiseOr" else add.op("Add", [common, common], out.shape)
-    rest = add.op("Sub", [x, both], out.shape)
-    replace(node, add.op("Add", [rest, _numbers(add, x)(mask)], out.shape))
-    return True
-
-
-def _masked(add: Builder, x: ir.Value, mask: int) -> ir.Value:
-    """x and mask, by one difference of remainders for every run of ones in the mask."""
-    number = _numbers(add, x)
-    if mask < 0:
-        return add.op("Sub", [x, _masked(add, x, ~mask)], x.shape)
-    parts = []
-    for low, high in _runs(mask):
-        part = add.op("Mod", [x, number(1 << high)], x.shape)
-        if low:
-            part = add.op("Sub", [part, add.op("Mod", [x, number(1 << low)], x.shape)], x.shape)
-        parts.append(part)
-    if not parts:
-        return add.op("Sub", [x, x], x.shape)
-    total = parts[0]
-    for part in parts[1:]:
-        total = add.op("Add", [total, part], x.shape)
-    return total
-
-
-def _runs(mask: int) -> Sequence[tuple[int, int]]:
-    """The runs of ones of a mask of at least 0, each from its lowest bit to the bit behind its highest."""
-    bits = [place for place in range(mask.bit_length()) if mask >> place & 1]
-    starts = [bit for bit in bits if bit - 1 not in bits]
-    ends = [bit + 1 for bit in bits if bit + 1 not in bits]
-    return list(zip(starts, ends, strict=True))
-
-
 def _scatter(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     """The largest and the smallest are of opset 18, sums and products of opset 16."""
     reduction = attribute(node, "reduction", "none")
     if reduction in ("max", "min"):
-        raise _refused(node, target, f"{node.op_type} with reduction {reduction}", 18, "scatter without a reduction")
+        raise too_new(node, target, f"{node.op_type} with reduction {reduction}", 18, "scatter without a reduction")
     return False
 
 
@@ -367,7 +271,7 @@ _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2",
 # no row is refused by name; tests/exporter/lowering/test_opset_schemas.py holds these rows against the schemas of ONNX.
 RULES: dict[int, dict[str, Rule]] = {
     20: {
-        "Gelu": _gelu,
+        "Gelu": gelu,
         "DFT": _dft,
         "GridSample": _grid_sample,
         "IsInf": _is_inf,
@@ -387,10 +291,10 @@ RULES: dict[int, dict[str, Rule]] = {
         "Pad": _pad_axes,
         "Resize": _resize,
         **dict.fromkeys(("ScatterElements", "ScatterND"), _scatter),
-        "Mish": _mish,
+        "Mish": mish,
         "LpPool": _without(dilations=1, ceil_mode=0),
-        "BitwiseNot": _bits_inverted,
-        **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), _bits),
+        "BitwiseNot": bits_inverted,
+        **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), bits),
     },
 }
 

@@ -20,3 +20,13 @@ def newer_target(target: Target, since: int, otherwise: str) -> str:
     able = [row for row in targets() if row.opset >= since]
     able.sort(key=lambda row: not set(row.runtimes) & set(target.runtimes))
     return f"vitdeploy export … --target {able[0].name}, or {otherwise}" if able else otherwise
+
+
+def too_new(node: ir.Node, target: Target, what: str, since: int, otherwise: str) -> ExportError:
+    """The ExportError for a form of opset `since` that `target` cannot say."""
+    return refusal(
+        node,
+        f"{what} cannot be said in opset {target.opset}",
+        why=f"the form is of opset {since}, and the target {target.name} declares {target.opset}",
+        fix=newer_target(target, since, otherwise),
+    )
