@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from vitdeploy.exporter.emulation import (
     half_snr_db,
 )
 from vitdeploy.exporter.guards import guarded_regions
+from vitdeploy.exporter.half_repair import IMAGE_ALLOWANCE_DB, Quality, find_repairs
 from vitdeploy.exporter.partial_sums import partial_sums
 from vitdeploy.graph.edit import Array, attribute, constant, only_consumer, remove_unused
 from vitdeploy.graph.names import block_of
@@ -41,17 +42,13 @@ log = logging.getLogger(__name__)
 
 HEADROOM = 2.0  # other images may reach higher than the reference ones
 MASK_LIMIT = -10000.0
-IMAGE_ALLOWANCE_DB = 5.0  # that a single image, such as a black one, may lie below the bound for all
 SPARE_DB = 1.0  # kept above the bound, for runtimes that round in other places than the emulation
-MAX_REPAIRS = 12
 
 _PIN = "vitdeploy.keep_fp32"
 
 SINGLE, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 _SUMS_OVER_AXES = frozenset({"ReduceMean", "ReduceSum", "GlobalAveragePool"})
-
-Quality = Callable[[Mapping[str, Array]], float]
 
 
 @dataclass
@@ -155,7 +152,7 @@ def to_half(
 
     `inputs` are the reference inputs; `quality(outputs) -> dB` judges emulated outputs against PyTorch's. Nodes marked
     by `keep_single`, and nodes whose tensors would overflow or underflow, stay FP32; then, while the emulated quality
-    is below `min_snr_db`, the block that gains most by it is reverted to FP32.
+    is below `min_snr_db`, blocks are reverted to FP32, those that cost most first.
     The result may still be below the bound: the caller's gate decides.
     """
     model = model.clone()
@@ -168,24 +165,21 @@ def to_half(
     report = HalfReport(kept={**guarded_regions(model.graph), **sums, **_unsafe(model, ranges), **pinned(model)})
     bound = min_snr_db + SPARE_DB
 
-    def measure(kept: Mapping[str, str]) -> float:
-        return quality(run(emulate_half(_typed(model, kept)), inputs, "as_written"))
+    blocks = _blocks(model, report)
 
-    report.snr_db = measure(report.kept)
-    while not report.snr_db >= bound and len(report.repairs) < MAX_REPAIRS:
-        log.info("half precision reaches %.1f dB of %.1f: looking for the block that costs most", report.snr_db, bound)
-        trials = {
-            block: measure({**report.kept, **dict.fromkeys(nodes, "")})
-            for block, nodes in _blocks(model, report).items()
-        }
-        block = max(trials, default=None, key=lambda name: np.nan_to_num(trials[name], nan=-np.inf))
-        if block is None or trials[block] <= report.snr_db:
-            break
-        reason = f"FP16 here costs accuracy: {report.snr_db:.1f} dB at the outputs with it, {trials[block]:.1f} without"
-        report.kept.update(dict.fromkeys(_blocks(model, report)[block], reason))
-        before, after = json_number(report.snr_db), json_number(trials[block])
-        report.repairs.append({"block": block, "snr_db_before": before, "snr_db_after": after})
-        report.snr_db = trials[block]
+    def emulated(half: Collection[str]) -> dict[str, Array]:
+        single = {node: "" for block, nodes in blocks.items() if block not in half for node in nodes}
+        return run(emulate_half(_typed(model, {**report.kept, **single})), inputs, "as_written")
+
+    report.snr_db = quality(emulated(blocks))
+    if not report.snr_db >= bound:
+        exact = emulated(())
+        for one in find_repairs(emulated, quality, blocks, exact, bound=bound, snr_db=report.snr_db):
+            reason = f"FP16 here costs accuracy: {one.before:.1f} dB at the outputs with it, {one.after:.1f} without"
+            report.kept.update(dict.fromkeys(blocks[one.block], reason))
+            before, after = json_number(one.before), json_number(one.after)
+            report.repairs.append({"block": one.block, "snr_db_before": before, "snr_db_after": after})
+            report.snr_db = one.after
     typed = _typed(model, report.kept)
     report.half_nodes = sum(any(out.dtype == HALF for out in n.outputs) and n.op_type != "Cast" for n in typed.graph)
     report.more_bytes = bytes_moved(typed.graph) / bytes_moved(_typed(model, {}).graph) - 1
