@@ -37,11 +37,12 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
 def _hardest(manifest: Manifest) -> dict[str, Any] | None:
     """Which reference image keeps least of PyTorch's outputs in any runtime; None where images were not compared."""
     kinds = manifest.reference.get("images", [])
+    floats = {spec.name for spec in manifest.outputs if spec.dtype.startswith("float")}
     found = [
         {"image": kind, "snr_db": value}
         for report in manifest.parity
-        for values in report["images"].get("torch", {}).values()
-        if len(values) == len(kinds)
+        for name, values in report["images"].get("torch", {}).items()
+        if len(values) == len(kinds) and name in floats
         for kind, value in zip(kinds, values, strict=True)
     ]
     return min(found, key=lambda one: float(one["snr_db"]), default=None)

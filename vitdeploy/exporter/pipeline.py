@@ -20,6 +20,7 @@ from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
 from vitdeploy.exporter.reference_inputs import choose_inputs
 from vitdeploy.exporter.request import ExportRequest
+from vitdeploy.exporter.scores import hide_scores, show_scores
 from vitdeploy.exporter.sources.resolve import check_labels
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.edit import Array
@@ -201,6 +202,13 @@ def _graph(
     with clock.step(f"lowering and optimizing for {request.target}"):
         records = lower(graph, request.row)
         records += optimize(graph, request.row)
+    unused = [str(value.name) for value in graph.graph.inputs if not value.uses() and not value.is_graph_output()]
+    if unused:
+        raise UsageError(
+            f"no output of {reference.network.name} depends on its input {' and '.join(unused)}",
+            why="a runtime may leave such an input out of the model",
+            fix="leave it out of forward, or give it a default there and no --input",
+        )
     pin_modules(graph, getattr(reference.network.module, "float32_modules", ()))
     return graph, {"nodes_captured": node_count(captured), "passes": records}
 
@@ -209,24 +217,19 @@ def _precision(
     graph: ir.Model, reference: Reference, request: ExportRequest, samples: CalibrationSet | None, clock: _Clock
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph in the precision that was asked for, and what that took."""
-    if request.precision == "fp16":
+    if request.precision == "fp32":
+        return graph, {"precision": request.precision}
+    inputs, selections = reference.inputs, reference.network.outputs.selections
+    expected = show_scores(graph, inputs, reference.outputs)
+    if samples is None:
         with clock.step("setting half precision from the reference activations"):
-            return half_precision(
-                graph, reference.inputs, reference.outputs, selections=reference.network.outputs.selections
-            )
-    if samples is not None:
+            made, record = half_precision(graph, inputs, expected, selections=selections)
+    else:
         with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
-            return eight_bits(
-                graph,
-                samples,
-                request.rules,
-                request.quantization,
-                reference.inputs,
-                reference.outputs,
-                natural_images(reference.kinds),
-                reference.network.outputs.selections,
-            )
-    return graph, {"precision": request.precision}
+            natural, options = natural_images(reference.kinds), request.quantization
+            made, record = eight_bits(graph, samples, request.rules, options, inputs, expected, natural, selections)
+    hide_scores(made, reference.outputs)
+    return made, record
 
 
 def _file_outputs(graph: ir.Model, fed: Inputs, request: ExportRequest) -> tuple[dict[str, Array], dict[str, float]]:

@@ -122,7 +122,7 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
         bounds=bounds,
         selections=selections_of(manifest),
     )
-    ran, measured = describe_run(bundle, runner), measure(reference, found)
+    ran, measured = describe_run(bundle, runner), measure(reference, found, selections_of(manifest))
     return VerifyReport(
         ran,
         len(manifest.files),
@@ -157,7 +157,8 @@ def _image_failures(manifest: Manifest, bounds: Bounds, measured: Measured) -> l
     least = bounds.min_snr_db
     if manifest.precision != "fp16" or least is None:
         return []
-    ratios = {name: pooled_db(images) for name, images in measured["torch"].items()}
+    floats = {spec.name for spec in manifest.outputs if spec.dtype.startswith("float")}
+    ratios = {name: pooled_db(images) for name, images in measured["torch"].items() if name in floats}
     return [
         f"{name}: {ratio:.1f} dB where every image counts the same, the bound is {least:g} dB"
         for name, ratio in ratios.items()

@@ -10,7 +10,7 @@ side, as far as that is known from the runtimes of the export.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle import Manifest, Reference
 from vitdeploy.bundle.manifest import JsonObject
+from vitdeploy.proof.discrete import flips_db, is_discrete
 from vitdeploy.statistics import decibels
 
 Array = NDArray[Any]
@@ -34,15 +35,18 @@ NATURAL = frozenset({"given", "photograph"})
 _IDENTITY = ("backend", "version", "device", "processor", "compute_precision")
 
 
-def measure(reference: Reference, found: Mapping[str, Array]) -> Measured:
-    """Signal-to-noise ratio of every image in `found`, against each side of the reference; see `image_db`."""
+def measure(reference: Reference, found: Mapping[str, Array], selections: Collection[str] = ()) -> Measured:
+    """Signal-to-noise ratio of every image in `found`, against each side of the reference; see `image_db`.
+
+    Of whole numbers and flags it is the share that differs; `selections` are left out.
+    """
     samples = len(next(iter(reference.inputs.values())))
     sides = {"torch": reference.outputs, "file": reference.file}
     return {
         side: {
             name: image_db(array, found[name], samples)
             for name, array in outputs.items()
-            if name in found and array.dtype.kind == "f" and array.shape == found[name].shape
+            if name in found and name not in selections and array.shape == found[name].shape
         }
         for side, outputs in sides.items()
         if outputs
@@ -56,6 +60,8 @@ def image_db(reference: Array, found: Array, samples: int) -> list[float]:
     never against more than the mean, which a single image may raise above all others.
     """
     count = samples if reference.ndim and len(reference) == samples else 1
+    if is_discrete(reference):
+        return flips_db(reference, found, count)
     expected, actual = (array.astype(np.float64).reshape(count, -1) for array in (reference, found))
     own = np.square(expected).sum(axis=1)
     signal = np.minimum(own.mean(), np.maximum(own, np.median(own)))
