@@ -168,3 +168,26 @@ def test_weights_that_two_convolutions_share_are_changed_for_one_only() -> None:
     prove(FoldBatchNorm, model, batch(2, 6, 5, 4))
     assert ops(model) == {"Conv": 2}
     assert model.graph.initializers.keys() == {"w", "b", "w_1", "b_1"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"n = {NORM} (x, gamma, beta, mu, var) v = ReduceMean <keepdims = 0> (n, hw)",
+        f"a = ReduceMean <keepdims = 0> (x, hw) v = {NORM} (a, gamma, beta, mu, var)",
+    ],
+)
+def test_all_the_heads_behind_it_take_it(body: str) -> None:
+    heads = "y = Gemm (v, m, bias) p = MatMul (v, other) z = Add (bias, p)"
+    weights = {**MEAN_WEIGHTS, "other": batch(6, 3, seed=3)}
+    model = model_of(f"{body} {heads}", "float[batch, 6, 5, 4] x", outputs="y, z", **weights)
+    prove(FoldBatchNorm, model, batch(2, 6, 5, 4))
+    assert ops(model) == {"ReduceMean": 1, "Gemm": 1, "MatMul": 1, "Add": 1}
+
+
+def test_a_norm_that_somebody_else_sees_stays_in_front_of_the_heads() -> None:
+    body = (
+        f"a = ReduceMean <keepdims = 0> (x, hw) v = {NORM} (a, gamma, beta, mu, var) y = Gemm (v, m, bias) z = Abs (v)"
+    )
+    model = model_of(body, "float[batch, 6, 5, 4] x", outputs="y, z", **MEAN_WEIGHTS)
+    assert prove(FoldBatchNorm, model, batch(2, 6, 5, 4)).changes == []

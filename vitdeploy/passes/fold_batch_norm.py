@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import (
+    Array,
     Builder,
     attribute,
     constant,
+    consumers,
     graph_of,
     of_type,
     only_consumer,
@@ -27,7 +29,8 @@ class FoldBatchNorm(GraphPass):
     """Folds BatchNormalization, at inference a * x + b per channel, into what stands before or behind it.
 
     In order of preference: the weights of the convolution before it; the weights of a convolution without padding
-    behind it; behind a mean over all positions, which it commutes with, and there into a linear layer. The last is a
+    behind it; behind a mean over all positions, which it commutes with, and there into linear layers; linear
+    layers behind a norm of vectors. The mean is a
     matter of correctness too: OpenVINO's INT8 pipeline computes BatchNormalization, Reshape, ReduceMean, Add wrong.
     """
 
@@ -43,6 +46,7 @@ class FoldBatchNorm(GraphPass):
             taken = (
                 into_convolution_before(node, source, affine)
                 or _into_convolution_behind(node, source, affine)
+                or _into_linears_behind(node, source, affine)
                 or _behind_mean(node, source, affine)
             )
             if taken:
@@ -70,6 +74,15 @@ def _into_convolution_behind(node: ir.Node, source: ir.Value, affine: Affine) ->
     return f"into {conv.name}"
 
 
+def _into_linears_behind(node: ir.Node, source: ir.Value, affine: Affine) -> str | None:
+    """The norm of a vector [B, C] in front of the heads of a network."""
+    taken = _into_linears(node.outputs[0], affine)
+    if taken is None:
+        return None
+    replace(node, source)
+    return f"into {taken}"
+
+
 def _behind_mean(node: ir.Node, source: ir.Value, affine: Affine) -> str | None:
     """The mean of a * x + b over all positions is a * mean(x) + b."""
     consumer = only_consumer(node.outputs[0])
@@ -78,9 +91,9 @@ def _behind_mean(node: ir.Node, source: ir.Value, affine: Affine) -> str | None:
         return None
     replace(node, source)
     end = _last_view(mean, len(affine.scale))
-    linear = _into_linear(end.outputs[0], affine)
+    linear = _into_linears(end.outputs[0], affine)
     if linear is not None:
-        return f"behind {mean.name} into {linear.name}"
+        return f"behind {mean.name} into {linear}"
     _apply(end, affine)
     return f"behind {mean.name}"
 
@@ -114,35 +127,55 @@ def _last_view(mean: ir.Node, channels: int) -> ir.Node:
     return mean
 
 
-def _into_linear(value: ir.Value, affine: Affine) -> ir.Node | None:
-    """Fold into the Gemm, or the MatMul and Add, that alone takes `value` [B, C]; the node whose weights changed."""
-    consumer, shape = only_consumer(value), sizes(value)
-    if consumer is None or shape is None or len(shape) != 2 or consumer.inputs[0] is not value:
+class _Linear(NamedTuple):
+    """x W + b on [B, C]: the Gemm or MatMul, and the node and the input that hold the bias."""
+
+    product: ir.Node
+    matrix: Array
+    bias: Array
+    holder: ir.Node
+    place: int
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weights are stored as [out, in]."""
+        return bool(attribute(self.product, "transB", 0))
+
+
+def _into_linears(value: ir.Value, affine: Affine) -> str | None:
+    """Fold into the linear layers, several heads perhaps, that alone take `value` [B, C]; their names."""
+    shape, takers = sizes(value), consumers(value)
+    if shape is None or len(shape) != 2 or value.is_graph_output() or not takers:
         return None
-    weight = constant(consumer.inputs[1]) if consumer.op_type in ("Gemm", "MatMul") else None
-    if weight is None or weight.ndim != 2:
+    found = [layer for layer in (_linear(taker, value) for taker in takers) if layer is not None]
+    if len(found) < len(takers):
         return None
-    if consumer.op_type == "Gemm":
-        bias_holder, bias_index = consumer, 2
-        if attribute(consumer, "transA", 0) or {attribute(consumer, factor, 1.0) for factor in ("alpha", "beta")} != {
-            1.0
-        }:
+    for layer in found:
+        dtype = layer.matrix.dtype
+        matrix = (layer.matrix.T if layer.transposed else layer.matrix).astype(np.float64)
+        scaled = affine.scale[:, None] * matrix
+        set_constant(layer.product, 1, (scaled.T if layer.transposed else scaled).astype(dtype), "weight")
+        set_constant(layer.holder, layer.place, (layer.bias + affine.shift @ matrix).astype(dtype), "bias")
+    return ", ".join(str(layer.product.name) for layer in found)
+
+
+def _linear(node: ir.Node, value: ir.Value) -> _Linear | None:
+    """The linear layer whose product `node` takes `value`; None where its bias cannot take a shift."""
+    weight = constant(node.inputs[1]) if node.op_type in ("Gemm", "MatMul") else None
+    if weight is None or weight.ndim != 2 or node.inputs[0] is not value:
+        return None
+    if node.op_type == "Gemm":
+        holder, index = node, 2
+        if attribute(node, "transA", 0) or {attribute(node, factor, 1.0) for factor in ("alpha", "beta")} != {1.0}:
             return None
     else:
-        add = only_consumer(consumer.outputs[0], "Add")
+        add = only_consumer(node.outputs[0], "Add")
         if add is None:
             return None
-        bias_holder, bias_index = add, 1 if add.inputs[0] is consumer.outputs[0] else 0
-    has_bias = len(bias_holder.inputs) > bias_index and bias_holder.inputs[bias_index] is not None
-    bias = constant(bias_holder.inputs[bias_index]) if has_bias else np.zeros(1)
-    if bias is None or bias.ndim > 1:
-        return None
-    transposed = bool(attribute(consumer, "transB", 0))
-    matrix = (weight.T if transposed else weight).astype(np.float64)
-    scaled = affine.scale[:, None] * matrix
-    set_constant(consumer, 1, (scaled.T if transposed else scaled).astype(weight.dtype), "weight")
-    set_constant(bias_holder, bias_index, (bias + affine.shift @ matrix).astype(weight.dtype), "bias")
-    return consumer
+        holder, index = add, 1 if add.inputs[0] is node.outputs[0] else 0
+    has_bias = len(holder.inputs) > index and holder.inputs[index] is not None
+    bias = constant(holder.inputs[index]) if has_bias else np.zeros(1)
+    return None if bias is None or bias.ndim > 1 else _Linear(node, weight, bias, holder, index)
 
 
 def _apply(end: ir.Node, affine: Affine) -> None:
