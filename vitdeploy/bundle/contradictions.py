@@ -13,7 +13,7 @@ from vitdeploy.bundle.manifest import Manifest, TensorSpec
 
 LOGITS = "logits"
 HALVES = frozenset({"float16", "bfloat16"})
-# The family of networks that are not of the zoo: the export does not know their classes, and records 0.
+# The family of a user's own networks: before the logits told how many classes they have, 0 was recorded.
 CUSTOM_FAMILY = "custom"
 
 
@@ -93,10 +93,10 @@ def _image_size(manifest: Manifest, facts: GraphFacts) -> Iterator[str]:
 
 def _classes(manifest: Manifest, facts: GraphFacts) -> Iterator[str]:
     classes, logits = manifest.model.num_classes, [spec for spec in facts.outputs if spec.name == LOGITS]
-    if not logits or (classes == 0 and manifest.model.family == CUSTOM_FAMILY):
+    if not logits or (classes == 0 and (manifest.model.family == CUSTOM_FAMILY or len(logits[0].shape) != 2)):
         return
     (spec,) = logits
-    if len(spec.shape) != 2 or (isinstance(spec.shape[1], int) and spec.shape[1] != classes):
+    if len(spec.shape) < 2 or (isinstance(spec.shape[1], int) and spec.shape[1] != classes):
         yield f"model.num_classes is {classes}, and the graph has the output {spec}"
 
 

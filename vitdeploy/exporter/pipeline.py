@@ -166,12 +166,13 @@ def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet
 def _with_classes(card: ModelCard, reference: Reference) -> ModelCard:
     """The card with the number of classes that the logits show, if it knew none; UsageError for other labels."""
     logits = reference.outputs.get(LOGITS)
-    if not card.num_classes and logits is not None and logits.ndim == 2 and logits.dtype.kind == "f":
+    scores = logits is not None and logits.ndim >= 2 and logits.dtype.kind == "f"
+    if logits is not None and scores and not card.num_classes and (logits.ndim == 2 or card.labels):
         card = replace(card, num_classes=logits.shape[1])
-    if card.labels and not card.num_classes:
+    if card.labels and not scores:
         raise UsageError(
-            f"{card.name} has labels, and its outputs are no class scores [N, classes]",
-            fix="leave --labels out",
+            f"{card.name} has labels, and its outputs are no class scores [N, classes, …]",
+            fix="leave --labels out, or call the scores logits: forward returns {'logits': scores}",
         )
     check_labels(card)
     return card
