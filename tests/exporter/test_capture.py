@@ -164,3 +164,10 @@ def test_weights_called_like_other_things_lose_their_names_and_nothing_else() ->
     assert len({value.name for value in values}) == len(values)
     assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["images", "y"]
     np.testing.assert_allclose(run(model, {"images": x.numpy()})[0], module(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_mean_that_leaves_its_padding_out_is_one_node(stride: int) -> None:
+    pool = nn.AvgPool2d(3, stride, padding=1, ceil_mode=stride == 2, count_include_pad=False)
+    model = capture(pool, torch.randn(1, 3, 6, 7), dynamic_batch=False, output_names=["y"])
+    assert [node.op_type for node in model.graph] == ["AveragePool"]

@@ -69,8 +69,9 @@ def _average(
     rank = len(kernel_size)
     spatial = [int(size) for size in x.shape[-rank:]]
     windows = _Windows(spatial, kernel_size, stride, padding, (1,), ceil_mode)
-    if not windows.beyond and divisor_override is None and (count_include_pad or not any(windows.padding)):
-        return _plain_average(x, windows)
+    if divisor_override is None and not (windows.beyond and count_include_pad):
+        ends = [max(end, pad) for end, pad in zip(windows.ends, windows.padding, strict=True)]
+        return _window_means(x, windows, [*windows.padding, *ends], counted=count_include_pad)
     sides = [side for p, end in zip(windows.padding[::-1], windows.ends[::-1], strict=True) for side in (p, end)]
     padded = F.pad(x, sides) if any(sides) else x
     means = _window_means(padded, windows)
@@ -88,23 +89,19 @@ def _average(
     return means * embedded(computed(shares), x.dtype)
 
 
-def _plain_average(x: Tensor, windows: _Windows) -> Tensor:
-    return _window_means(x, windows, windows.padding)
-
-
-def _window_means(x: Tensor, windows: _Windows, padding: Ints | None = None) -> Tensor:
-    """AveragePool without ceil_mode; padding counts."""
+def _window_means(x: Tensor, windows: _Windows, padding: Ints = (), *, counted: bool = True) -> Tensor:
+    """AveragePool without ceil_mode, whose padding, at the starts and then at the ends, is `counted` or left out."""
     rank = len(windows.kernel)
     flat = x.unsqueeze(0) if x.dim() == rank + 1 else x
-    pads = list(padding or [0] * rank)
+    pads = list(padding or [0] * 2 * rank)
     out: Tensor = torch.onnx.ops.symbolic(
         "AveragePool",
         (flat,),
         {
             "kernel_shape": windows.kernel,
             "strides": windows.stride,
-            "pads": pads * 2,
-            "count_include_pad": int(any(pads)),
+            "pads": pads,
+            "count_include_pad": int(counted and any(pads)),
         },
         dtype=x.dtype,
         shape=(*flat.shape[:2], *windows.sizes),
