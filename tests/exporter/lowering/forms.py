@@ -175,7 +175,7 @@ POOLS: dict[str, Form] = {
     "adaptive maximum, places": lambda y: F.adaptive_max_pool2d(y * (y > 0), (5, 7), return_indices=True)[1].to(y),
     "mean, ends rounded up": lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),
     "mean, ends rounded up without padding": lambda y: F.avg_pool2d(y, 3, 2, 1, True, False),
-    "mean, padding left out": lambda y: F.avg_pool2d(y, 3, 1, 1, False, False),
+    "mean, padding left out, in steps of one": lambda y: F.avg_pool2d(y, 3, 1, 1, False, False),
     "mean, windows apart": lambda y: F.avg_pool2d(y, 2, 4, ceil_mode=True),
     "mean, padding left out": lambda y: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False),
     "mean, other divisor": lambda y: F.avg_pool2d(y, 3, 2, 1, True, divisor_override=4),
