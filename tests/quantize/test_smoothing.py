@@ -223,6 +223,14 @@ def test_what_was_not_observed_or_has_no_outlier_is_left_alone() -> None:
         assert ir.to_proto(model).SerializeToString() == before
 
 
+@pytest.mark.parametrize("half", ["float half = {0.5}", "float[1] half = {0.5}"])
+def test_a_tensor_of_one_channel_times_a_scalar_is_taken(half: str) -> None:
+    body = "s = Mul (x, half) a = Add (s, half) y = MatMul (a, w)"
+    text = f"agraph (float[1, 4, 1] x) => (float[1, 4, 3] y) <{half}, float[1, 3] w> {{ {body} }}"
+    model = parsed(text, w=batch(1, 3, seed=2))
+    assert smooth(model, observed(model, batch(1, 4, 1))) == []
+
+
 def test_smoothing_twice_finds_nothing_more() -> None:
     model = outlier_network()
     assert smooth(model, observed(model, IMAGES))

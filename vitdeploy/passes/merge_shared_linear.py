@@ -167,7 +167,9 @@ def _by_token(node: ir.Node) -> bool:
     if node.op_type in _UNARY:
         return len(node.inputs) == 1
     if node.op_type in _BINARY:
-        per_channel = all(array.ndim <= 3 and array.size in (1, array.shape[-1]) for array in parameters)
+        per_channel = all(
+            array.ndim <= 3 and (array.size == 1 or array.size == array.shape[-1]) for array in parameters
+        )
         return per_channel and all(sizes(value) == sizes(out) for value in varying)
     return False
 

@@ -142,7 +142,7 @@ def _scales(graph: ir.Graph) -> Iterator[_Scale]:
 def _is_vector(value: ir.Value | None, length: int | str) -> bool:
     """Whether `value` is a constant with one number a channel."""
     array = constant(value)
-    return array is not None and array.size == length == array.shape[-1]
+    return array is not None and array.shape[-1:] == (length,) and array.size == length
 
 
 def _layers_behind(value: ir.Value) -> list[ir.Node]:
