@@ -6,68 +6,33 @@ timm initialises them, some networks are next to linear.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import os
-import sys
-import types
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-
-class _Name(type):
-    def __getattr__(cls, name: str) -> str:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name.lower()
-
-
-class _Empty(types.ModuleType):
-    __path__: ClassVar[list[str]] = []
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Name(name, (), {"__init__": lambda self, *args, **kwargs: None})
-
-
-class _NoTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """timm imports torchvision for image transforms, which no network needs."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> object:
-        ours = name.partition(".")[0] == "torchvision"
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if ours else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _Empty(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-if importlib.util.find_spec("torchvision") is None:
-    sys.meta_path.append(_NoTorchvision())
+from vitdeploy.exporter.sources.stand_in import without_torchvision
 
 SCALES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "gamma3", "layer_scale", "ls1", "ls2")
 
 
+def library() -> Any:
+    """timm, which needs no torchvision here."""
+    with without_torchvision():
+        import timm
+    return timm
+
+
 def input_size(name: str) -> int:
     """Pixels on a side."""
-    import timm
-
-    size: int = timm.get_pretrained_cfg(name).input_size[-1]
+    size: int = library().get_pretrained_cfg(name).input_size[-1]
     return size
 
 
 def build() -> nn.Module:
-    import timm
-
     torch.manual_seed(0)
-    network = timm.create_model(os.environ["TIMM_MODEL"], pretrained=False)
+    network = library().create_model(os.environ["TIMM_MODEL"], pretrained=False)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             last = name.rpartition(".")[2]
