@@ -22,7 +22,7 @@ from tests.rows import TARGETS
 from vitdeploy import export
 from vitdeploy.cli import main
 from vitdeploy.errors import GateError
-from vitdeploy.exporter import capture, half, optimize, pipeline
+from vitdeploy.exporter import capture, half_repair, optimize, pipeline
 from vitdeploy.exporter.artifact import write_model
 from vitdeploy.exporter.diagnosis import culprit
 from vitdeploy.exporter.lowering.attention import lower_attention
@@ -251,7 +251,7 @@ def test_a_network_without_a_form_in_double_is_judged_without_it(failure: Callab
 def test_the_precision_is_blamed_where_the_graph_is_right_and_the_blocks_are_named(
     failure: Callable[..., GateError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half, "MAX_REPAIRS", 1)
+    monkeypatch.setattr(half_repair, "MAX_REPAIRS", 1)
     error = failure(Chaos(12), precision="fp16")
     assert re.search(r"most is lost in (steps\.\d+|stem|graph) \(\d+\.\d dB, in FP32 \d+\.\d dB\)", error.why or "")
     assert error.what.startswith("half precision reaches")
@@ -278,7 +278,7 @@ def test_the_runtime_is_blamed_where_the_graph_is_right(
 def test_a_search_that_fails_does_not_hide_the_gate(
     failure: Callable[..., GateError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half, "MAX_REPAIRS", 0)
+    monkeypatch.setattr(half_repair, "MAX_REPAIRS", 0)
     monkeypatch.setattr(culprit, "_explain", lambda *args: 1 / 0)
     assert failure(Chaos(12), precision="fp16").what.startswith("half precision reaches")
 
