@@ -147,6 +147,12 @@ def test_a_network_of_many_channels(models: Path, tmp_path: Path) -> None:
         assert len(session.predict(image, top_k=2)[0]) == 2
 
 
+def test_bands_are_taken_as_they_are_but_for_what_is_said(models: Path, tmp_path: Path) -> None:
+    options = ("--set", "channels=4", "--input", "x=1x4x16x16", "--preprocessing", "scale=10000")
+    recipe = exported(models, tmp_path, "bands", *options).manifest.recipe
+    assert (recipe.channels, recipe.scale, recipe.mean, recipe.std) == ("bands", 10000, (0.0,) * 4, (1.0,) * 4)
+
+
 def test_a_network_of_grey_images(models: Path, tmp_path: Path) -> None:
     options = ("--set", "channels=1", "--image-size", "16", "--preprocessing", "channels=L,mean=0.5,std=0.5")
     bundle = exported(models, tmp_path, "bands", *options)
@@ -185,6 +191,11 @@ def test_labels_of_a_module_of_ones_own_are_kept(models: Path, tmp_path: Path) -
         ("two", ("--image-size", "16"), ["missing a required argument", "it takes pixels, ids"]),
         ("two", ("--input", "pixels=1x3x16x16", "--input", "words=1x7:int64"), ["has no argument words"]),
         ("with_examples", ("--int8", "--calibration", "."), ["there are no images"]),
+        (
+            "bands",
+            ("--set", "channels=13", "--input", "x=1x13x16x16", "--preprocessing", "mean=0.5,0.5,0.5,std=1,1,1"),
+            ["images of 13 channels, and its preprocessing gives 3", "13 means and deviations"],
+        ),
         ("two", (*TWO, "--bake-preprocessing"), ["baked preprocessing cannot be proven"]),
     ],
 )
@@ -207,7 +218,11 @@ def test_what_does_not_fit_is_refused(
     ("source", "words"),
     [
         ("lemevit_tinny", ["no model called 'lemevit_tinny'", "lemevit_tiny"]),
-        ("nothing_like_it_at_all", ["a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function"]),
+        (
+            "nothing_like_it_at_all",
+            ["a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"],
+        ),
+        ("model.onnx", ["is a graph", "vitdeploy check model.onnx"]),
         ("weights.pth", ["a file of weights, or TorchScript", "--checkpoint weights.pth"]),
         ("net.py", ["names no function", "net.py:build"]),
         ("missing.py:build", ["there is no file missing.py"]),

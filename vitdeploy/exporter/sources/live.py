@@ -68,12 +68,12 @@ def describe_live(
     *,
     image_size: int | tuple[int, int] | None,
     inputs: Sequence[InputSpec] | None,
-    recipe: Preprocessing | None,
+    channels: int,
 ) -> Subject:
     """A module of the user's own.
 
-    inputs  as they were asked for; None to take them from the example inputs, or images of `image_size`
-    recipe  of the images, as far as it is known: its channels are those of the network then
+    inputs    as they were asked for; None to take them from the example inputs, or images of `image_size`
+    channels  of these images
     """
     module, given = unwrap(made, where)
     module, notes = in_single(module.eval())
@@ -88,9 +88,9 @@ def describe_live(
         card = replace(known, weights=Weights("module", f"live module of {known.name}"))
         return Subject(module, card, image_inputs(card.image_size, 3), notes=notes)
     name = type(module).__name__
-    specs = _inputs(name, image_size, inputs, examples, recipe)
+    specs = _inputs(name, image_size, inputs, examples, channels)
     check_names(module, name, specs)
-    return Subject(module, own_card(module, name, specs, recipe), specs, examples, notes)
+    return Subject(module, own_card(module, name, specs), specs, examples, notes)
 
 
 def in_single(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -131,7 +131,7 @@ def check_names(module: nn.Module, name: str, specs: Sequence[InputSpec]) -> Non
         )
 
 
-def own_card(module: nn.Module, name: str, specs: Sequence[InputSpec], recipe: Preprocessing | None) -> ModelCard:
+def own_card(module: nn.Module, name: str, specs: Sequence[InputSpec]) -> ModelCard:
     """The card of a network that is not of the zoo."""
     images = next((spec for spec in specs if spec.image), None)
     size = (images.shape[1], images.shape[2]) if images else (1, 1)
@@ -141,13 +141,13 @@ def own_card(module: nn.Module, name: str, specs: Sequence[InputSpec], recipe: P
         family="custom",
         network=f"{type(module).__module__}:{type(module).__qualname__}",
         hyperparameters={},
-        preprocessing=assumed if recipe is None else replace(recipe, size=size),
+        preprocessing=assumed,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         source="user module",
         image_size=size,
         num_classes=0,
         weights=Weights("module", "live module"),
-        assumption=assumption if recipe is None and images else "",
+        assumption=assumption if images else "",
     )
 
 
@@ -156,9 +156,12 @@ def assumed_recipe(name: str, size: tuple[int, int], channels: int) -> tuple[Pre
     unsaid = f"{name} does not say how its images were preprocessed"
     if channels == 3:
         return Preprocessing(size=size), f"{unsaid}, the way of ImageNet is taken"
-    kind, mean, std = "L" if channels == 1 else "bands", (0.0,) * channels, (1.0,) * channels
-    plain = Preprocessing(size=size, channels=kind, mean=mean, std=std, scale=1.0)
-    return plain, f"{unsaid}, pixels are taken as they are"
+    if channels == 1:
+        grey = Preprocessing(size=size, channels="L", mean=(0.0,), std=(1.0,))
+        return grey, f"{unsaid}, grey pixels are divided by 255"
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    plain = Preprocessing(size=size, channels="bands", mean=mean, std=std, scale=1.0)
+    return plain, f"{unsaid}, the values of the bands are taken as they are"
 
 
 def _inputs(
@@ -166,14 +169,14 @@ def _inputs(
     image_size: int | tuple[int, int] | None,
     inputs: Sequence[InputSpec] | None,
     examples: Any,
-    recipe: Preprocessing | None,
+    channels: int,
 ) -> tuple[InputSpec, ...]:
     if inputs:
         if image_size is not None:
             raise UsageError("--image-size and --input say the same", fix="one of them")
         return with_images(inputs)
     if image_size is not None:
-        return image_inputs(as_image_size(image_size), 3 if recipe is None else len(recipe.mean))
+        return image_inputs(as_image_size(image_size), channels)
     if examples:
         return with_images(specs_of(examples))
     raise UsageError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporter.inputs import image_inputs
@@ -17,7 +17,7 @@ from vitdeploy.preprocess import Preprocessing
 if TYPE_CHECKING:
     from vitdeploy.exporter.request import ExportRequest
 
-FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
+FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"
 
 
 def resolve(request: ExportRequest) -> Subject:
@@ -30,11 +30,25 @@ def resolve(request: ExportRequest) -> Subject:
     card = subject.card
     if request.preprocessing:
         card = card.preprocessed(request.preprocessing)
+    _check_channels(subject, card)
     if request.labels is not None:
         card = replace(card, labels=tuple(request.labels))
         if card.num_classes:
             check_labels(card)
     return replace(subject, card=card)
+
+
+def _check_channels(subject: Subject, card: ModelCard) -> None:
+    """UsageError where the images of the network have another number of channels than its preprocessing."""
+    images = next((spec for spec in subject.inputs if spec.image), None)
+    if images is not None and images.shape[0] != card.preprocessing.depth:
+        count = images.shape[0]
+        raise UsageError(
+            f"{card.name} takes images of {count} channels, and its preprocessing gives {card.preprocessing.depth}",
+            fix="--preprocessing channels=L"
+            if count == 1
+            else f"--preprocessing with {count} means and deviations: channels=bands,mean=…,std=…",
+        )
 
 
 def check_labels(card: ModelCard) -> None:
@@ -104,16 +118,19 @@ def _live(request: ExportRequest, made: object, where: str, *, called: bool = Fa
 
     given = None if called else request.hyperparameters
     _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes, "--set": given or None})
-    recipe = _recipe(request)
-    return describe_live(made, where, image_size=request.image_size, inputs=request.specs, recipe=recipe)
+    channels = _channels(request.preprocessing)
+    return describe_live(made, where, image_size=request.image_size, inputs=request.specs, channels=channels)
 
 
-def _recipe(request: ExportRequest) -> Preprocessing | None:
-    """What the request says of the preprocessing, on top of the way of ImageNet; None where it says nothing."""
-    asked = request.preprocessing
-    if not asked:
-        return None
-    return asked if isinstance(asked, Preprocessing) else Preprocessing().changed(asked)
+def _channels(asked: Preprocessing | Mapping[str, Any] | None) -> int:
+    """The channels of images, as far as the preprocessing that was asked for tells."""
+    if isinstance(asked, Preprocessing):
+        return asked.depth
+    given = asked or {}
+    means = given.get("mean")
+    if isinstance(means, Sequence) and not isinstance(means, str):
+        return len(means)
+    return 1 if given.get("channels") == "L" else 3
 
 
 def _refuse(request: ExportRequest, options: Mapping[str, object]) -> None:
@@ -143,6 +160,12 @@ def _unknown(text: str) -> UsageError:
             f"{text} is a file of weights, or TorchScript",
             why="weights alone do not say which network they belong to",
             fix=f"vitdeploy export NAME --checkpoint {text}, or timm:NAME --checkpoint {text}, or file.py:function",
+        )
+    if path.suffix == ".onnx":
+        return UsageError(
+            f"{text} is a graph, and not a network of PyTorch",
+            why="it is exported from the module that it was made of",
+            fix=f"file.py:function that makes the module; vitdeploy check {text} --target BOARD reads the file itself",
         )
     offers = get_close_matches(text, cards(), n=3, cutoff=0.5)
     offers += [f"timm:{name}" for name in closest(text)]
