@@ -253,3 +253,30 @@ def test_some_fields_can_be_changed() -> None:
 def test_an_impossible_recipe_is_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         Preprocessing(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(60, 60), (30, 60), (60, 30), (7, 500), (200, 90)])
+@pytest.mark.parametrize("ratio", [1.0, 0.8])
+def test_a_border_keeps_the_whole_image_in_the_middle_of_the_mean_colour(size: tuple[int, int], ratio: float) -> None:
+    recipe = Preprocessing(size=(40, 40), mode="border", crop_ratio=ratio, mean=(0.1, 0.5, 0.9), std=(1, 1, 1))
+    image = np.broadcast_to(np.array([255, 0, 0], np.uint8), (*size, 3))
+    pixels = to_pixels(image, recipe)
+    assert pixels.shape == (40, 40, 3)
+    inside = (pixels == [255, 0, 0]).all(axis=2)
+    assert ((pixels == np.rint([25.5, 127.5, 229.5])).all(axis=2) | inside).all()
+    rows, columns = inside.any(axis=1).sum(), inside.any(axis=0).sum()
+    assert inside.sum() == rows * columns
+    longest = min(40, round(40 / ratio))
+    assert max(rows, columns) == longest
+    exact = [min(40.0, 40 / ratio * side / max(size)) for side in size]
+    assert abs(rows - exact[0]) <= 1
+    assert abs(columns - exact[1]) <= 1
+    top, bottom = inside.any(axis=1).argmax(), inside.any(axis=1)[::-1].argmax()
+    assert abs(top - bottom) <= 1
+
+
+def test_what_a_border_adds_is_zero_for_the_network() -> None:
+    recipe = Preprocessing(size=(8, 8), mode="border", crop_ratio=1.0, mean=(0.2, 0.4, 0.6), channels="BGR")
+    network = preprocess(np.full((4, 8, 3), 255, np.uint8), recipe)
+    np.testing.assert_allclose(network[:, [0, 1, 6, 7]], 0, atol=0.01)
+    assert (network[:, 2:6] > 0.5).all()

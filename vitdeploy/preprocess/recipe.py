@@ -12,7 +12,7 @@ from vitdeploy.errors import UsageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MODES = ("resize_crop", "crop_resize", "stretch")
+MODES = ("resize_crop", "crop_resize", "stretch", "border")
 INTERPOLATIONS = ("bicubic", "bilinear", "bicubic_no_antialias")
 
 # The 8-bit colours of an image, in the order of the network's input.
@@ -22,7 +22,7 @@ CHANNELS = (*COLOURS, GREY, BANDS)
 
 # The names of the same things in timm's data configuration.
 _TIMM_NAMES = {"crop_pct": "crop_ratio", "crop_mode": "mode"}
-_TIMM_MODES = {"center": "resize_crop", "squash": "stretch"}
+_TIMM_MODES = {"center": "resize_crop", "squash": "stretch", "border": "border"}
 
 _EXAMPLES = {"crop_ratio": "a number, e.g. 0.875", "scale": "a number, e.g. 255 or 10000"}
 _COLOUR_EXAMPLE = "three numbers, e.g. 0.485,0.456,0.406"
@@ -36,7 +36,9 @@ class Preprocessing:
     size           (height, width) of the network's input in pixels
     mode           `resize_crop`: resize so that the centre crop covers `crop_ratio` of the resized shorter side, crop;
                    `crop_resize`: centre crop of `crop_ratio` of the shorter side first, then resize (QnA-ViT);
-                   `stretch`: resize to `size`, whatever the aspect ratio
+                   `stretch`: resize to `size`, whatever the aspect ratio;
+                   `border`: resize so that the whole image lies within `size` / `crop_ratio`, and crop that to `size`
+                   or fill the rest with the mean (letterbox)
     crop_ratio     part of the shorter side that is kept
     interpolation  `bicubic` or `bilinear` (Pillow, antialiased), or `bicubic_no_antialias` (Keys a = -0.5, half-pixel
                    centres, as in `tf.image.resize`)

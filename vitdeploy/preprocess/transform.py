@@ -53,6 +53,8 @@ def to_pixels(source: ImageLike, recipe: Preprocessing) -> Array:
         side = max(1, int(recipe.crop_ratio * min(image.height, image.width)))
         left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
         return image.crop(top, left, side, side).resized(recipe.size, recipe.interpolation)
+    if recipe.mode == "border":
+        return _bordered(image.resized(_fitting_size(image, recipe), recipe.interpolation), recipe)
     resized = image.resized(_covering_size(image, recipe), recipe.interpolation)
     top, left = round((resized.shape[0] - height) / 2), round((resized.shape[1] - width) / 2)
     return resized[top : top + height, left : left + width]
@@ -82,3 +84,25 @@ def _covering_size(image: Raster, recipe: Preprocessing) -> tuple[int, int]:
     if height * image.width >= width * image.height:
         return height, height * image.width // image.height
     return width * image.height // image.width, width
+
+
+def _fitting_size(image: Raster, recipe: Preprocessing) -> tuple[int, int]:
+    """(height, width) after the resize of `border`: the longer side exact, the other shorter, the aspect ratio kept."""
+    height, width = (math.floor(side / recipe.crop_ratio) for side in recipe.size)
+    ratio = max(image.height / height, image.width / width)
+    return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
+
+
+def _bordered(pixels: Array, recipe: Preprocessing) -> Array:
+    """The middle of `pixels` [h, w, C] at the recipe's size, and the mean colour where they do not reach."""
+    mean = recipe.mean[::-1] if recipe.channels == "BGR" else recipe.mean
+    colour = np.asarray(mean) * recipe.scale
+    filled = np.rint(colour) if pixels.dtype.kind in "iu" else colour
+    image: Array = np.broadcast_to(filled.astype(pixels.dtype), (*recipe.size, recipe.depth)).copy()
+    inside, outside = [], []
+    for have, want in zip(pixels.shape[:2], recipe.size, strict=True):
+        taken, given = max(0, round((have - want) / 2)), max(0, (want - have) // 2)
+        inside.append(slice(taken, taken + min(have, want)))
+        outside.append(slice(given, given + min(have, want)))
+    image[tuple(outside)] = pixels[tuple(inside)]
+    return image

@@ -191,10 +191,14 @@ def _recipe(name: str, model: nn.Module, channels: int, size: tuple[int, int]) -
     if interpolation not in ("bicubic", "bilinear"):
         notes.append(f"{name} was evaluated with {interpolation} interpolation, bicubic is taken")
         interpolation = "bicubic"
+    ratio = float(cfg.get("crop_pct") or 0.875)
+    if ratio > 1 or (ratio < 1 and mode == "squash"):
+        notes.append(f"{name} was evaluated with crop_pct {ratio:g} and crop_mode {mode}, crop_pct 1 is taken")
+        ratio = 1.0
     recipe = Preprocessing(
         size=size,
         mode=_MODES.get(mode, "resize_crop"),
-        crop_ratio=float(cfg.get("crop_pct") or 0.875),
+        crop_ratio=ratio,
         interpolation=interpolation,
         mean=tuple(map(float, cfg["mean"])),
         std=tuple(map(float, cfg["std"])),
