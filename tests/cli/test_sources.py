@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitdeploy import export, load, verify
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import ExportError, UsageError
 
 MODELS = '''
 import torch
@@ -291,6 +291,16 @@ class _Evil:
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, (self.path, "w")
+
+
+def test_weights_that_no_file_holds_are_refused_at_once(tmp_path: Path) -> None:
+    class Large(Scale):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(1).expand(2**29))
+
+    with pytest.raises(ExportError, match="take 2.1 GB"):
+        export(Large(), tmp_path / "b", image_size=16)
 
 
 def test_options_that_belong_to_other_sources_are_refused(tmp_path: Path) -> None:

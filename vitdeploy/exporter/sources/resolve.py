@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.exporter.inputs import image_inputs
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.models.registry import ModelCard, cards
@@ -16,6 +16,9 @@ from vitdeploy.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from vitdeploy.exporter.request import ExportRequest
+
+# Of a protobuf message less what the graph itself takes.
+LARGEST_WEIGHTS = 2**31 - 2**26
 
 FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"
 
@@ -31,6 +34,7 @@ def resolve(request: ExportRequest) -> Subject:
     if request.preprocessing:
         card = card.preprocessed(request.preprocessing)
     _check_channels(subject, card)
+    _check_weights(subject)
     if request.labels is not None:
         card = replace(card, labels=tuple(request.labels))
         if card.num_classes:
@@ -48,6 +52,18 @@ def _check_channels(subject: Subject, card: ModelCard) -> None:
             fix="--preprocessing channels=L"
             if count == 1
             else f"--preprocessing with {count} means and deviations: channels=bands,mean=…,std=…",
+        )
+
+
+def _check_weights(subject: Subject) -> None:
+    """ExportError for weights that no single file of ONNX can hold, before the minutes that a capture takes."""
+    tensors = {id(one): one for one in (*subject.model.parameters(), *subject.model.buffers())}
+    size = sum(one.numel() * one.element_size() for one in tensors.values())
+    if size >= LARGEST_WEIGHTS:
+        raise ExportError(
+            f"the weights of {subject.card.name} take {size / 1e9:.1f} GB",
+            why="a bundle keeps them in model.onnx, and a file of ONNX holds less than 2 GB, in FP32 while it is made",
+            fix="a smaller variant of the network",
         )
 
 
