@@ -77,7 +77,7 @@ def run(request: ExportRequest) -> Bundle:
             options, card = request.quantization, subject.card
             samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
             reference = _reference(subject, request, samples)
-            card = _with_classes(card, reference)
+            card = _with_classes(card, reference, asked=request.labels is not None)
         captured = _captured(reference, request, clock)
         graph, made = _graph(captured, reference, request, clock)
         evidence = Evidence(
@@ -163,13 +163,16 @@ def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet
     return Reference(chosen.kinds, fed, chosen.inputs, reference_outputs(network, chosen.inputs), network)
 
 
-def _with_classes(card: ModelCard, reference: Reference) -> ModelCard:
-    """The card with the number of classes that the logits show, if it knew none; UsageError for other labels."""
+def _with_classes(card: ModelCard, reference: Reference, *, asked: bool) -> ModelCard:
+    """The card with the number of classes that the logits show, if it knew none; UsageError for other labels.
+
+    `asked` says whether the user gave the labels: those of a checkpoint are no mistake where features are exported.
+    """
     logits = reference.outputs.get(LOGITS)
     scores = logits is not None and logits.ndim >= 2 and logits.dtype.kind == "f"
     if logits is not None and scores and not card.num_classes and (logits.ndim == 2 or card.labels):
         card = replace(card, num_classes=logits.shape[1])
-    if card.labels and not scores:
+    if asked and not scores:
         raise UsageError(
             f"{card.name} has labels, and its outputs are no class scores [N, classes, …]",
             fix="leave --labels out, or call the scores logits: forward returns {'logits': scores}",
