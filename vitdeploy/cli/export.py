@@ -220,7 +220,7 @@ def source_name(source: str) -> str:
 
 def _reference(paths: list[Path] | None) -> Any:
     """Paths of images, or the arrays of a single .npz by the names of inputs."""
-    from vitdeploy.exporter.reference_inputs import read_arrays
+    from vitdeploy.exporter.inputs import read_arrays
 
     if paths is not None and len(paths) == 1 and paths[0].suffix.lower() == ".npz":
         return read_arrays(paths[0])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.errors import UsageError
-from vitdeploy.graph.run import Array
 from vitdeploy.models.outputs import IMAGES
 
+Array = NDArray[Any]
+
 DYNAMIC = "dynamic"
+LARGEST_BYTES = 1 << 31
 DTYPES = ("float32", "int64", "int32", "uint8", "int8", "bool")
 _EXAMPLE = "--input images=1x3x224x224, or --input ids=1x77:int64"
 
@@ -100,3 +105,22 @@ def made_values(spec: InputSpec, count: int, seed: int) -> Array:
     made[:1] = 0
     values: Array = made.astype(spec.dtype)
     return values
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz by name; UsageError for a file that is none, or too large."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", fix=f"check the path: ls {path.parent}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+        if total > LARGEST_BYTES:
+            raise UsageError(f"{path} is too large", why=f"unpacked it has {total:,} bytes", fix="fewer samples")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except UsageError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds of errors on damaged files
+        raise UsageError(
+            f"{path} cannot be read", why=str(error) or type(error).__name__, fix="write it again with numpy.savez"
+        ) from error

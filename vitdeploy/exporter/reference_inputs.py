@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.run import Array
 
 MADE = 8  # samples of a network that takes no images
-LARGEST_BYTES = 1 << 31
 
 Given = NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[str | Path] | None
 
@@ -107,22 +105,3 @@ def _values(spec: InputSpec, known: Array | None, count: int, seed: int, *, whol
     if whole or len(known) >= count or known.dtype.kind != "f":
         return known[np.arange(count) % len(known)]
     return np.concatenate([known, made_values(spec, count, seed)])[:count]
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz by name; UsageError for a file that is none, or too large."""
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", fix=f"check the path: ls {path.parent}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > LARGEST_BYTES:
-            raise UsageError(f"{path} is too large", why=f"unpacked it has {total:,} bytes", fix="fewer samples")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except UsageError:
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds of errors on damaged files
-        raise UsageError(
-            f"{path} cannot be read", why=str(error) or type(error).__name__, fix="write it again with numpy.savez"
-        ) from error
