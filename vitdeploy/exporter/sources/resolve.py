@@ -144,7 +144,7 @@ def _channels(asked: Preprocessing | Mapping[str, Any] | None) -> int:
         return asked.depth
     given = asked or {}
     means = given.get("mean")
-    if isinstance(means, Sequence) and not isinstance(means, str):
+    if given.get("channels") == "bands" and isinstance(means, Sequence) and not isinstance(means, str):
         return len(means)
     return 1 if given.get("channels") == "L" else 3
 
