@@ -50,11 +50,11 @@ def choose_inputs(subject: Subject, given: Given, *, batch: int) -> ReferenceInp
         made[name] = chosen.images if arrays is not None or not index else np.roll(chosen.images, index, axis=0)
         kinds, pixels = chosen.kinds, chosen.pixels
     if kinds is None:
-        known = arrays if arrays is not None else subject.examples
+        known = subject.examples if arrays is None else arrays
         count = max((len(array) for array in known.values()), default=0)
-        total = -(-max(count, 1 if arrays is not None else MADE) // batch) * batch
-        kinds = tuple("given" if known and index < max(count, 1) else "made" for index in range(total))
-        kinds = ("given",) * total if arrays is not None else kinds
+        total = -(-max(count, MADE if arrays is None else 1) // batch) * batch
+        told = count if arrays is None else total  # given arrays begin again in the last batch, examples do not
+        kinds = ("given",) * told + ("made",) * (total - told)
     for index, spec in enumerate(subject.inputs):
         if spec.name not in made:
             source = arrays if arrays is not None else subject.examples

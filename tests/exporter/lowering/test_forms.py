@@ -62,13 +62,16 @@ class Exported:
                     yield f"{kind} {batch}", x.numpy(), self.exact(x.double()).numpy()
 
 
-def require_right(exported: Exported, run: object, where: str) -> None:
+def largest_error(exported: Exported, run: object) -> float:
+    """Of all samples, as a part of the largest value; infinite for another shape and for what is not finite."""
     samples = list(exported.samples())
     largest = max(np.abs(wanted).max(initial=1e-6) for _, _, wanted in samples)
-    for name, x, wanted in samples:
+    errors = []
+    for _, x, wanted in samples:
         found = run(x)  # type: ignore[operator]
-        assert found.shape == wanted.shape, (where, name)
-        assert np.abs(found - wanted).max(initial=0) <= TOLERANCE * largest, (where, name)
+        error = np.abs(found - wanted).max(initial=0) if found.shape == wanted.shape else np.inf
+        errors.append(np.inf if np.isnan(error) else error)
+    return float(max(errors) / largest)
 
 
 def require_valid(graph: ir.Model, target: str) -> None:
@@ -105,7 +108,7 @@ def test_a_form_of_each_kind_is_right_in_the_oldest_opset_and_readable_for_tenso
     exported = Exported(row, None)
     graph = exported.lowered("portable")
     require_valid(graph, "portable")
-    require_right(exported, on_onnxruntime(graph), "portable")
+    assert largest_error(exported, on_onnxruntime(graph)) <= TOLERANCE
     require_valid(exported.lowered("tensorrt8"), "tensorrt8")
     require_valid(exported.lowered("tensorrt11"), "tensorrt11")
 
@@ -119,4 +122,4 @@ def test_every_form_is_right_for_every_target_in_every_runtime(row: str, batch: 
         graph = exported.lowered(target)
         require_valid(graph, target)
         for runtime in {*described.runtimes, "onnxruntime"} & set(RUNTIMES):
-            require_right(exported, RUNTIMES[runtime](graph), f"{target} {runtime}")  # type: ignore[operator]
+            assert largest_error(exported, RUNTIMES[runtime](graph)) <= TOLERANCE, (target, runtime)  # type: ignore[operator]

@@ -11,8 +11,8 @@ from torch import nn
 from vitdeploy.errors import MissingDependencyError, ModelError, UsageError
 from vitdeploy.exporter.inputs import InputSpec
 from vitdeploy.exporter.sources.live import assumed_recipe, in_single
-from vitdeploy.exporter.sources.subject import Subject
-from vitdeploy.models.registry import ModelCard, Weights, as_image_size
+from vitdeploy.exporter.sources.subject import Subject, card_of
+from vitdeploy.models.registry import Weights, as_image_size
 from vitdeploy.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def describe_huggingface(request: ExportRequest) -> Subject:
     config = _loaded(where, lambda: transformers.AutoConfig.from_pretrained(where))
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     auto = next((auto for end, auto in _AUTO.items() if architecture.endswith(end)), "AutoModel")
-    # Eager attention of some networks has its own arithmetic; SDPA is what is fused.
     model = _loaded(where, lambda: getattr(transformers, auto).from_pretrained(where))
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} gives no torch module", why=f"it is a {type(model).__name__}", fix="another model")
@@ -54,13 +53,11 @@ def describe_huggingface(request: ExportRequest) -> Subject:
     recipe, assumption = _recipe(name, processor, size, channels)
     module, notes = in_single(model.eval())
     labels = _labels(config)
-    card = ModelCard(
-        name=name,
+    card = card_of(
+        model,
+        name,
         family="transformers",
-        network=f"{type(model).__module__}:{type(model).__qualname__}",
-        hyperparameters={},
         preprocessing=recipe,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=f"transformers {transformers.__version__}",
         image_size=size,
         num_classes=len(labels),
@@ -151,5 +148,5 @@ def _labels(config: Any) -> tuple[str, ...]:
     """`id2label` in the order of its numbers; empty where it only numbers the classes."""
     known = {int(key): str(value) for key, value in (getattr(config, "id2label", None) or {}).items()}
     names = tuple(known[index] for index in sorted(known))
-    placeholder = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return () if placeholder or len(set(names)) != len(names) else names
+    numbers_only = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return () if numbers_only or len(set(names)) != len(names) else names

@@ -13,7 +13,7 @@ from torch import nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporter.inputs import InputSpec, image_inputs, specs_of, with_images
-from vitdeploy.exporter.sources.subject import Subject, name_examples
+from vitdeploy.exporter.sources.subject import Subject, card_of, name_examples
 from vitdeploy.models.outputs import entry_of, parameters_of
 from vitdeploy.models.registry import ModelCard, Weights, as_image_size
 from vitdeploy.preprocess import Preprocessing
@@ -136,13 +136,11 @@ def own_card(module: nn.Module, name: str, specs: Sequence[InputSpec]) -> ModelC
     images = next((spec for spec in specs if spec.image), None)
     size = (images.shape[1], images.shape[2]) if images else (1, 1)
     assumed, assumption = assumed_recipe(name, size, images.shape[0] if images else 3)
-    return ModelCard(
-        name=name,
+    return card_of(
+        module,
+        name,
         family="custom",
-        network=f"{type(module).__module__}:{type(module).__qualname__}",
-        hyperparameters={},
         preprocessing=assumed,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
         source="user module",
         image_size=size,
         num_classes=0,

@@ -40,6 +40,17 @@ class Subject:
         return tuple(spec.name for spec in self.inputs if spec.image)
 
 
+def card_of(module: nn.Module, name: str, **facts: Any) -> ModelCard:
+    """The card of a network that is not of the zoo: what the module tells, and `facts`, the other fields of a card."""
+    return ModelCard(
+        name=name,
+        network=f"{type(module).__module__}:{type(module).__qualname__}",
+        hyperparameters={},
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        **facts,
+    )
+
+
 def name_examples(model: nn.Module, examples: Any) -> dict[str, Array]:
     """Example inputs by name: a tensor, several in the order of the arguments of forward, or a mapping.
 

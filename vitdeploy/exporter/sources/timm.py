@@ -19,10 +19,10 @@ from vitdeploy.errors import MissingDependencyError, ModelError, UsageError
 from vitdeploy.exporter.inputs import InputSpec
 from vitdeploy.exporter.sources.live import assumed_recipe, in_single
 from vitdeploy.exporter.sources.stand_in import without_torchvision
-from vitdeploy.exporter.sources.subject import Subject
+from vitdeploy.exporter.sources.subject import Subject, card_of
 from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint
 from vitdeploy.models.outputs import IMAGES
-from vitdeploy.models.registry import RANDOM_SEED, ModelCard, Weights, as_image_size
+from vitdeploy.models.registry import RANDOM_SEED, Weights, as_image_size
 from vitdeploy.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -54,13 +54,11 @@ def describe_timm(request: ExportRequest) -> Subject:
     recipe, assumption = _recipe(name, model, channels, size)
     module, notes = in_single(model.eval())
     classes = int(getattr(model, "num_classes", 0) or 0)
-    card = ModelCard(
-        name=name,
+    card = card_of(
+        model,
+        name,
         family="timm",
-        network=f"{type(model).__module__}:{type(model).__qualname__}",
-        hyperparameters={},
         preprocessing=recipe,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=f"timm {library.__version__}",
         image_size=size,
         num_classes=classes,
