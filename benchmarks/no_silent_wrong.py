@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 from timing import environment
+from unseen import difficult, figures, natural, within
 
-from vitdeploy import load, open_data, verify
+from vitdeploy import load, verify
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import VitDeployError
-from vitdeploy.preprocess import Preprocessing, normalise
-from vitdeploy.proof.recorded import image_db, pooled_db
 from vitdeploy.table import render
 
 HERE = Path(__file__).parent
@@ -70,36 +69,6 @@ TIMM = (
     "gcvit_xxtiny",
     "mambaout_femto",
 )
-
-
-def difficult(recipe: Preprocessing) -> np.ndarray:
-    """Images of the kinds that break networks, none of which is in a bundle's reference."""
-    height, width = recipe.size
-    rng = np.random.default_rng(7)
-    rows, columns = np.mgrid[0:height, 0:width]
-
-    def flat(*colour: int) -> np.ndarray:
-        return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3))
-
-    spot = np.zeros((height, width, 3), np.uint8)
-    spot[height // 2 : height // 2 + 8, width // 2 : width // 2 + 8] = 255
-    half = np.where(rows[..., None] < height // 3, 0, rng.integers(0, 256, (height, width, 3))).astype(np.uint8)
-    images = [
-        flat(128, 128, 128),
-        flat(255, 0, 0),
-        flat(0, 255, 0),
-        flat(1, 1, 1),
-        flat(124, 116, 104),
-        spot,
-        half,
-        np.repeat((255 * columns / width).astype(np.uint8)[..., None], 3, 2),
-        np.repeat((columns % 2 * 255).astype(np.uint8)[..., None], 3, 2),
-        np.repeat(((rows + columns) % 2 * 255).astype(np.uint8)[..., None], 3, 2),
-        np.repeat((columns // 3 % 2 * 255).astype(np.uint8)[..., None], 3, 2),
-        rng.integers(0, 256, (height, width, 3)).astype(np.uint8),
-        rng.integers(0, 2, (height, width, 3)).astype(np.uint8) * 255,
-    ]
-    return normalise(np.stack(images), recipe)
 
 
 def source(name: str, weights: Path | None) -> tuple[list[str], dict[str, str]]:
@@ -152,10 +121,8 @@ def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Pa
         lines = [line for line in done.stderr.splitlines() if line.startswith(("error", "  why"))]
         return {**row, "refused": " ".join(lines)[:400] or done.stderr[-300:], "exit": done.returncode}
     manifest = Bundle.open(bundle).manifest
-    data, recipe = open_data(arguments.images), manifest.preprocessing
-    natural = np.stack([data.tensor(index, recipe) for index in data.sample(IMAGES, 1)])
-    hard = difficult(recipe)
-    images = np.concatenate([natural, hard])
+    recipe = manifest.preprocessing
+    images = np.concatenate([natural(arguments.images, recipe, IMAGES), difficult(recipe)])
     expected = torch_outputs(name, bundle, images, arguments.weights)
     row["kept_fp32"] = len(manifest.precision_report.get("kept_fp32", []))
     row["more_bytes"] = manifest.precision_report.get("more_bytes")
@@ -169,14 +136,11 @@ def measure(name: str, precision: str, arguments: argparse.Namespace, folder: Pa
         except VitDeployError as error:
             row[runtime] = {"error": str(error)}
             continue
-        each = image_db(expected, found, len(images))
         row[runtime] = {
             "verify": "passed" if report.passed else report.failures[0],
-            "finite": bool(np.isfinite(found).all()),
-            "natural_db": round(pooled_db(each[: len(natural)]), 1),
-            "difficult_db": round(min(each[len(natural) :]), 1),
-            "top1": int((expected.argmax(1) == found.argmax(1))[: len(natural)].sum()),
-            "images": len(natural),
+            **figures(expected, found, IMAGES),
+            "top1": int((expected.argmax(1) == found.argmax(1))[:IMAGES].sum()),
+            "images": IMAGES,
         }
     return row
 
@@ -185,12 +149,9 @@ def verdict(precision: str, row: dict[str, Any]) -> str:
     """`right`, `refused`, or what is wrong on images that the bundle never saw."""
     if "refused" in row:
         return "refused"
-    bounds = {"fp32": (80.0, 70.0), "fp16": (40.0, 35.0), "int8": (15.0, -np.inf)}[precision]
     for runtime in RUNTIMES:
         found = row[runtime]
-        if "error" in found or found["verify"] != "passed" or not found["finite"]:
-            return f"WRONG in {runtime}"
-        if not (found["natural_db"] >= bounds[0] and found["difficult_db"] >= bounds[1]):
+        if "error" in found or found["verify"] != "passed" or not within(precision, found):
             return f"WRONG in {runtime}"
     return "right"
 

@@ -32,7 +32,12 @@ def input_size(name: str) -> int:
 
 def build() -> nn.Module:
     torch.manual_seed(0)
-    network = library().create_model(os.environ["TIMM_MODEL"], pretrained=False)
+    name = os.environ["TIMM_MODEL"]
+    return realistic(library().create_model(name, pretrained=False), input_size(name))
+
+
+def realistic(network: nn.Module, size: int) -> nn.Module:
+    """The network in eval mode, its parameters and statistics changed; it takes RGB images of `size` pixels."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             last = name.rpartition(".")[2]
@@ -45,7 +50,6 @@ def build() -> nn.Module:
         for norm in norms:
             norm.train()
             norm.momentum = None
-        size = input_size(os.environ["TIMM_MODEL"])
         for seed in range(2 if norms else 0):
             torch.manual_seed(seed)
             network(nn.functional.interpolate(torch.randn(4, 3, 14, 14), (size, size), mode="bilinear") * 1.5)

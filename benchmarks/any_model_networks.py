@@ -1,0 +1,192 @@
+"""The networks of any_model.py, which other people wrote: a table with a row each, and who makes what a row says.
+
+A row of another kind needs a maker of its own: a function from the row and an empty folder to `Made`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm_network import library, realistic
+from torch import nn
+
+from vitdeploy.models.outputs import named
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network as an export takes it.
+
+    source     the first argument of `vitdeploy.export`
+    options    further arguments of it
+    outputs    what the original makes of images float32 [n, C, H, W], by output name: in float64 where `exact`
+    naive      the module for `torch.onnx.export`; None where there is nothing to compare with
+    """
+
+    source: str
+    options: Mapping[str, Any]
+    outputs: Callable[[np.ndarray, bool], dict[str, np.ndarray]]
+    naive: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row of the table.
+
+    name       as it is shown; with `--only`
+    make       from the row and an empty folder
+    size       pixels on a side of its images
+    arguments  of its constructor
+    """
+
+    name: str
+    make: Callable[[Network, Path], Made]
+    size: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def from_timm(row: Network, folder: Path) -> Made:
+    """`timm:NAME` with a checkpoint of random weights that behave like trained ones."""
+    torch.manual_seed(0)
+    name = row.name.removeprefix("timm:")
+    sized = {"img_size": (row.size, row.size), **row.arguments}
+    try:
+        network = library().create_model(name, pretrained=False, **sized)
+    except TypeError:  # it takes every size
+        network = library().create_model(name, pretrained=False, **row.arguments)
+    network = realistic(_awake(network), row.size)
+    torch.save(network.state_dict(), folder / "weights.pth")
+    options = {
+        "image_size": row.size,
+        "checkpoint": folder / "weights.pth",
+        "hyperparameters": dict(row.arguments) or None,
+    }
+    return Made(row.name, options, _torch_outputs(network), network)
+
+
+def from_transformers(row: Network, folder: Path) -> Made:
+    """`hf:FOLDER` of a small configuration: the class that the name of the row has in transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    kind = getattr(transformers, row.name.removeprefix("hf:"))
+    network = kind(kind.config_class(**row.arguments))
+    network = realistic(_awake(network), row.size)
+    network.save_pretrained(folder / "model")
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": row.size, "width": row.size},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (folder / "model/preprocessor_config.json").write_text(json.dumps(processor))
+    return Made(f"hf:{folder / 'model'}", {"image_size": row.size}, _torch_outputs(network), _Tensors(network))
+
+
+class _Tensors(nn.Module):
+    """The tensors of what a network of transformers returns, which onnx.export takes no class for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(named(self.network(images)).values())
+
+
+def _awake(network: nn.Module) -> nn.Module:
+    """The network without weights of zero, such as of a branch that begins as nothing: they would hide it."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim and not parameter.any():
+                parameter.copy_((0.02 if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
+    return network
+
+
+def _torch_outputs(network: nn.Module) -> Callable[[np.ndarray, bool], dict[str, np.ndarray]]:
+    def outputs(images: np.ndarray, exact: bool) -> dict[str, np.ndarray]:
+        kind = torch.float64 if exact else torch.float32
+        asked = copy.deepcopy(network).double() if exact else network  # what it caches is of its own type
+        with torch.inference_mode():
+            parts = [named(asked(image[None])) for image in torch.from_numpy(images).to(kind)]
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+    return outputs
+
+
+def _timm(size: int, *names: str, **arguments: Any) -> list[Network]:
+    return [Network(f"timm:{name}", from_timm, size, arguments) for name in names]
+
+
+NETWORKS = [
+    # Plain transformers
+    *_timm(128, "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+    *_timm(128, "deit3_small_patch16_224", "flexivit_small", depth=4),
+    *_timm(112, "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", depth=4),
+    *_timm(128, "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224", depth=4),
+    *_timm(128, "vit_base_patch16_siglip_224", "beit_base_patch16_224", depth=3),
+    *_timm(128, "vit_relpos_small_patch16_224", depth=4),
+    *_timm(128, "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny", "pit_ti_224", "tnt_s_patch16_224"),
+    *_timm(240, "crossvit_9_240"),
+    # Windows and pyramids
+    *_timm(112, "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224"),
+    *_timm(128, "swinv2_tiny_window8_256", "gcvit_xxtiny", "davit_tiny", "hiera_tiny_224", "mvitv2_tiny"),
+    *_timm(128, "maxvit_pico_rw_256", "coatnet_pico_rw_224", "nest_tiny", "twins_svt_small", "twins_pcpvt_small"),
+    *_timm(128, "pvt_v2_b0", "coat_lite_tiny", "volo_d1_224", "visformer_tiny", "focalnet_tiny_srf", "nextvit_small"),
+    *_timm(128, "vitamin_small_224", "caformer_s18"),
+    # Made for edge devices
+    *_timm(128, "efficientvit_b0", "efficientvit_m0", "efficientformerv2_s0", "edgenext_xx_small", "mobilevit_xxs"),
+    *_timm(224, "efficientformer_l1"),
+    *_timm(128, "mobilevitv2_050", "mobilenetv4_hybrid_medium_075", "mobilenetv4_conv_small", "fastvit_t8"),
+    *_timm(128, "fastvit_sa12", "repvit_m0_9", "tiny_vit_5m_224", "levit_128s", "levit_conv_128s", "poolformer_s12"),
+    *_timm(128, "mambaout_femto", "starnet_s1", "shvit_s1", "swiftformer_xs", "efficientvim_m1", "lowformer_b0"),
+    *_timm(128, "inception_next_atto", "ghostnetv2_100", "ghostnet_050"),
+    # Mixers
+    *_timm(128, "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224", "sequencer2d_s"),
+    # Convolutions
+    *_timm(128, "convnext_atto", "convnextv2_atto", "rdnet_tiny", "hgnetv2_b0", "regnety_002", "regnetx_002"),
+    *_timm(128, "resnet18", "resnet50_gn", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_050"),
+    *_timm(128, "resnet50_clip", "nf_resnet26", "densenet121", "botnet26t_256", "lambda_resnet26t"),
+]
+
+_SMALL: Mapping[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 10}
+NETWORKS += [
+    Network("hf:ViTForImageClassification", from_transformers, 64, {**_SMALL, "image_size": 64, "patch_size": 8}),
+    Network("hf:Dinov2ForImageClassification", from_transformers, 56, {**_SMALL, "image_size": 56, "patch_size": 7}),
+    Network(
+        "hf:SwinForImageClassification",
+        from_transformers,
+        64,
+        {"image_size": 64, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "num_labels": 10},
+    ),
+    Network(
+        "hf:SegformerForSemanticSegmentation",
+        from_transformers,
+        64,
+        {
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [16, 32, 48, 64],
+            "num_attention_heads": [1, 2, 3, 4],
+            "decoder_hidden_size": 64,
+            "num_labels": 10,
+        },
+    ),
+    Network(
+        "hf:MobileViTForImageClassification",
+        from_transformers,
+        64,
+        {"image_size": 64, "hidden_sizes": [48, 64, 80], "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 128]},
+    ),
+]
+
+
+def find_network(name: str) -> Network:
+    """The row of that name, with `timm:` or without."""
+    return next(row for row in NETWORKS if name in (row.name, row.name.partition(":")[2]))
