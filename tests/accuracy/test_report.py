@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vitdeploy.accuracy.comparison import Answers, Comparison, ImageSet
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.data import open_data
+from vitdeploy.tasks.classification.comparison import Answers, Comparison, ImageSet
 
 IMAGES = 1000
 
@@ -27,7 +27,7 @@ def answers(right: int, count: int = IMAGES) -> Answers:
 def report_of(run: Comparison, max_drop: float | None = None) -> AccuracyReport:
     count = len(run.answers.targets)
     dataset = open_data(np.zeros((count, 1, 1, 3), np.uint8), targets=[0] * count)
-    images = ImageSet(dataset, range(count), run.answers.targets, ("ant", "bee"), "")
+    images = ImageSet(dataset, range(count), "", run.answers.targets, ("ant", "bee"))
     return AccuracyReport(images, run.baseline, "FP32", (), (run,), max_drop=max_drop)
 
 

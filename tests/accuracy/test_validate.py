@@ -375,13 +375,13 @@ def test_a_check_that_is_killed_goes_on_where_it_was(tmp_path: Path, check: Call
     np.savez(tmp_path / "data.npz", images=IMAGES, labels=TARGETS)
     script = f"""
 import os, vitdeploy
-from vitdeploy.accuracy import logits
-logits.FLUSH_SECONDS = 0
-take, left = logits._Keeper.take, iter(range(70))
+from vitdeploy.accuracy import rows
+rows.FLUSH_SECONDS = 0
+take, left = rows._Keeper.take, iter(range(70))
 def dying(self, key, row):
     take(self, key, row)
     next(left, None) is not None or os._exit(9)
-logits._Keeper.take = dying
+rows._Keeper.take = dying
 vitdeploy.validate({str(bundle.path)!r}, {str(tmp_path / "data.npz")!r}, baseline={str(tmp_path / "fp32")!r},
                    runtime="onnxruntime", logits={str(tmp_path / "logits")!r})
 """

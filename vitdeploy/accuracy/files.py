@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdeploy.accuracy.plots import plots
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.errors import UsageError
 from vitdeploy.files import write_atomically
@@ -27,28 +26,21 @@ def write_report(report: AccuracyReport, folder: Path) -> None:
     """Writes into `folder`, which is created where it is missing; each file is written atomically.
 
     report.json, report.txt     the report
-    logits.npz                  `images` (names), `labels` (class numbers), `classes`, `runs` (names), and `logits`,
-                                float32 [1 + runs, images, classes], the baseline first
-    N-RUN-confusion.svg         counts of run N and their change from the baseline
-    N-RUN-flipped.png           the images whose best class changed
+    ARRAYS.npz                  what the task keeps of all runs, the baseline first; of classification `logits.npz` with
+                                `images` (names), `labels` (class numbers), `classes`, `runs` (names), and `logits`,
+                                float32 [1 + runs, images, classes]
+    N-RUN-confusion.svg         of classification, counts of run N and their change from the baseline
+    N-RUN-flipped.png           of classification, the images whose best class changed
     """
-    arrays = io.BytesIO()
-    answers = [report.baseline, *(run.answers for run in report.runs)]
-    images = report.images
-    np.savez(
-        arrays,
-        images=np.array([images.dataset.names[i] for i in images.indices]),
-        labels=images.targets,
-        classes=np.array(images.classes),
-        runs=np.array([one.name for one in answers]),
-        logits=np.stack([one.logits for one in answers]),
-    )
+    kept = io.BytesIO()
+    name_of_arrays, arrays = report.images.arrays([report.baseline, *(run.answers for run in report.runs)])
+    np.savez(kept, **arrays)  # type: ignore[arg-type]
     files: dict[str, bytes] = {
         "report.json": (json.dumps(report.to_dict(), indent=1) + "\n").encode(),
         "report.txt": f"{report}\n".encode(),
-        "logits.npz": arrays.getvalue(),
+        name_of_arrays: kept.getvalue(),
     }
-    for name, plot in plots(report.runs, images).items():
+    for name, plot in report.images.plots(report.runs).items():
         if isinstance(plot, str):
             files[name] = plot.encode()
         else:

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy.accuracy.comparison import Answers, Comparison, ImageSet
 from vitdeploy.table import render
-
-# Flipped images that the table names for each run; JSON has all of them.
-SHOWN_FLIPS = 5
+from vitdeploy.tasks.task import Answers, Comparison, ImageSet
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class AccuracyReport:
     problems  what is wrong with the baseline, in words
     runs      every other bundle and runtime, compared with the baseline
     skipped   of `all` runtimes those that could not run a bundle, each with the reason
-    max_drop  the gate in points, or None
+    max_drop  the gate in points, or in what the task judges, or None
     """
 
     images: ImageSet
@@ -37,10 +34,11 @@ class AccuracyReport:
         """Everything that fails, in words."""
         found = [f"the baseline is broken: {problem}" for problem in self.problems]
         for run in self.runs:
-            if broken := int((run.answers.chosen < 0).sum()):
+            if broken := run.answers.not_finite:
                 found.append(f"{run.answers.name} gives NaN or Inf on {broken} images")
-            if self.max_drop is not None and not run.paired.drop <= self.max_drop:
-                found.append(f"{run.answers.name} drops {run.paired.drop:.2f} points, allowed are {self.max_drop:g}")
+            if self.max_drop is not None and not run.drop <= self.max_drop:
+                lost = _number(run.drop, self.max_drop)
+                found.append(f"{run.answers.name} drops {lost} {run.unit}, allowed are {self.max_drop:g}")
         return tuple(found)
 
     @property
@@ -53,6 +51,7 @@ class AccuracyReport:
         return {
             "passed": self.passed,
             "failures": list(self.failures),
+            "task": self.images.task,
             "data": self.images.to_dict(),
             "baseline": {"kind": self.kind, **self.baseline.to_dict(), "problems": list(self.problems)},
             "max_drop": self.max_drop,
@@ -69,12 +68,12 @@ def format_report(report: AccuracyReport) -> str:
     images, baseline = report.images, report.baseline
     lines = [
         f"{len(images.indices)} of {len(images.dataset)} images of {images.dataset.where}",
-        f"baseline  {report.kind}: {_accuracies(baseline)}",
+        f"baseline  {report.kind}: {baseline.summary()}",
         *(f"BASELINE BROKEN: {problem}" for problem in report.problems),
         "",
     ]
-    header = ("", "top-1 %", "top-5 %", "drop, points", "95 % interval", "p", "agreement %", "SNR dB", "flipped")
-    rows = [_row(run) for run in report.runs]
+    header = report.runs[0].HEADER
+    rows = [line for run in report.runs for line in run.lines()]
     lines.append(render(rows, header=header, align="<" * len(header), rule=False))
     lines += [f"left out: {skip['bundle']} on {skip['runtime']}: {skip['reason']}" for skip in report.skipped]
     for run in report.runs:
@@ -83,48 +82,19 @@ def format_report(report: AccuracyReport) -> str:
     if report.problems:
         verdict.insert(0, "FAILED: the baseline is broken, see above")
     if report.passed and report.max_drop is not None:
-        verdict = [f"passed: no drop is above {report.max_drop:g} points"]
+        verdict = [f"passed: no drop is above {report.max_drop:g} {report.runs[0].unit}"]
     return "\n".join([*lines, "", *verdict] if verdict else lines)
 
 
 def _details(run: Comparison, report: AccuracyReport) -> list[str]:
-    lines = [f"MLPerf edge: {'; '.join(map(str, run.mlperf))}"]
-    worst = max(run.per_class(report.images.classes), key=lambda one: float(one["drop"]))
-    if worst["drop"] > 0:
-        lines.append(f"most lost: {worst['class']}, {worst['drop']:.2f} points of {worst['images']} images")
-    flipped = run.flipped
-    for position in flipped[:SHOWN_FLIPS]:
-        one = run.flip(position, report.images)
-        lines.append(f"flipped: {one['image']} ({one['label']}) from {one['baseline']} to {one['run']}")
-    if len(flipped) > SHOWN_FLIPS:
-        lines.append(f"and {len(flipped) - SHOWN_FLIPS} more, see --json or --report")
-    high = run.paired.interval()[1]
-    if report.max_drop is not None and run.paired.drop <= report.max_drop < high:
-        lines.append(f"within the gate, but the drop may be up to {high:.2f} points: more images would tell")
-    return ["", run.answers.name, *(f"  {line}" for line in lines)]
+    lines = run.details(report.images)
+    interval = run.interval()
+    if report.max_drop is not None and interval is not None and run.drop <= report.max_drop < interval[1]:
+        high = _number(interval[1], report.max_drop)
+        lines.append(f"within the gate, but the drop may be up to {high} {run.unit}: more images would tell")
+    return ["", run.answers.name, *(f"  {line}" for line in lines)] if lines else []
 
 
-def _row(run: Comparison) -> tuple[str, ...]:
-    paired = run.paired
-    low, high = paired.interval()
-    p = paired.p_value()
-    return (
-        run.answers.name,
-        f"{run.answers.top1:.2f}",
-        _percent(run.answers.top5),
-        f"{paired.drop:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        f"{p:.3f}" if p >= 0.001 else "<0.001",
-        f"{run.agreement:.2f}",
-        f"{run.snr_db:.1f}",
-        f"{len(run.flipped)} (lost {paired.lost}, won {paired.won})",
-    )
-
-
-def _accuracies(answers: Answers) -> str:
-    top5 = answers.top5
-    return f"top-1 {answers.top1:.2f} %" + ("" if top5 is None else f", top-5 {top5:.2f} %")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float, limit: float) -> str:
+    """With two decimals, or so many more that it can be told from a limit as small as this."""
+    return f"{value:.2f}" if limit >= 0.01 or (limit == 0 and abs(value) >= 0.01) else f"{value:.3g}"

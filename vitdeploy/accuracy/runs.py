@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 
 from vitdeploy import __version__
-from vitdeploy.accuracy.logits import Source
+from vitdeploy.accuracy.rows import Source
 from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
@@ -29,7 +29,7 @@ ALL = "all"
 # The runtime of the baseline: PyTorch in FP32.
 REFERENCE_RUNTIME = "torch"
 
-# Keys of `Session.describe` that do not affect the logits.
+# Keys of `Session.describe` that do not affect the outputs.
 _NOT_IDENTITY = ("bundle", "reason", "num_requests")
 
 
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """The session with everything that its logits depend on: decoder, files, runtime and machine."""
+        """The session with everything that its outputs depend on: decoder, files, runtime and machine."""
         manifest = self.bundle.manifest
         files = {name: record.sha256 for name, record in manifest.files.items() if name != REFERENCE}
         machine = machine_settings()
@@ -63,7 +63,7 @@ class Run:
             {
                 # PyTorch does not read the files: it rebuilds the network from the record.
                 "model": asdict(manifest.model) if self.is_reference else files,
-                "preprocessing": asdict(manifest.recipe),
+                "preprocessing": None if manifest.preprocessing is None else asdict(manifest.preprocessing),
                 "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
                 "runtime": {key: value for key, value in self.facts.items() if key not in _NOT_IDENTITY},
                 "machine": {key: machine.get(key) for key in ("processor", "gpus", "driver")},

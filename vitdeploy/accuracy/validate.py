@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from vitdeploy.accuracy.baseline import find_problems
-from vitdeploy.accuracy.comparison import Answers, Comparison, ImageSet
-from vitdeploy.accuracy.logits import LogitsStore, compute_logits
 from vitdeploy.accuracy.report import AccuracyReport
+from vitdeploy.accuracy.rows import RowStore, compute_rows
 from vitdeploy.accuracy.runs import Run, check_same_network, open_baseline, open_runs
 from vitdeploy.bundle import Bundle
-from vitdeploy.data import Dataset, DataSource, open_data
-from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.data import DataSource
+from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.runtime.options import Options
-
-Array = NDArray[Any]
+from vitdeploy.tasks.choose import Asked, Targets, open_task
+from vitdeploy.tasks.metric import Metric, MetricFunction
+from vitdeploy.tasks.outputs import SEGMENTATION
+from vitdeploy.tasks.task import ImageSet, Row, Task
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,11 @@ def validate(
     runtime: str | Sequence[str] = "auto",
     baseline: Bundle | str | Path | None = None,
     checkpoint: str | Path | None = None,
-    targets: Sequence[int] | Array | None = None,
+    task: str | None = None,
+    metric: str | MetricFunction | None = None,
+    output: str | None = None,
+    ignore_index: int | None = None,
+    targets: Targets | None = None,
     samples: int | None = None,
     seed: int = 0,
     max_drop: float | None = None,
@@ -46,21 +48,32 @@ def validate(
     device: str | None = None,
     cache: str | Path | None = None,
 ) -> AccuracyReport:
-    """Compare bundles of one network, on one or several runtimes, with its FP32 on the same labelled images.
+    """Compare bundles of one network, on one or several runtimes, with its FP32 on the same samples.
 
     Args:
         bundle: One or several bundles, or their folders.
-        data: Labelled images, see `open_data`; their classes are found among the bundle's labels by name.
+        data: Images with what is true of them: classes (see `open_data`; they are found among the bundle's labels by
+            name), or masks (see `open_masks`); images alone for features; for a network of several inputs an `.npz`, or
+            a mapping, with an array for each input.
         runtime: Names of runtimes, `auto`, or `all` for those that are installed and can run the bundle.
         baseline: An FP32 bundle of the same network. By default PyTorch is the baseline; where it or the weights are
             missing, the first FP32 bundle of `bundle`.
         checkpoint: File with the weights, for PyTorch.
-        targets: Class numbers, where `data` is an iterable.
+        task: `classification`, `segmentation` or `features`; by default what the bundle's outputs and `data` leave.
+        metric: A figure of your own instead of a task's: `function(outputs, targets)`, or `file.py:function`. Both are
+            mappings from names to arrays with all samples along the first axis: the network's outputs, and what `data`
+            knows, `labels`, `masks` in the network's frame, or the other arrays of the `.npz`. It returns a number,
+            numbers by name, or instead of a number an array of one for each sample, whose mean is the figure.
+        output: The output that is judged, where several may be.
+        ignore_index: The number in masks of pixels that are not judged, 255 by default.
+        targets: Where `data` is an iterable, what is true of its items: class numbers, or masks [H, W]; for `metric`
+            arrays by name.
         samples: Number of images to take instead of all; every class gets its share.
         seed: Seed of the choice of samples.
-        max_drop: The gate: points of top-1 that a run may lose.
-        logits: Folder that keeps computed logits, so that an interrupted check can be continued; by default a folder of
-            the user's cache.
+        max_drop: The gate: what a run may lose, in points of top-1 or of the mean intersection over union, in percent
+            of the cosine similarity of the worst output, or in the unit of the first figure of `metric`.
+        logits: Folder that keeps what was computed, so that an interrupted check can be continued; by default a folder
+            of the user's cache.
         record: Whether to write the result into the manifest of each bundle.
         threads, num_requests, compute_precision, device, cache: See `load`.
 
@@ -68,8 +81,9 @@ def validate(
         The report. It fails where a run drops by more than `max_drop` or the baseline is no better than chance.
 
     Raises:
-        InputError: DATA cannot be read, has no labels, or has other classes than the network.
-        UsageError: The bundles are of different networks, or there is no FP32 baseline.
+        InputError: DATA cannot be read, has no labels or masks, or has other classes than the network.
+        UsageError: The bundles are of different networks, there is no FP32 baseline, it is not certain which task is
+            meant, or `metric` fails.
         BundleError, BackendError, GateError: As for `load`.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
@@ -77,12 +91,11 @@ def validate(
     runtimes = [runtime] if isinstance(runtime, str) else list(runtime)
     if not bundles or not runtimes:
         raise UsageError("there is nothing to validate", fix="give at least one bundle and one runtime")
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise UsageError(f"invalid max_drop {max_drop}: expected 0 to 100 points of top-1", fix="--max-drop 0.1")
     check_same_network(bundles)
-    labels, classes = _classes(bundles)
-    dataset = open_data(data, labels=labels, targets=targets)
-    numbers = _class_numbers(dataset, classes, bundles[0])
+    labels = next((one.manifest.labels for one in bundles if one.manifest.labels), ())
+    task_of = open_task(bundles[0], data, Asked(task, metric, output, ignore_index, labels, targets))
+    _check_gate(max_drop, task_of)
+    dataset = task_of.dataset
     indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
     options = Options(
         threads=threads, num_requests=num_requests, compute_precision=compute_precision, device=device, cache=cache
@@ -103,9 +116,11 @@ def validate(
                 f"there is nothing to compare: {reference.name} is the baseline",
                 fix="give another bundle, or another --runtime",
             )
+        _check_frames(task_of, (reference, *others))
         sources = [run.source for run in (reference, *others)]
-        rows, hashes = compute_logits(dataset, indices, sources, classes, LogitsStore(logits))
-    report = _report(dataset, numbers, indices, hashes, reference, others, rows, labels, skipped, max_drop)
+        rows, keys = compute_rows(task_of, indices, sources, RowStore(logits))
+    images = task_of.images(indices, keys)
+    report = _report(task_of, images, reference, others, rows, skipped, max_drop)
     if record:
         _record(others, report)
     return report
@@ -115,74 +130,52 @@ def _opened(bundle: Bundle | str | Path) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
-def _classes(bundles: Sequence[Bundle]) -> tuple[tuple[str, ...], int]:
-    """The bundles' labels, which may be empty, and how many classes there are."""
-    labels = next((bundle.manifest.labels for bundle in bundles if bundle.manifest.labels), ())
-    shapes = [spec.shape for spec in bundles[0].manifest.outputs if spec.name == "logits"]
-    shapes = shapes or [spec.shape for spec in bundles[0].manifest.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2 or not isinstance(shapes[0][1], int):
+def _check_gate(max_drop: float | None, task: Task) -> None:
+    if max_drop is None:
+        return
+    if not (math.isfinite(max_drop) and max_drop >= 0) or (max_drop > 100 and not isinstance(task, Metric)):
+        limits = "0 or more" if isinstance(task, Metric) else "0 to 100"
+        what = {"classification": "points of top-1", "segmentation": "points of mIoU", "features": "percent of cosine"}
         raise UsageError(
-            f"{bundles[0].path} is not a classifier",
-            why="it has no output logits [N, classes]",
-            fix="export the network without --features",
+            f"invalid max_drop {max_drop}: expected {limits} {what.get(task.name, 'of the figure')}",
+            fix="--max-drop 0.1",
         )
-    return labels, shapes[0][1]
 
 
-def _class_numbers(dataset: Dataset, classes: int, bundle: Bundle) -> Array:
-    """The class number of each image, int64 [N]; InputError unless they are certainly those of the network."""
-    if dataset.targets is None:
-        raise InputError(
-            f"the images of {dataset.where} have no labels",
-            why="accuracy needs the right class of each",
-            fix="make one folder for each class, with its images directly inside",
+def _check_frames(task: Task, runs: Sequence[Run]) -> None:
+    """UsageError unless all runs see the same part of an image, where masks are compared there."""
+    frames = {
+        None if recipe is None else (recipe.size, recipe.mode, recipe.crop_ratio)
+        for recipe in (run.bundle.manifest.preprocessing for run in runs)
+    }
+    if task.name == SEGMENTATION and len(frames) > 1:
+        raise UsageError(
+            "the bundles see different parts of an image",
+            why="their preprocessing differs in size, mode or crop, and masks are compared in the network's frame",
+            fix="validate them one at a time, each with a baseline of its own",
         )
-    named = 0 if dataset.classes is None else len(dataset.classes)
-    if bundle.manifest.labels or named == classes:
-        return dataset.targets
-    if named:
-        raise InputError(
-            f"{dataset.where} has {named} classes, the network {classes}",
-            why=f"{bundle.path} has no class names, so DATA's classes cannot be found among the {classes}",
-            fix="add a labels.txt with all classes in the network's order to DATA, or export with --labels",
-        )
-    if dataset.targets.max() >= classes:
-        raise InputError(
-            f"{dataset.where} has class number {dataset.targets.max()}",
-            why=f"the network has classes 0 to {classes - 1}",
-            fix="number the classes from 0, in the network's order",
-        )
-    return dataset.targets
 
 
 def _report(
-    dataset: Dataset,
-    numbers: Array,
-    indices: Sequence[int],
-    hashes: Sequence[str],
+    task: Task,
+    images: ImageSet,
     reference: Run,
     others: Sequence[Run],
-    rows: Sequence[Array],
-    labels: tuple[str, ...],
+    rows: Sequence[Row],
     skipped: Sequence[dict[str, str]],
     max_drop: float | None,
 ) -> AccuracyReport:
-    targets = numbers[list(indices)]
-    names = labels or dataset.classes or tuple(f"class {i}" for i in range(rows[0].shape[1]))
-    lines = sorted(f"{digest} {target}\n" for digest, target in zip(hashes, targets.tolist(), strict=True))
-    images = ImageSet(dataset, indices, targets, names, hashlib.sha256("".join(lines).encode()).hexdigest())
     baseline, *answers = (
-        Answers(run.name, run.facts, logits, targets) for run, logits in zip((reference, *others), rows, strict=True)
+        task.answers(run.name, run.facts, one, images) for run, one in zip((reference, *others), rows, strict=True)
     )
     by_torch = reference.is_reference
     kind = f"PyTorch FP32 (torch {reference.facts['version']})" if by_torch else f"FP32 bundle, {reference.name}"
-    weights = reference.bundle.manifest.model.weights.kind
     return AccuracyReport(
         images,
         baseline,
         kind,
-        find_problems(targets, baseline.chosen, names, weights=weights, by_name=bool(labels and dataset.classes)),
-        tuple(Comparison(one, baseline) for one in answers),
+        task.problems(baseline, images, reference.bundle.manifest.model.weights.kind),
+        tuple(task.compare(one, baseline) for one in answers),
         tuple(skipped),
         max_drop,
     )
@@ -199,7 +192,8 @@ def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
                 "runtime": run.facts["backend"],
                 **{key: run.facts[key] for key in ("version", "device", "compute_precision")},
                 "data": data,
-                "baseline": {"kind": report.kind, "top1": report.baseline.top1, "problems": list(report.problems)},
+                "task": report.images.task,
+                "baseline": {"kind": report.kind, **report.baseline.judged(), "problems": list(report.problems)},
                 **comparison.measures(),
                 "date": date,
             }
@@ -219,4 +213,6 @@ def _key(entry: dict[str, Any]) -> list[Any]:
     """The key of an entry of the manifest: a new entry replaces an earlier one with the same key."""
     data = entry.get("data")
     computed = entry.get("compute_precision", entry.get("precision"))  # the name that bundles of 0.1.0 have
-    return [entry.get("runtime"), entry.get("device"), computed, data.get("sha256") if isinstance(data, dict) else None]
+    task = entry.get("task", "classification")  # the only one that there was before there were others
+    sha256 = data.get("sha256") if isinstance(data, dict) else None
+    return [entry.get("runtime"), entry.get("device"), computed, task, sha256]

@@ -1,16 +1,28 @@
-"""Measure on your labelled images the accuracy that a bundle loses against PyTorch FP32, with its confidence interval.
+"""Measure on your images the accuracy that a bundle loses against PyTorch FP32, with its confidence interval.
 
   vitdeploy validate lemevit-fp16 lemevit-int8 --data photos --runtime all --max-drop 0.5
   vitdeploy validate lemevit-int8 --data photos.zip --baseline lemevit-fp32 --report drop
+  vitdeploy validate fpn-int8 fpn-fp32 --data scenes --max-drop 1
+  vitdeploy validate depth-int8 depth-fp32 --data rooms.npz --metric figures.py:delta1 --max-drop 0.01
 
-DATA is a folder with one folder of images for each class (class/file.jpg), a zip of one, or an .npz with images
-(uint8 [N, H, W, 3], or [N, H, W, C] of other channels) and labels. Classes are found among the bundle's by name; where
-it has no names, they are in the order of DATA's sorted folders or of its labels.txt.
+The task follows from the bundle's outputs and DATA, or is stated by --task:
+
+  classification  DATA is a folder with one folder of images for each class (class/file.jpg), a zip of one, or an .npz
+                  with images (uint8 [N, H, W, 3], or [N, H, W, C] of other channels) and labels. Judged is top-1.
+                  Classes are found among the bundle's by name; where it has no names, they are in the order of DATA's
+                  sorted folders or of its labels.txt.
+  segmentation    DATA is a folder or zip with images/ and masks/ (masks/NAME.png, pixels are class numbers, 255 is not
+                  judged), or an .npz with images and masks [N, H, W]. Judged is the mean intersection over union.
+  features        DATA are images, no labels needed. Judged is the cosine similarity of the worst output.
+  --metric        FILE.py:FUNCTION is called as function(outputs, targets), two mappings from names to arrays with all
+                  samples along the first axis: the outputs, and DATA's labels, masks or other arrays. It returns a
+                  number, or numbers by name, of which the first is judged; more is better.
 
 The baseline is PyTorch, where it is installed and has the weights, or an FP32 bundle of the same network. A drop is
-given in points of top-1 with its 95 % interval (Tango's score interval of paired proportions) and McNemar's exact
-p-value, and whether 99 % and 99.9 % of the baseline's accuracy are kept, the levels of MLPerf's edge suite. A baseline
-at chance, or whose labels look shifted, fails the check. After Ctrl-C the same command continues where it stopped.
+given with its 95 % interval: of top-1 Tango's score interval of paired proportions, with McNemar's exact p-value and
+whether 99 % and 99.9 % of the baseline's accuracy are kept, the levels of MLPerf's edge suite; of other figures a
+bootstrap over images. A baseline at chance, or whose labels look shifted, fails the check. After Ctrl-C the same
+command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,14 +43,27 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy validate`."""
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="labelled images")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DATA", help="images with labels or masks, see above"
+    )
+    parser.add_argument("--task", metavar="T", help="classification, segmentation or features (default: what fits)")
+    parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="a figure of your own, see above")
+    parser.add_argument("--output", metavar="NAME", help="the output that is judged, where several may be")
+    parser.add_argument(
+        "--ignore-index", type=int, metavar="N", help="number in masks of pixels that are not judged (default 255)"
+    )
     parser.add_argument(
         "--runtime", type=names, default=["auto"], metavar="R", help="names with commas, all, or auto (default)"
     )
     parser.add_argument(
         "--baseline", type=Path, metavar="BUNDLE", help="FP32 bundle to compare with (default: PyTorch)"
     )
-    parser.add_argument("--max-drop", type=float, metavar="P", help="exit 1 where more points of top-1 are lost")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="P",
+        help="exit 1 where more is lost, in points of top-1 or mIoU, percent of cosine similarity, or as --metric counts",
+    )
     parser.add_argument("--samples", type=positive, metavar="N", help="so many images, every class with its share")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default 0)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped images and logits")
@@ -61,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
             args.data,
             runtime=args.runtime,
             baseline=args.baseline,
+            task=args.task,
+            metric=args.metric,
+            output=args.output,
+            ignore_index=args.ignore_index,
             samples=args.samples,
             seed=args.seed,
             max_drop=args.max_drop,

@@ -9,6 +9,7 @@ the lines of a `labels.txt` beside them. In Python it may also be any iterable o
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitdeploy.data.arrays import read_arrays
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
+from vitdeploy.data.slots import Slot, only_arrays_fit
 from vitdeploy.errors import InputError, MissingDependencyError
-from vitdeploy.preprocess import ImageLike, Preprocessing, decode, holds_pixels, preprocess, to_pixels
+from vitdeploy.preprocess import ImageLike, Preprocessing, decode, holds_pixels, preprocess, to_pixels, upright_size
 
 __all__ = ["DataSource", "Dataset", "open_data"]
 
@@ -113,6 +115,34 @@ class Dataset:
             fix=f"give {f'float32 {shape}, or ' if normalised else ''}{raw} for an image that is still to be "
             "preprocessed",
         )
+
+    def inputs(
+        self, index: int, slots: Sequence[Slot], recipe: Preprocessing | None, *, normalised: bool = True
+    ) -> dict[str, Array]:
+        """What a network takes of one sample, by the names of its inputs; see `tensor`.
+
+        Raises InputError for a network that takes more or other things than one image.
+        """
+        if recipe is None or len(slots) != 1:
+            raise only_arrays_fit(self.where, slots)
+        return {slots[0].name: self.tensor(index, recipe, normalised=normalised)}
+
+    def shape(self, index: int, recipe: Preprocessing) -> tuple[int, int] | None:
+        """(height, width) of an upright image; None for an array that is normalised already."""
+        item = self._fetch(index)
+        if isinstance(item, np.ndarray):
+            pixels = item.dtype != np.float32 or holds_pixels(item, recipe)
+            return (item.shape[0], item.shape[1]) if pixels else None
+        if isinstance(item, Image.Image):
+            return upright_size(item)
+        try:
+            with Image.open(io.BytesIO(item)) as image:
+                return upright_size(image)
+        except UnidentifiedImageError:  # a TIFF of channels that Pillow does not know
+            found = self.read(index, recipe)
+            return found.shape[:2] if isinstance(found, np.ndarray) else (found.height, found.width)
+        except Exception as error:
+            raise self._unreadable(index, error) from error
 
     def sha256(self, index: int) -> str:
         """Hash of an image's file, or of an array's type, shape and values."""

@@ -72,6 +72,20 @@ def open_zip(path: Path) -> Files:
     return Files(str(path), members, read)
 
 
+def open_files(path: Path) -> Files | None:
+    """The files in a folder or in a zip; None for anything else. InputError where it cannot be read."""
+    try:
+        if path.is_dir():
+            return open_folder(path)
+        if path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
+            return open_zip(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read", why=error.strerror or str(error), fix=f"check its permissions: ls -ld {path}"
+        ) from error
+    return None
+
+
 def find_images(files: Files, labels: tuple[str, ...] | None) -> ImageFiles:
     """The images and their classes; `labels` are the classes that are expected, where they are known.
 
@@ -79,8 +93,8 @@ def find_images(files: Files, labels: tuple[str, ...] | None) -> ImageFiles:
     ignored. Raises InputError where there are no images, where some are not in a folder of their class, and for a
     folder without images where the classes are known from the sorted folders only.
     """
-    shown = sorted(entry for entry in files.entries if not _is_hidden(entry))
-    images = [entry for entry in shown if entry.lower().endswith(SUFFIXES)]
+    shown = sorted(entry for entry in files.entries if not is_hidden(entry))
+    images = [entry for entry in shown if is_image(entry)]
     if not images:
         raise InputError(
             f"there are no images in {files.where}",
@@ -124,7 +138,13 @@ def read_labels(text: bytes, where: str) -> tuple[str, ...]:
     return lines
 
 
-def _is_hidden(entry: str) -> bool:
+def is_image(entry: str) -> bool:
+    """Whether a path has the suffix of an image."""
+    return entry.lower().endswith(SUFFIXES)
+
+
+def is_hidden(entry: str) -> bool:
+    """Whether a path is of a file that is not shown, or in a folder that is not."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(entry).parts)
 
 
@@ -134,7 +154,7 @@ def _walk(root: Path) -> Iterator[str]:
         if len(here.parts) == _DEPTH:  # a link may lead in circles
             folders.clear()
         yield from ((here / name).as_posix() + "/" for name in folders)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         yield from ((here / name).as_posix() for name in files)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vitdeploy.preprocess.recipe import GREY, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, MODES, Preprocessing
-from vitdeploy.preprocess.sources import PIXEL_TYPES, ImageLike, decode, holds_pixels
-from vitdeploy.preprocess.transform import normalise, preprocess, preprocess_batch, to_pixels
+from vitdeploy.preprocess.sources import PIXEL_TYPES, ImageLike, decode, holds_pixels, upright_size
+from vitdeploy.preprocess.transform import normalise, preprocess, preprocess_batch, to_mask, to_pixels
 
 __all__ = [
     "GREY",
@@ -20,5 +20,7 @@ __all__ = [
     "normalise",
     "preprocess",
     "preprocess_batch",
+    "to_mask",
     "to_pixels",
+    "upright_size",
 ]

@@ -12,11 +12,15 @@ from vitdeploy.errors import InputError
 
 Array = NDArray[Any]
 
-_METHODS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_METHODS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 
 class Raster(NamedTuple):
-    """An image as `planes` of one size and mode: one `RGB`, or one of `L` (8 bits) or `F` for each channel.
+    """An image as `planes` of one size and mode: one `RGB`, or one of `L` (8 bits), `F` or `I` for each channel.
 
     limits  the range of the integers that planes `F` were made of; None where they were no integers
     """
@@ -62,7 +66,7 @@ class Raster(NamedTuple):
         return arrays[0][..., None] if len(arrays) == 1 else np.stack(arrays, axis=-1)
 
     def resized(self, size: tuple[int, int], interpolation: str) -> Array:
-        """The values [height, width, C] at `size` (height, width), uint8 or float32, in the range that they had."""
+        """The values [height, width, C] at `size` (height, width), in the type and the range that they had."""
         height, width = size
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and max(height, self.height) * width > limit:

@@ -32,6 +32,12 @@ def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
     return array.dtype != np.float32 or array.shape != (recipe.depth, *recipe.size)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image that is turned as its EXIF orientation says; its pixels are not decoded."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def decode(file: Path | bytes, recipe: Preprocessing | None = None) -> Image.Image | Array:
     """The image in a file or its bytes: as Pillow opens it, or an array [H, W, C] of the channels of a TIFF.
 

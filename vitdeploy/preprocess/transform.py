@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess.raster import Raster
@@ -45,17 +46,32 @@ def to_pixels(source: ImageLike, recipe: Preprocessing) -> Array:
     uint8 in RGB order where the recipe takes colours; otherwise uint8 for 8-bit data and float32 for any other, in the
     unit that the data has.
     """
-    image = load(source, recipe)
+    mean = recipe.mean[::-1] if recipe.channels == "BGR" else recipe.mean
+    return _framed(load(source, recipe), recipe, recipe.interpolation, np.asarray(mean) * recipe.scale)
+
+
+def to_mask(mask: Array, recipe: Preprocessing, fill: int) -> NDArray[np.int32]:
+    """A mask of whole numbers [H, W] in the frame of the network's input, [height, width].
+
+    It is resized and cropped as `to_pixels` does its image, but each of its pixels is the nearest one of `mask`, since
+    there is nothing between two classes. What lies outside of the image, with a border, is `fill`.
+    """
+    raster = Raster((Image.fromarray(np.ascontiguousarray(mask, np.int32)),))
+    return _framed(raster, recipe, "nearest", np.array([fill]))[..., 0]
+
+
+def _framed(image: Raster, recipe: Preprocessing, interpolation: str, border: Array) -> Array:
+    """The part of an image that the recipe keeps, at its size [H, W, C]; `border` [C] is what lies outside."""
     height, width = recipe.size
     if recipe.mode == "stretch":
-        return image.resized(recipe.size, recipe.interpolation)
+        return image.resized(recipe.size, interpolation)
     if recipe.mode == "crop_resize":
         side = max(1, int(recipe.crop_ratio * min(image.height, image.width)))
         left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
-        return image.crop(top, left, side, side).resized(recipe.size, recipe.interpolation)
+        return image.crop(top, left, side, side).resized(recipe.size, interpolation)
     if recipe.mode == "border":
-        return _bordered(image.resized(_fitting_size(image, recipe), recipe.interpolation), recipe)
-    resized = image.resized(_covering_size(image, recipe), recipe.interpolation)
+        return _bordered(image.resized(_fitting_size(image, recipe), interpolation), recipe.size, border)
+    resized = image.resized(_covering_size(image, recipe), interpolation)
     top, left = round((resized.shape[0] - height) / 2), round((resized.shape[1] - width) / 2)
     return resized[top : top + height, left : left + width]
 
@@ -93,14 +109,12 @@ def _fitting_size(image: Raster, recipe: Preprocessing) -> tuple[int, int]:
     return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
 
 
-def _bordered(pixels: Array, recipe: Preprocessing) -> Array:
-    """The middle of `pixels` [h, w, C] at the recipe's size, and the mean colour where they do not reach."""
-    mean = recipe.mean[::-1] if recipe.channels == "BGR" else recipe.mean
-    colour = np.asarray(mean) * recipe.scale
-    filled = np.rint(colour) if pixels.dtype.kind in "iu" else colour
-    image: Array = np.broadcast_to(filled.astype(pixels.dtype), (*recipe.size, recipe.depth)).copy()
+def _bordered(pixels: Array, size: tuple[int, int], border: Array) -> Array:
+    """The middle of `pixels` [h, w, C] at `size`, and `border` [C] where they do not reach."""
+    filled = np.rint(border) if pixels.dtype.kind in "iu" else border
+    image: Array = np.broadcast_to(filled.astype(pixels.dtype), (*size, len(border))).copy()
     inside, outside = [], []
-    for have, want in zip(pixels.shape[:2], recipe.size, strict=True):
+    for have, want in zip(pixels.shape[:2], size, strict=True):
         taken, given = max(0, round((have - want) / 2)), max(0, (want - have) // 2)
         inside.append(slice(taken, taken + min(have, want)))
         outside.append(slice(given, given + min(have, want)))

@@ -1,17 +1,19 @@
-"""One set of answers against another, as numbers and JSON values."""
+"""One set of class scores against another, as numbers and JSON values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from vitdeploy.data import Dataset
 from vitdeploy.statistics import Paired, best_class, confusion, json_number, pair, ranks, snr_db
+from vitdeploy.tasks import task
+from vitdeploy.tasks.classification.plots import plots
 
 Array = NDArray[Any]
 Integers = NDArray[np.int64]
@@ -20,6 +22,9 @@ Integers = NDArray[np.int64]
 # classification, 99 % or 99.9 % in segmentation ("MLPerf Inference Rules", section "Benchmarks",
 # github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc).
 MLPERF_LEVELS = (990, 999)
+
+# Flipped images that the table names for each run; JSON has all of them.
+SHOWN_FLIPS = 5
 
 
 class Level(NamedTuple):
@@ -39,42 +44,41 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(task.ImageSet):
     """The images that all runs classified.
 
-    dataset, indices  the images
-    targets           class number of each, int64 [N]
-    classes           names of all classes of the network
-    sha256            of the images' hashes and classes, whatever their order
+    targets  class number of each, int64 [N]
+    classes  names of all classes of the network
     """
 
-    dataset: Dataset
-    indices: Sequence[int]
+    task = "classification"
+
     targets: Integers
     classes: tuple[str, ...]
-    sha256: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {
-            "name": self.dataset.where,
-            "sha256": self.sha256,
-            "images": len(self.indices),
-            "of": len(self.dataset),
-            "classes": len(np.unique(self.targets)),
+        return {**super().to_dict(), "classes": len(np.unique(self.targets))}
+
+    def plots(self, runs: Sequence[Any]) -> dict[str, str | Image.Image]:
+        """A confusion matrix and a sheet of the flipped images of every run."""
+        return plots(runs, self)
+
+    def arrays(self, answers: Sequence[Any]) -> tuple[str, dict[str, Array]]:
+        """`images` (names), `labels` (class numbers), `classes`, `runs` and `logits` [1 + runs, images, classes]."""
+        return "logits.npz", {
+            "images": np.array(self.names()),
+            "labels": self.targets,
+            "classes": np.array(self.classes),
+            "runs": np.array([one.name for one in answers]),
+            "logits": np.stack([one.logits for one in answers]),
         }
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One run's logits, float32 [N, classes], and the accuracies computed from them, in percent.
+class Answers(task.Answers):
+    """One run's logits, float32 [N, classes], and the accuracies computed from them, in percent."""
 
-    name   in words: `lemevit-int8 on openvino`
-    facts  what ran, see `Session.describe`
-    """
-
-    name: str
-    facts: Mapping[str, Any]
     logits: Array = field(repr=False)
     targets: Integers = field(repr=False)
 
@@ -99,20 +103,29 @@ class Answers:
         """Images whose right class is among the best five; None for five classes or fewer."""
         return 100 * float((ranks(self.logits, self.targets) < 5).mean()) if self.logits.shape[1] > 5 else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "name": self.name,
-            **self.facts,
-            "top1": self.top1,
-            "top5": self.top5,
-            "not_finite": int((self.chosen < 0).sum()),
-        }
+    @property
+    def not_finite(self) -> int:
+        """Images whose logits have NaN or Inf."""
+        return int((self.chosen < 0).sum())
+
+    def figures(self) -> dict[str, Any]:
+        """Both accuracies."""
+        return {"top1": self.top1, "top5": self.top5}
+
+    def judged(self) -> dict[str, Any]:
+        """Top-1."""
+        return {"top1": self.top1}
+
+    def summary(self) -> str:
+        """`top-1 93.60 %, top-5 99.80 %`."""
+        return f"top-1 {self.top1:.2f} %" + ("" if self.top5 is None else f", top-5 {self.top5:.2f} %")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(task.Comparison):
     """A run against the baseline on the same images."""
+
+    HEADER = ("", "top-1 %", "top-5 %", "drop, points", "95 % interval", "p", "agreement %", "SNR dB", "flipped")
 
     answers: Answers
     baseline: Answers
@@ -121,6 +134,15 @@ class Comparison:
     def paired(self) -> Paired:
         """Images that were lost and won, the drop in points, its interval and McNemar's p-value."""
         return pair(self.baseline.right, self.answers.right)
+
+    @property
+    def drop(self) -> float:
+        """Points of top-1 that are lost."""
+        return self.paired.drop
+
+    def interval(self) -> tuple[float, float]:
+        """Tango's score interval of the drop."""
+        return self.paired.interval()
 
     @property
     def mlperf(self) -> tuple[Level, ...]:
@@ -163,6 +185,38 @@ class Comparison:
             for kind in np.flatnonzero(totals).tolist()
         ]
 
+    def lines(self) -> list[tuple[str, ...]]:
+        """One line: accuracies, what was lost, and how sure that is."""
+        low, high = self.interval()
+        p = self.paired.p_value()
+        top5 = self.answers.top5
+        return [
+            (
+                self.answers.name,
+                f"{self.answers.top1:.2f}",
+                "-" if top5 is None else f"{top5:.2f}",
+                f"{self.drop:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                f"{p:.3f}" if p >= 0.001 else "<0.001",
+                f"{self.agreement:.2f}",
+                f"{self.snr_db:.1f}",
+                f"{len(self.flipped)} (lost {self.paired.lost}, won {self.paired.won})",
+            )
+        ]
+
+    def details(self, images: ImageSet) -> list[str]:
+        """MLPerf's levels, the class that lost most, and some of the flipped images."""
+        found = [f"MLPerf edge: {'; '.join(map(str, self.mlperf))}"]
+        worst = max(self.per_class(images.classes), key=lambda one: float(one["drop"]))
+        if worst["drop"] > 0:
+            found.append(f"most lost: {worst['class']}, {worst['drop']:.2f} points of {worst['images']} images")
+        for position in self.flipped[:SHOWN_FLIPS]:
+            one = self.flip(position, images)
+            found.append(f"flipped: {one['image']} ({one['label']}) from {one['baseline']} to {one['run']}")
+        if len(self.flipped) > SHOWN_FLIPS:
+            found.append(f"and {len(self.flipped) - SHOWN_FLIPS} more, see --json or --report")
+        return found
+
     def measures(self) -> dict[str, Any]:
         """The measures as JSON values; accuracies in percent, drops in points; what is not finite is null."""
         paired = self.paired
@@ -184,8 +238,7 @@ class Comparison:
     def to_dict(self, images: ImageSet) -> dict[str, Any]:
         """JSON values; a flipped image has the logits, before and after, of its label and of both best classes."""
         return {
-            **self.answers.to_dict(),
-            **self.measures(),
+            **super().to_dict(images),
             "per_class": self.per_class(images.classes),
             "flipped": [self.flip(position, images) for position in self.flipped],
         }

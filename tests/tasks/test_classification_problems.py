@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitdeploy.accuracy.baseline import find_problems
+from vitdeploy.tasks.classification.problems import find_problems
 
 NAMES = tuple("abcdefgh")
 SIZE = len(NAMES)

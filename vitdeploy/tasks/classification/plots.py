@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitdeploy.accuracy.comparison import Comparison, ImageSet
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing, to_pixels
 from vitdeploy.statistics import confusion
+
+if TYPE_CHECKING:
+    from vitdeploy.tasks.classification.comparison import Comparison, ImageSet
 
 CELL, MARGIN, TOP = 44, 190, 210
 INK, RIGHT, WRONG, LONGEST_NAME = "#222222", "#4477aa", "#bb5566", 24

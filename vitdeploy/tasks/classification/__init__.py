@@ -1,0 +1,1 @@
+"""Classification: logits [classes] of each image against its class, top-1 judged."""
