@@ -180,12 +180,10 @@ def main() -> None:
         return
     if arguments.images is None or arguments.calibration is None:
         parser.error("DATA for images and for calibration")
-    from any_model_networks import NETWORKS
+    from any_model_networks import NETWORKS, find_network
     from timing import environment
 
-    for network in NETWORKS:
-        if arguments.only and not {network.name, _short(network.name)} & set(arguments.only):
-            continue
+    for network in [find_network(name) for name in arguments.only] if arguments.only else NETWORKS:
         known = networks.setdefault(network.name, {"forms": {}})
         left = [form for form in arguments.forms if form not in known["forms"]]
         if not left:
@@ -199,6 +197,7 @@ def main() -> None:
             said = "" if form == "naive" else verdict(form, row)
             print(f"{network.name} {form}: {said} {json.dumps(row)}", flush=True)
         if arguments.save:
+            networks = {row.name: networks[row.name] for row in NETWORKS if row.name in networks}
             result = {"environment": environment(PACKAGES), "networks": networks}
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(tables({"networks": networks})))

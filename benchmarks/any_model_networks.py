@@ -19,6 +19,8 @@ from torch import nn
 
 from vitdeploy.models.outputs import named
 
+SPREAD = 0.02  # the standard deviation with which most networks begin
+
 
 @dataclass(frozen=True)
 class Made:
@@ -102,11 +104,15 @@ class _Tensors(nn.Module):
 
 
 def _awake(network: nn.Module) -> nn.Module:
-    """The network without weights of zero, such as of a branch that begins as nothing: they would hide it."""
+    """The network without weights next to zero, such as of a branch or a head that begins as nothing: they would hide
+    what is before them.
+    """
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim and not parameter.any():
-                parameter.copy_((0.02 if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
+                parameter.copy_((SPREAD if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
+            elif parameter.ndim > 1 and parameter.std() < SPREAD / 4:
+                parameter.mul_(SPREAD / parameter.std())
     return network
 
 
@@ -131,7 +137,7 @@ NETWORKS = [
     *_timm(128, "deit3_small_patch16_224", "flexivit_small", depth=4),
     *_timm(112, "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", depth=4),
     *_timm(128, "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224", depth=4),
-    *_timm(128, "vit_base_patch16_siglip_224", "beit_base_patch16_224", depth=3),
+    *_timm(128, "vit_base_patch16_siglip_224", "beit_base_patch16_224", depth=4, embed_dim=384, num_heads=6),
     *_timm(128, "vit_relpos_small_patch16_224", depth=4),
     *_timm(128, "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny", "pit_ti_224", "tnt_s_patch16_224"),
     *_timm(240, "crossvit_9_240"),
@@ -189,4 +195,7 @@ NETWORKS += [
 
 def find_network(name: str) -> Network:
     """The row of that name, with `timm:` or without."""
-    return next(row for row in NETWORKS if name in (row.name, row.name.partition(":")[2]))
+    found = [row for row in NETWORKS if name in (row.name, row.name.partition(":")[2])]
+    if not found:
+        raise SystemExit(f"there is no row {name!r} in {__file__}")
+    return found[0]

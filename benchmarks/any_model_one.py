@@ -5,6 +5,8 @@ A line of JSON is added to OUT when the network is made, and after each form. Bu
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import sys
 import time
@@ -26,6 +28,8 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.errors import VitDeployError
 from vitdeploy.quantize.options import Int8Options
 
+Arrays = Mapping[str, np.ndarray]
+
 IMAGES = 8
 CALIBRATION = 32
 ROUNDS = 20
@@ -45,22 +49,19 @@ class Original:
 
     def __init__(self, made: Made, data: Path) -> None:
         self._made, self._data = made, data
-        self._known: dict[str, tuple[np.ndarray, dict[str, np.ndarray], float | None]] = {}
+        self._known: dict[str, tuple[np.ndarray, Arrays, Arrays | None]] = {}
 
-    def __call__(self, bundle: Bundle) -> tuple[np.ndarray, dict[str, np.ndarray], float | None]:
-        """The images, the outputs, and the largest error of the original in FP32, None where it has no FP64."""
+    def __call__(self, bundle: Bundle) -> tuple[np.ndarray, Arrays, Arrays | None]:
+        """The images, the outputs, and the outputs in FP32, None where the first are no others."""
         recipe = bundle.manifest.preprocessing
         if repr(recipe) not in self._known:
             images = np.concatenate([natural(self._data, recipe, IMAGES), difficult(recipe)])
             single = self._made.outputs(images, False)
             try:
-                exact = self._made.outputs(images, True)
+                self._known[repr(recipe)] = images, self._made.outputs(images, True), single
             except Exception as error:  # a network that converts to FP32 on its way says so in its own words
                 print(f"no FP64: {error}", file=sys.stderr)
                 self._known[repr(recipe)] = images, single, None
-            else:
-                own = max(largest_error(exact[name], single[name]) for name in exact)
-                self._known[repr(recipe)] = images, exact, own
         return self._known[repr(recipe)]
 
 
@@ -78,16 +79,17 @@ def measure(form: str, made: Made, original: Original, folder: Path, calibration
         row["kept_fp32"] = len(manifest.precision_report.get("kept_fp32", []))
     if manifest.precision == "int8":
         row["snr_db"] = manifest.precision_report.get("snr_db")
-    images, expected, own = original(bundle)
-    if own is not None:
+    images, expected, single = original(bundle)
+    if single is not None:
+        own = max(largest_error(expected[name], single[name]) for name in expected)
         row["pytorch_fp32_error"] = float(f"{own:.2g}")
     for runtime in runtimes:
-        row[runtime] = compare(bundle, runtime, images, expected, dynamic=form.endswith("dynamic"))
+        row[runtime] = compare(bundle, runtime, images, expected, single, dynamic=form.endswith("dynamic"))
     return row
 
 
 def compare(
-    bundle: Bundle, runtime: str, images: np.ndarray, expected: Mapping[str, np.ndarray], *, dynamic: bool
+    bundle: Bundle, runtime: str, images: np.ndarray, expected: Arrays, single: Arrays | None, *, dynamic: bool
 ) -> dict[str, Any]:
     try:
         report = verify(bundle, runtime=runtime)
@@ -98,12 +100,13 @@ def compare(
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if missing := expected.keys() ^ found.keys():
         return {"error": f"outputs {', '.join(missing)} on one side alone"}
-    each = [figures(expected[name], found[name], IMAGES) for name in expected]
+    each = [figures(expected[name], found[name], IMAGES, (single or expected)[name]) for name in expected]
     return {
         "verify": "passed" if report.passed else report.failures[0],
         "finite": all(one["finite"] for one in each),
         "natural_db": min(one["natural_db"] for one in each),
         "difficult_db": min(one["difficult_db"] for one in each),
+        "magnified_db": max(one["magnified_db"] for one in each),
         "error": float(f"{max(largest_error(expected[name], found[name]) for name in expected):.2g}"),
     }
 
@@ -137,8 +140,22 @@ def row_of(form: str, made: Made, original: Original, size: int, folder: Path, c
         return {"crashed": traceback.format_exc()[-3000:]}
 
 
+def translate_operators_once() -> None:
+    """torch.onnx translates its operators anew for every graph, which takes as long as the rest of a capture."""
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    make = functools.cache(registry.from_torchlib)
+
+    def copied(**options: int) -> object:
+        fresh, made = registry(), make(**options)
+        vars(fresh).update(vars(made), functions={name: list(found) for name, found in made.functions.items()})
+        return fresh
+
+    registry.from_torchlib = staticmethod(copied)
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
+    translate_operators_once()
     name, folder, out, images, calibration, *forms = sys.argv[1:]
     network = find_network(name)
 
