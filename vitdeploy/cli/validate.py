@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop",
         type=float,
         metavar="P",
-        help="exit 1 where more is lost, in points of top-1 or mIoU, percent of cosine similarity, or as --metric counts",
+        help="exit 1 where more is lost: points of top-1 or mIoU, percent of cosine similarity, or units of --metric",
     )
     parser.add_argument("--samples", type=positive, metavar="N", help="so many images, every class with its share")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default 0)")

@@ -46,10 +46,10 @@ class MaskedImages:
         return len(self.images)
 
     def mask(self, index: int) -> Array:
-        """The class of each pixel, whole numbers [H, W]; an InputError names a mask that is none."""
+        """The class of each pixel, int64 [H, W]; an InputError names a mask that is none."""
         item = self._fetch(index)
         if not isinstance(item, bytes):
-            return item
+            return item.astype(np.int64)
         try:
             with Image.open(io.BytesIO(item)) as image:
                 mode, values = image.mode, np.asarray(image)

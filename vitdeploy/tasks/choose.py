@@ -21,7 +21,7 @@ from vitdeploy.preprocess import to_mask
 from vitdeploy.tasks.classification.task import Classification
 from vitdeploy.tasks.features import Features
 from vitdeploy.tasks.metric import Metric, MetricFunction
-from vitdeploy.tasks.outputs import CLASSIFICATION, SEGMENTATION, fitting_outputs, is_pyramid
+from vitdeploy.tasks.outputs import CLASSIFICATION, SEGMENTATION, choose_output, fitting_outputs, is_pyramid
 from vitdeploy.tasks.segmentation.task import IGNORE, Segmentation
 from vitdeploy.tasks.task import Task
 from vitdeploy.user_code import find_function
@@ -181,11 +181,12 @@ def _labelled(data: DataSource, bundle: Bundle, asked: Asked) -> Dataset:
         )
     if isinstance(asked.targets, Mapping):
         raise UsageError("named targets are for a metric of your own", fix="targets=[class number, …], or metric=")
+    choose_output(bundle, CLASSIFICATION, asked.output)  # folders called images and masks are no classes either
     return open_data(data, labels=asked.labels, targets=asked.targets)
 
 
 def _metric(bundle: Bundle, data: DataSource, asked: Asked, metric: str | MetricFunction) -> Metric:
-    name = metric if isinstance(metric, str) else getattr(metric, "__qualname__", type(metric).__name__)
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
     function = find_function(metric) if isinstance(metric, str) else metric
     _check_function(function, name)
     dataset, targets = _known(bundle, data, asked)

@@ -232,7 +232,7 @@ class Metric(task.Task):
     def _figure(self, name: str, value: Any, count: int) -> tuple[float, Floats | None]:
         """A figure, and its value for each sample where the function gave those."""
         try:
-            array = np.asarray(value, np.float64)
+            array = np.empty((0, 0)) if value is None else np.asarray(value, np.float64)
         except (TypeError, ValueError):
             array = np.empty((0, 0))
         if array.ndim == 0 or (array.ndim == 1 and array.size == 1 and count != 1):

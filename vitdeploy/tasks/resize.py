@@ -22,7 +22,8 @@ def bilinear(scores: Array, size: tuple[int, int]) -> NDArray[np.float32]:
             continue
         low, high, part = _taps(source, target)
         part = part.reshape((-1, 1) if axis == 1 else (-1,))
-        values = np.take(values, low, axis) * (1 - part) + np.take(values, high, axis) * part
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = np.take(values, low, axis) * (1 - part) + np.take(values, high, axis) * part
     return values
 
 
