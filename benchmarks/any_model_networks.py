@@ -160,6 +160,8 @@ NETWORKS = [
     *_timm(128, "convnext_atto", "convnextv2_atto", "rdnet_tiny", "hgnetv2_b0", "regnety_002", "regnetx_002"),
     *_timm(128, "resnet18", "resnet50_gn", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_050"),
     *_timm(128, "resnet50_clip", "nf_resnet26", "densenet121", "botnet26t_256", "lambda_resnet26t"),
+    # Miniatures, which the fast tests take
+    *_timm(64, "test_vit3", "test_maxvit", "test_coatnet", "test_convnext2", "test_mambaout", "test_efficientnet"),
 ]
 
 _SMALL: Mapping[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 10}

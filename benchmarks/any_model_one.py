@@ -153,9 +153,23 @@ def translate_operators_once() -> None:
     registry.from_torchlib = staticmethod(copied)
 
 
+def capture_once() -> None:
+    """All forms of a fixed batch begin with the same graph, which takes longer to capture than a form to make of it."""
+    module = importlib.import_module("vitdeploy.exporter.capture")
+    capture, known = module.capture, {}
+
+    def remembered(model: Any, example: Any, *, dynamic_batch: bool, **names: Any) -> Any:
+        if dynamic_batch not in known:
+            known[dynamic_batch] = capture(model, example, dynamic_batch=dynamic_batch, **names)
+        return known[dynamic_batch].clone()
+
+    module.capture = remembered
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     translate_operators_once()
+    capture_once()
     name, folder, out, images, calibration, *forms = sys.argv[1:]
     network = find_network(name)
 
