@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm_network import library, realistic
+from timm_network import library, realistic, varied
 from torch import nn
 
 from vitdeploy.models.outputs import named
@@ -63,7 +63,7 @@ def from_timm(row: Network, folder: Path) -> Made:
         network = library().create_model(name, pretrained=False, **sized)
     except TypeError:  # it takes every size
         network = library().create_model(name, pretrained=False, **row.arguments)
-    network = realistic(_awake(network), row.size)
+    network = realistic(_awake(network), row.size, varied(row.size))
     torch.save(network.state_dict(), folder / "weights.pth")
     options = {
         "image_size": row.size,
@@ -80,7 +80,7 @@ def from_transformers(row: Network, folder: Path) -> Made:
     torch.manual_seed(0)
     kind = getattr(transformers, row.name.removeprefix("hf:"))
     network = kind(kind.config_class(**row.arguments))
-    network = realistic(_awake(network), row.size)
+    network = realistic(_awake(network), row.size, varied(row.size))
     network.save_pretrained(folder / "model")
     processor = {
         "image_processor_type": "ViTImageProcessor",

@@ -7,6 +7,7 @@ timm initialises them, some networks are next to linear.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,8 +37,11 @@ def build() -> nn.Module:
     return realistic(library().create_model(name, pretrained=False), input_size(name))
 
 
-def realistic(network: nn.Module, size: int) -> nn.Module:
-    """The network in eval mode, its parameters and statistics changed; it takes RGB images of `size` pixels."""
+def realistic(network: nn.Module, size: int, images: torch.Tensor | None = None) -> nn.Module:
+    """The network in eval mode, its parameters and statistics changed; it takes RGB images of `size` pixels.
+
+    Batch norms get the statistics of `images`, or of 8 smooth ones.
+    """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             last = name.rpartition(".")[2]
@@ -50,7 +54,23 @@ def realistic(network: nn.Module, size: int) -> nn.Module:
         for norm in norms:
             norm.train()
             norm.momentum = None
-        for seed in range(2 if norms else 0):
-            torch.manual_seed(seed)
-            network(nn.functional.interpolate(torch.randn(4, 3, 14, 14), (size, size), mode="bilinear") * 1.5)
+        for batch in (_smooth(size) if images is None else [images]) if norms else []:
+            network(batch)
     return network.eval()
+
+
+def _smooth(size: int) -> Iterator[torch.Tensor]:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        yield nn.functional.interpolate(torch.randn(4, 3, 14, 14), (size, size), mode="bilinear") * 1.5
+
+
+def varied(size: int, count: int = 32) -> torch.Tensor:
+    """Images of blobs of many sizes, with colours and contrasts of their own: no channel sees next to nothing vary."""
+    torch.manual_seed(0)
+    images = []
+    for index in range(count):
+        blobs = torch.randn(1, 3, *[max(2, size >> (index % 6))] * 2)
+        spread, colour = 0.3 + 1.2 * torch.rand(1, 3, 1, 1), torch.randn(1, 3, 1, 1)
+        images.append(nn.functional.interpolate(blobs, (size, size), mode="bilinear") * spread + colour)
+    return torch.cat(images)
