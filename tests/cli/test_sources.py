@@ -220,9 +220,9 @@ def test_what_does_not_fit_is_refused(
         ("lemevit_tinny", ["no model called 'lemevit_tinny'", "lemevit_tiny"]),
         (
             "nothing_like_it_at_all",
-            ["a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"],
+            ["a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"],
         ),
-        ("model.onnx", ["is a graph", "vitdeploy check model.onnx"]),
+        ("model.onnx", ["there is no file model.onnx", "ls ."]),
         ("weights.pth", ["a file of weights, or TorchScript", "--checkpoint weights.pth"]),
         ("net.py", ["names no function", "net.py:build"]),
         ("missing.py:build", ["there is no file missing.py"]),

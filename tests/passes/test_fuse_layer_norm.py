@@ -68,6 +68,39 @@ def without_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return d / torch.sqrt((d * d).mean(-1, keepdim=True) + EPS)
 
 
+def factor(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """As Keras writes it: one product with the scaled inverse, the mean taken off behind it."""
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS) * w
+    return x * m + (b - u * m)
+
+
+def negated_factor(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """As tf2onnx writes that."""
+    u = x.mean(-1, keepdim=True)
+    m = w * torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS)
+    return (-u * m + b) + m * x
+
+
+def factor_without_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS)
+    return x * m - m * u
+
+
+def factor_before_affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS)
+    return (x * m + -(u * m)) * w + b
+
+
+def pooled(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Means by pooling over all that is behind the channels, which are the tokens here."""
+    u = F.adaptive_avg_pool1d(x, 1)
+    d = x - u
+    return d / torch.sqrt(F.adaptive_avg_pool1d(d * d, 1) + EPS) * w + b
+
+
 def convnext(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     u = x.mean(1, keepdim=True)
     s = (x - u).pow(2).mean(1, keepdim=True)
@@ -80,7 +113,21 @@ def channels_first_var_mean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return (x - u) * torch.rsqrt(v + EPS) * w.view(1, -1, 1, 1) + b.view(1, -1, 1, 1)
 
 
-TOKENS = [operator, square_root, reciprocal_root, power, sums, var_mean, variance, without_affine]
+TOKENS = [
+    operator,
+    square_root,
+    reciprocal_root,
+    power,
+    sums,
+    var_mean,
+    variance,
+    without_affine,
+    factor,
+    negated_factor,
+    factor_without_affine,
+    factor_before_affine,
+    pooled,
+]
 MAPS = [convnext, channels_first_var_mean]
 
 
@@ -129,7 +176,44 @@ def different_axes(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return d / torch.sqrt((d * d).mean(-1, keepdim=True) + EPS) * w + b
 
 
-@pytest.mark.parametrize("formula", [epsilon_outside, unbiased, root_mean_square, whole_map, different_axes])
+def mean_added(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS) * w
+    return x * m + u * m
+
+
+def mean_less(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS) * w
+    return u * m - x * m
+
+
+def two_factors(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    r = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS)
+    return x * (r * w) - u * (r * b)
+
+
+def factor_of_tokens(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    m = torch.rsqrt((x - u).square().mean(-1, keepdim=True) + EPS) * torch.arange(1.0, 6.0)[:, None]
+    return x * m + (b - u * m)
+
+
+OTHERS = [
+    epsilon_outside,
+    unbiased,
+    root_mean_square,
+    whole_map,
+    different_axes,
+    mean_added,
+    mean_less,
+    two_factors,
+    factor_of_tokens,
+]
+
+
+@pytest.mark.parametrize("formula", OTHERS)
 def test_another_function_is_left_alone(formula: Formula) -> None:
     model = folded(Norm(formula), torch.randn(2, 5, C), dynamic_batch=True)
     assert prove(FuseLayerNorm, model, batch(2, 5, C)).changes == []

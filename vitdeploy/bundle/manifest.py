@@ -19,7 +19,9 @@ from vitdeploy.preprocess import Preprocessing
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-WEIGHT_KINDS = ("random", "checkpoint", "module")
+ONNX = "onnx"
+PYTORCH = "PyTorch"
+WEIGHT_KINDS = ("random", "checkpoint", "module", ONNX)
 DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
 
 # The hash of everything else in the manifest, so that a flipped byte in it is noticed like one in any other file.
@@ -39,7 +41,10 @@ def _require(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """The origin of the weights: `random` (a seeded start), `checkpoint` or `module` (a user's live module)."""
+    """The origin of the weights: `random` (a seeded start), `checkpoint`, `module` (a user's live module) or `onnx`.
+
+    Of the last `detail` is the name of the file.
+    """
 
     kind: str
     detail: str
@@ -184,6 +189,12 @@ class Manifest:
         if self.image_inputs is None:
             return () if self.preprocessing is None else (self.inputs[0].name,)
         return self.image_inputs
+
+    @property
+    def against(self) -> str:
+        """What the reference outputs come from: PyTorch, or the `.onnx` file that the bundle was made of."""
+        weights = self.model.weights
+        return weights.detail if weights.kind == ONNX else PYTORCH
 
     @property
     def recipe(self) -> Preprocessing:

@@ -34,7 +34,7 @@ HELP = "export a network to a verified bundle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy export`."""
     parser.add_argument(
-        "source", metavar="SOURCE", help="model name, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"
+        "source", metavar="SOURCE", help="model name, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(

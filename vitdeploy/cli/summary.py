@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import Bundle, Manifest
+from vitdeploy.bundle.manifest import PYTORCH
+from vitdeploy.proof.prove import proven_against
 from vitdeploy.table import render
 
 
@@ -16,6 +18,7 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "bundle": str(bundle.path),
         "model": manifest.model.name,
         "weights": manifest.model.weights.kind,
+        "against": manifest.against,
         "precision": manifest.precision,
         "target": manifest.target,
         "input": str(manifest.inputs[0]),
@@ -61,7 +64,9 @@ def table(summary: dict[str, Any]) -> str:
     if "uint8" in summary["input"]:
         rows.insert(3, ["input", f"{summary['input']}, normalised in the graph"])
     if summary["precision"] == "fp16":
-        rows.append(["half precision", f"{_decibel(summary['snr_db'])} against PyTorch FP32 (emulated rounding)"])
+        rows.append(
+            ["half precision", f"{_decibel(summary['snr_db'])} against {summary['against']} FP32 (emulated rounding)"]
+        )
         if summary["kept_fp32"]:
             cost = f"{summary['kept_fp32']} nodes, which move {summary['more_bytes']:.1%} more bytes than all in FP16"
             rows.append(["kept FP32", cost])
@@ -90,6 +95,8 @@ def table(summary: dict[str, Any]) -> str:
             rows.append([f"{chosen['name']} in {report['runtime']}", same])
     if (hardest := summary["hardest"]) is not None:
         rows.append(["hardest image", f"{_decibel(hardest['snr_db'])} ({hardest['image']})"])
+    if summary["against"] != PYTORCH:
+        rows.append(["proof", proven_against(summary["against"])])
     rows.append(["time", f"{summary['seconds']:.1f} s"])
     return render(rows)
 

@@ -43,7 +43,7 @@ def export(
 
     Args:
         source: a name of the zoo, `timm:NAME`, `hf:FOLDER_OR_ID`, `file.py:function` that returns a module or
-            `(module, example_inputs)`, `model.pt2`, a module, or a program of `torch.export`.
+            `(module, example_inputs)`, `model.pt2`, `model.onnx`, a module, or a program of `torch.export`.
         output: the folder that becomes the bundle.
         precision: of the bundle: `fp32`, `fp16` or `int8` (inputs and outputs stay float32).
         target: a name of `vitdeploy targets`.

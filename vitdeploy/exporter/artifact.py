@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from vitdeploy.bundle import MODEL, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
 from vitdeploy.errors import REPORT, ExportError
+from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.optimize import node_count
-from vitdeploy.models.outputs import Outputs
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.targets import Target
@@ -57,12 +57,12 @@ def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
 
 
 def describe(
-    graph: ir.Model, card: ModelCard, outputs: Outputs, images: Sequence[str], *, target: Target, precision: str
+    graph: ir.Model, card: ModelCard, network: Network, images: Sequence[str], *, target: Target, precision: str
 ) -> Manifest:
     """The manifest of a finished graph, without the results that come after it; `images` are its inputs of images."""
-    labels = () if outputs.strides else card.labels
+    labels = () if network.strides else card.labels
     inputs = tuple(_spec(value) for value in graph.graph.inputs)
-    declared = {"strides": dict(outputs.strides), "selections": list(outputs.selections)}
+    declared = {"strides": dict(network.strides), "selections": list(network.selections)}
     return Manifest(
         model=ModelRecord(
             name=card.name,

@@ -129,7 +129,7 @@ def half_precision(
     typed, report = to_half(graph, inputs, quality, min_snr_db=bound)
     if not report.snr_db >= bound:
         raise GateError(
-            f"half precision reaches {report.snr_db:.1f} dB against PyTorch FP32, the bound is {bound:.0f} dB",
+            f"half precision reaches {report.snr_db:.1f} dB against FP32, the bound is {bound:.0f} dB",
             why=_costs(report),
             fix="--precision fp32, or check the weights",
         )

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -17,16 +17,18 @@ from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import eight_bits
-from vitdeploy.exporter.optimize import lower, node_count, optimize, run_pass
+from vitdeploy.exporter.network import Network
+from vitdeploy.exporter.onnx_import.read import OnnxFile
+from vitdeploy.exporter.optimize import Record, lower, optimize, run_pass
+from vitdeploy.exporter.origin import captured, open_network, reference_outputs
 from vitdeploy.exporter.reference_inputs import choose_inputs
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.scores import hide_scores, show_scores
 from vitdeploy.exporter.sources.resolve import check_labels
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.edit import Array
-from vitdeploy.graph.run import Inputs, rows, samples_in
+from vitdeploy.graph.run import Inputs, samples_in
 from vitdeploy.graph.run import run as run_graph
-from vitdeploy.models.outputs import LOGITS, choose_outputs
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
@@ -35,9 +37,6 @@ from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.statistics import json_number
 from vitdeploy.targets import Target
-
-if TYPE_CHECKING:
-    from vitdeploy.exporter.torch_network import TorchNetwork
 
 log = logging.getLogger("vitdeploy.export")
 
@@ -51,7 +50,7 @@ class Reference(NamedTuple):
     kinds    of the samples, see `choose_images`
     fed      the inputs as the bundle takes them, by name
     inputs   the same as the network sees them
-    outputs  what PyTorch FP32 makes of them, by output name
+    outputs  what the network makes of them in FP32, by output name
     network  what computes them
     """
 
@@ -59,7 +58,7 @@ class Reference(NamedTuple):
     fed: Inputs
     inputs: Inputs
     outputs: dict[str, Array]
-    network: TorchNetwork
+    network: Network
 
 
 def run(request: ExportRequest) -> Bundle:
@@ -73,16 +72,17 @@ def run(request: ExportRequest) -> Bundle:
             subject = _network(request)
             if request.bake_preprocessing:
                 require_bakeable(subject.card.preprocessing)
-        with clock.step("computing the PyTorch reference"):
+        with clock.step(f"computing the reference in {_computing(subject)}"):
             options, card = request.quantization, subject.card
             samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
             reference = _reference(subject, request, samples)
             card = _with_classes(card, reference, asked=request.labels is not None)
-        captured = _captured(reference, request, clock)
-        graph, made = _graph(captured, reference, request, clock)
+        with clock.step("capturing the graph"):
+            original, nodes = captured(reference.network, reference.inputs, reference.outputs)
+        graph, records = _graph(original, reference, request, clock)
         evidence = Evidence(
             reference.network,
-            captured,
+            original,
             graph.clone(),
             request.row,
             reference.inputs,
@@ -95,22 +95,24 @@ def run(request: ExportRequest) -> Bundle:
         graph, precision_report = _precision(graph, reference, request, samples, clock)
         with clock.step("writing the bundle"):
             if request.bake_preprocessing:
-                made["passes"].append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
+                records.append(run_pass(BakePreprocessing(request.row, card.preprocessing), graph))
             write_model(graph, writer, request.row)
             file, rounding_db = _file_outputs(graph, reference.fed, request)
             images = subject.images
             recipe = card.preprocessing if images else None
             writer.write_reference(reference.fed, reference.outputs, file=file, preprocessing=recipe)
-            manifest = describe(
-                graph, card, reference.network.outputs, images, target=request.row, precision=request.precision
-            )
-            manifest.graph.update(made, seconds=clock.seconds)
+            manifest = describe(graph, card, reference.network, images, target=request.row, precision=request.precision)
+            manifest.graph.update(nodes_captured=nodes, passes=records, seconds=clock.seconds)
             manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
             manifest.precision_report.update(precision_report)
             bundle = writer.seal(manifest)
-        with clock.step("verifying the files against PyTorch"):
+        with clock.step(f"verifying the files against {reference.network.original}"):
             _prove(bundle, request)
         return writer.commit()
+
+
+def _computing(subject: Subject) -> str:
+    return "ONNX Runtime" if isinstance(subject.model, OnnxFile) else "PyTorch"
 
 
 def _network(request: ExportRequest) -> Subject:
@@ -139,11 +141,9 @@ def _network(request: ExportRequest) -> Subject:
 
 
 def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
-    """The inputs that prove the bundle, and PyTorch's outputs for them."""
-    from vitdeploy.exporter.torch_network import TorchNetwork
-    from vitdeploy.exporter.torch_reference import reference_outputs
-
-    wanted, batch = choose_outputs(subject.model, features=request.features), request.fixed_batch or 1
+    """The inputs that prove the bundle, and the network's outputs for them."""
+    network = open_network(subject, features=request.features, batch=request.fixed_batch)
+    batch = request.fixed_batch or 1
     given = request.reference
     if given is None and samples is not None:
         given = samples.reference(batch)
@@ -157,7 +157,6 @@ def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet
                 fix="a network of images alone, and reference images as paths, or uint8 [n, H, W, 3]",
             )
         fed = {subject.inputs[0].name: chosen.pixels}
-    network = TorchNetwork(subject.model, subject.card.name, wanted, request.fixed_batch)
     if request.precision == "fp16":
         network.prepare_half(chosen.inputs)
     return Reference(chosen.kinds, fed, chosen.inputs, reference_outputs(network, chosen.inputs), network)
@@ -168,7 +167,7 @@ def _with_classes(card: ModelCard, reference: Reference, *, asked: bool) -> Mode
 
     `asked` says whether the user gave the labels: those of a checkpoint are no mistake where features are exported.
     """
-    logits = reference.outputs.get(LOGITS)
+    logits = reference.outputs.get(reference.network.scores or "")
     scores = logits is not None and logits.ndim >= 2 and logits.dtype.kind == "f"
     if logits is not None and scores and not card.num_classes and (logits.ndim == 2 or card.labels):
         card = replace(card, num_classes=logits.shape[1])
@@ -181,28 +180,11 @@ def _with_classes(card: ModelCard, reference: Reference, *, asked: bool) -> Mode
     return card
 
 
-def _captured(reference: Reference, request: ExportRequest, clock: _Clock) -> ir.Model:
-    """The graph as it is before any rewrite; its weights are those of the module, not copies."""
-    import torch
-
-    from vitdeploy.exporter.capture import capture
-
-    network = reference.network
-    with clock.step("capturing the graph"):
-        return capture(
-            network.module,
-            {name: torch.tensor(array) for name, array in rows(reference.inputs, 0, request.fixed_batch or 2).items()},
-            dynamic_batch=request.fixed_batch is None,
-            output_names=list(reference.outputs),
-            call=network.outputs.call,
-        )
-
-
 def _graph(
-    captured: ir.Model, reference: Reference, request: ExportRequest, clock: _Clock
-) -> tuple[ir.Model, dict[str, Any]]:
-    """The optimized FP32 graph, and what the manifest records of the way there."""
-    graph = captured.clone()
+    original: ir.Model, reference: Reference, request: ExportRequest, clock: _Clock
+) -> tuple[ir.Model, list[Record]]:
+    """The optimized FP32 graph, and the record of each rewrite on the way there."""
+    graph = original.clone()
     with clock.step(f"lowering and optimizing for {request.target}"):
         records = lower(graph, request.row)
         records += optimize(graph, request.row)
@@ -213,8 +195,8 @@ def _graph(
             why="a runtime may leave such an input out of the model",
             fix="leave it out of forward, or give it a default there and no --input",
         )
-    pin_modules(graph, getattr(reference.network.module, "float32_modules", ()))
-    return graph, {"nodes_captured": node_count(captured), "passes": records}
+    pin_modules(graph, reference.network.float32_modules)
+    return graph, records
 
 
 def _precision(
@@ -223,7 +205,7 @@ def _precision(
     """The graph in the precision that was asked for, and what that took."""
     if request.precision == "fp32":
         return graph, {"precision": request.precision}
-    inputs, selections = reference.inputs, reference.network.outputs.selections
+    inputs, selections = reference.inputs, reference.network.selections
     expected = show_scores(graph, inputs, reference.outputs)
     if samples is None:
         with clock.step("setting half precision from the reference activations"):
@@ -255,13 +237,13 @@ def _file_outputs(graph: ir.Model, fed: Inputs, request: ExportRequest) -> tuple
 
 
 def _prove(bundle: Bundle, request: ExportRequest) -> None:
-    """Open the files as the device will and hold their outputs against PyTorch's; the result goes into the manifest."""
+    """Open the files as the device will and hold their outputs against the reference; what is found is recorded."""
     results = []
     for runtime in proving_runtimes(request.row):
         report = verify(bundle, runtime=runtime)
         if not report.passed:
             raise GateError(
-                f"{bundle.manifest.model.name} does not reproduce PyTorch in {runtime}",
+                f"{bundle.manifest.model.name} does not reproduce {bundle.manifest.against} in {runtime}",
                 why="; ".join(report.failures),
                 fix="another --target" if request.precision == "fp32" else "vitdeploy export … --precision fp32",
             )

@@ -11,9 +11,10 @@ import copy
 import logging
 import sysconfig
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from vitdeploy.errors import ExportError, VitDeployError
 from vitdeploy.graph.run import Inputs, joined, rows, samples_in
 from vitdeploy.models import outputs as calls
-from vitdeploy.models.outputs import Outputs
+from vitdeploy.models.outputs import LOGITS, Outputs
 
 Array = NDArray[Any]
 
@@ -46,6 +47,24 @@ class TorchNetwork:
     name: str
     outputs: Outputs
     batch: int | None = None
+
+    original: ClassVar[str] = "PyTorch"
+    scores: ClassVar[str] = LOGITS
+
+    @property
+    def strides(self) -> Mapping[str, int]:
+        """Pixels of the image between neighbours in each map of a feature pyramid, by output."""
+        return self.outputs.strides
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The outputs that are sets of whole numbers."""
+        return self.outputs.selections
+
+    @property
+    def float32_modules(self) -> Sequence[str]:
+        """The modules that the network declares to stay in FP32."""
+        return tuple(getattr(self.module, "float32_modules", ()))
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
         """Its outputs by name for inputs by name, those of the batches one after another.

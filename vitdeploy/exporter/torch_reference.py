@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter.module_calls import Event, Labels, first_difference, relative_error, tracing, watching
+from vitdeploy.exporter.network import require_finite
 from vitdeploy.exporter.torch_network import TorchNetwork, place
 from vitdeploy.graph.run import Inputs, rows, samples_in
 
@@ -50,14 +51,7 @@ def reference_outputs(network: TorchNetwork, inputs: Inputs) -> dict[str, Array]
     before = _generators()
     outputs = _first_run(network, inputs)
     drawn = [name for name, state in _generators().items() if state != before[name]]
-    for name, array in outputs.items():
-        broken = sum(not np.isfinite(part).all() for part in np.atleast_1d(array))
-        if broken:
-            raise ExportError(
-                f"PyTorch itself returns NaN or Inf in {name}",
-                why=f"it does for {broken} of {array.shape[0] if array.ndim else 1} reference inputs",
-                fix="check the checkpoint, and what forward divides by",
-            )
+    require_finite(network, outputs)
     for _ in range(ATTEMPTS - 1 if drawn else 1):
         differing = _differing(outputs, network.run(inputs), SAME)
         if differing:

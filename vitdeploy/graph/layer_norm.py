@@ -12,17 +12,23 @@ from vitdeploy.graph.edit import attribute, constant, dims, producer, sizes
 
 Axes = tuple[int, ...]
 
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 _SAME_ELEMENTS = ("Reshape", "Expand", "Squeeze", "Unsqueeze", "Identity")
 
 
 @dataclass(frozen=True)
 class WrittenOut:
-    """(x - mean) / sqrt(var + epsilon) over `axes` of `x` in primitive operators; `last` divides or multiplies."""
+    """(x - mean) / sqrt(var + epsilon) over `axes` of `x` in primitive operators, of which `last` gives the result.
+
+    scale, bias  what is multiplied and added in between, where the two are not behind it
+    """
 
     x: ir.Value
     axes: Axes
     epsilon: float
     last: ir.Node
+    scale: ir.Value | None = None
+    bias: ir.Value | None = None
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -50,10 +56,13 @@ def layer_norms(graph: ir.Graph) -> Iterator[tuple[ir.Node, ...]]:
 
 
 def written_out(node: ir.Node) -> WrittenOut | None:
-    """The layer norm that ends in `node`, a Div of what is centred or a Mul with the inverse; None for all others.
+    """The layer norm that ends in `node`; None where none does.
 
-    The epsilon must stand under the root and the variance must be the biased one: anything else is another function.
+    It is a Div of what is centred, a Mul with the inverse, or the difference x m - mean m of two such products. The
+    epsilon must stand under the root and the variance must be the biased one: anything else is another function.
     """
+    if node.op_type in ("Add", "Sub"):
+        return _by_factor(node)
     if node.op_type not in ("Div", "Mul"):
         return None
     first, second = node.inputs
@@ -61,13 +70,63 @@ def written_out(node: ir.Node) -> WrittenOut | None:
     if node.op_type == "Mul":
         orders = [(first, second, -0.5), (second, first, -0.5)]
     for centred, spread, exponent in orders:
-        over, (base, power) = _centred(centred), _power(spread)
-        total = producer(base, "Add") if over is not None and power == exponent else None
-        for variance, epsilon in () if total is None else (total.inputs, total.inputs[::-1]):
-            number = constant(epsilon)
-            if over is not None and number is not None and number.size == 1 and _variance(variance) == over:
-                return WrittenOut(*over, float(number.item()), node)
+        over = _centred(centred)
+        epsilon = None if over is None else _epsilon(spread, over, exponent)
+        if over is not None and epsilon is not None:
+            return WrittenOut(*over, epsilon, node)
     return None
+
+
+def _epsilon(spread: ir.Value | None, over: tuple[ir.Value, Axes], exponent: float) -> float | None:
+    """What is added to the variance over these axes, where `spread` is that sum to the power of `exponent`."""
+    base, power = _power(spread)
+    total = producer(base, "Add") if power == exponent else None
+    for variance, epsilon in () if total is None else (total.inputs, total.inputs[::-1]):
+        number = constant(epsilon)
+        if number is not None and number.size == 1 and _variance(variance) == over:
+            return float(number.item())
+    return None
+
+
+def _by_factor(node: ir.Node) -> WrittenOut | None:
+    """x m - mean m, where m is the inverse deviation, perhaps times a scale, and a bias may be added to the second."""
+    first, second = node.inputs
+    if node.op_type == "Sub":
+        cases = [(first, *factors, None) for factors in _factors(second)]
+    else:
+        orders = ((first, second), (second, first))
+        cases = [(product, *case) for product, rest in orders for case in _less_mean(rest)]
+    for product, mean, factor, bias in cases:
+        x = next((x for x, same in _factors(product) if same is factor), None)
+        over = _mean(mean)
+        if over is None or over[0] is not x:
+            continue
+        for inverse, scale in [(factor, None), *_factors(factor)]:
+            epsilon = _epsilon(inverse, over, -0.5)
+            if epsilon is not None:
+                return WrittenOut(*over, epsilon, node, scale, bias)
+    return None
+
+
+def _factors(value: ir.Value | None) -> list[tuple[ir.Value | None, ir.Value | None]]:
+    """The operands of a product, in both orders."""
+    node = producer(value, "Mul")
+    return [] if node is None else [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])]
+
+
+def _less_mean(value: ir.Value | None) -> list[tuple[ir.Value | None, ir.Value | None, ir.Value | None]]:
+    """Every mean, factor and bias for which `value` may be bias - mean factor."""
+    node = producer(value)
+    if node is not None and node.op_type == "Neg":
+        return [(*factors, None) for factors in _factors(node.inputs[0])]
+    if node is not None and node.op_type == "Sub":
+        return [(*factors, node.inputs[0]) for factors in _factors(node.inputs[1])]
+    if node is not None and node.op_type == "Add":
+        orders = (tuple(node.inputs), tuple(node.inputs)[::-1])
+        parts = [(part, bias) for rest, bias in orders for part in _less_mean(rest)]
+        return [(mean, factor, bias) for (mean, factor, inner), bias in parts if inner is None]
+    negated = [(producer(one, "Neg"), other) for one, other in _factors(value)]
+    return [(one.inputs[0], other, None) for one, other in negated if one is not None]
 
 
 def _power(value: ir.Value | None) -> tuple[ir.Value | None, float]:
@@ -124,7 +183,7 @@ def _mean(value: ir.Value | None) -> tuple[ir.Value, Axes] | None:
         factor = float(number.item()) if node.op_type == "Mul" else 1 / float(number.item())
         node, inner_regained = _reduction(node.inputs[0])
         regained |= inner_regained
-    if node is None or node.op_type != ("ReduceMean" if factor is None else "ReduceSum"):
+    if node is None or node.op_type not in (_MEANS if factor is None else ("ReduceSum",)):
         return None
     x, axes = node.inputs[0], _reduced_axes(node)
     known = None if x is None else dims(x)
@@ -173,6 +232,8 @@ def _reduced_axes(node: ir.Node) -> Axes | None:
         given = constant(node.inputs[1])
         axes = None if given is None else given.reshape(-1).tolist()
     x = node.inputs[0]
+    if node.op_type == "GlobalAveragePool" and x is not None and x.shape is not None:
+        axes = range(2, len(x.shape))
     if axes is None or x is None or x.shape is None:
         return None
     return tuple(sorted(int(axis) % len(x.shape) for axis in axes))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle
+from vitdeploy.bundle.manifest import PYTORCH
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.names import block_of
 from vitdeploy.inspection.report import GraphStatistics, InspectionReport, KeptNode
+from vitdeploy.proof.prove import proven_against
 from vitdeploy.runtime.backends import Backend, backends
 from vitdeploy.runtime.executed import ExecutedGraph
 
@@ -39,10 +41,12 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
     notes = []
     if manifest.model.weights.kind == "random":
         notes.append(f"SEEDED RANDOM WEIGHTS ({manifest.model.weights.detail}): the predictions mean nothing")
+    if manifest.against != PYTORCH:
+        notes.append(proven_against(manifest.against))
     if model is None:
         notes.append("graph statistics and attention blocks need onnx and onnx-ir: pip install onnx onnx-ir")
     notes += [
-        f"{report.get('runtime', 'a runtime')} did not reproduce PyTorch when this bundle was checked"
+        f"{report.get('runtime', 'a runtime')} did not reproduce {manifest.against} when this bundle was checked"
         for report in _objects(manifest.parity)
         if report.get("passed") is False
     ]

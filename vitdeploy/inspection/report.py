@@ -128,7 +128,7 @@ def sections(inspection: InspectionReport) -> Sections:
         },
         "signature": _signature(manifest),
         "files": {name: f"{record['bytes']} bytes" for name, record in manifest["files"].items()},
-        "parity with PyTorch when exported": _parity(manifest["parity"]),
+        "parity when exported": _parity(manifest["parity"]),
         "accuracy": {str(index + 1): _short(record) for index, record in enumerate(manifest["accuracy"])},
         "graph": _graph(inspection),
         "operators": _counts(inspection.graph.operators) if inspection.graph else {},

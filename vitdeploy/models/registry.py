@@ -25,7 +25,7 @@ RANDOM_SEED = 0
 class Weights:
     """The origin of a module's weights, which is recorded in every manifest.
 
-    kind: `random` (seeded initialisation), `checkpoint` or `module` (a user's live module).
+    kind: `random` (seeded initialisation), `checkpoint`, `module` (a user's live module) or `onnx` (a file).
     """
 
     kind: str

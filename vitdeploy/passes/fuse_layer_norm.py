@@ -45,7 +45,7 @@ class FuseLayerNorm(GraphPass):
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fuse one normalization after the other."""
         changes = []
-        for node in of_type(model.graph, "Div", "Mul"):
+        for node in of_type(model.graph, "Div", "Mul", "Add", "Sub"):
             norm = _find(node)
             if norm is not None:
                 norm = _with_affine(norm)
@@ -61,31 +61,45 @@ def _find(node: ir.Node) -> _Norm | None:
         return None
     (axis,) = norm.axes
     length = shape_of(norm.x)[axis]
-    return _Norm(norm.x, axis, length, norm.epsilon, node) if isinstance(length, int) else None
+    if not isinstance(length, int):
+        return None
+    found = _Norm(norm.x, axis, length, norm.epsilon, node)
+    scale, bias = (None if value is None else _along(found, value) for value in (norm.scale, norm.bias))
+    if (norm.scale is not None and scale is None) or (norm.bias is not None and bias is None):
+        return None
+    return dataclasses.replace(found, scale=scale, bias=bias)
 
 
 def _with_affine(norm: _Norm) -> _Norm:
-    """The normalization together with a scale, and with a bias behind it."""
-    scale, last = _per_channel(norm, "Mul")
-    norm = dataclasses.replace(norm, scale=scale, last=last)
-    bias, last = _per_channel(norm, "Add")
-    return dataclasses.replace(norm, bias=bias, last=last)
+    """The normalization together with a scale, and with a bias behind it, unless it has them already."""
+    if norm.scale is None and norm.bias is None:
+        scale, last = _per_channel(norm, "Mul")
+        norm = dataclasses.replace(norm, scale=scale, last=last)
+    if norm.bias is None:
+        bias, last = _per_channel(norm, "Add")
+        norm = dataclasses.replace(norm, bias=bias, last=last)
+    return norm
 
 
 def _per_channel(norm: _Norm, op_type: str) -> tuple[Array | None, ir.Node]:
     """The constant of the only consumer of the last node, if it varies along the normalized axis only."""
-    value, shape = norm.last.outputs[0], shape_of(norm.x)
+    value = norm.last.outputs[0]
     node = only_consumer(value, op_type)
     if node is None:
         return None, norm.last
-    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-    array, length = constant(other), norm.length
-    if array is None or array.ndim > len(shape):
-        return None, norm.last
-    aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    array = _along(norm, node.inputs[1] if node.inputs[0] is value else node.inputs[0])
+    return array, norm.last if array is None else node
+
+
+def _along(norm: _Norm, value: ir.Value | None) -> Array | None:
+    """A constant that varies along the normalized axis only, as an array of that length."""
+    array, rank, length = constant(value), len(shape_of(norm.x)), norm.length
+    if array is None or array.ndim > rank:
+        return None
+    aligned = array.reshape((1,) * (rank - array.ndim) + array.shape)
     if array.size != 1 and (array.size != length or aligned.shape[norm.axis] != length):
-        return None, norm.last
-    return np.broadcast_to(array.reshape(-1), (length,)), node
+        return None
+    return np.broadcast_to(array.reshape(-1), (length,))
 
 
 def _build(graph: ir.Graph, norm: _Norm) -> ir.Value:

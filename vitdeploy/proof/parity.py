@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.bundle.manifest import PYTORCH
 from vitdeploy.errors import UsageError
 from vitdeploy.proof.discrete import (
     EntryParity,
@@ -101,7 +102,8 @@ class OutputParity:
 class ParityReport:
     """All outputs of one runtime against the reference; `str()` is a table.
 
-    The outputs are compared on the samples that select the same as the reference, see `selections`.
+    The outputs are compared on the samples that select the same as the reference, see `selections`. `against` says
+    what the reference comes from.
     """
 
     runtime: str
@@ -109,6 +111,7 @@ class ParityReport:
     outputs: tuple[OutputParity, ...]
     selections: tuple[SelectionParity, ...] = ()
     entries: tuple[EntryParity, ...] = ()
+    against: str = PYTORCH
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ class ParityReport:
         rows = [_row(output) for output in self.outputs]
         lines = [render(rows, header=header, align="<" * len(header), rule=False)] if rows else []
         lines += map(str, (*self.selections, *self.entries))
-        return "\n".join([f"{self.precision} on {self.runtime} against PyTorch FP32", *lines, *self.failures])
+        return "\n".join([f"{self.precision} on {self.runtime} against {self.against} FP32", *lines, *self.failures])
 
 
 def compare(

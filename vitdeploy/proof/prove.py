@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle import Bundle, Manifest, Reference, TensorSpec
 from vitdeploy.bundle.contradictions import differences
-from vitdeploy.bundle.manifest import damaged
+from vitdeploy.bundle.manifest import PYTORCH, damaged
 from vitdeploy.errors import BundleError
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
@@ -95,12 +95,18 @@ class VerifyReport:
                 f"{ran['bundle']}: {ran['model']}, {self.files} files unchanged",
                 f"{computed}, threads: {ran['threads']}",
                 *([f"chosen because {ran['reason']}"] if "reason" in ran else []),
+                *([proven_against(self.parity.against)] if self.parity.against != PYTORCH else []),
                 *self.signature_failures,
                 str(self.parity),
                 *self.record_failures,
                 "passed" if self.passed else "FAILED",
             ]
         )
+
+
+def proven_against(original: str) -> str:
+    """What to say of a bundle that PyTorch never saw."""
+    return f"proven against {original}, not against PyTorch"
 
 
 def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
@@ -122,6 +128,7 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
         bounds=bounds,
         selections=selections_of(manifest),
     )
+    parity = replace(parity, against=manifest.against)
     ran, measured = describe_run(bundle, runner), measure(reference, found, selections_of(manifest))
     return VerifyReport(
         ran,

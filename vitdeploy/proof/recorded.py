@@ -139,7 +139,7 @@ def _same(manifest: Manifest, recorded: Mapping[str, Any], measured: Measured) -
             if not lost[worst] <= SAME_MARGIN_DB:
                 image = f"the {kinds[worst]} image" if len(kinds) == len(images) else f"image {worst}"
                 failures.append(
-                    f"{name}: {image} keeps {images[worst]:.1f} dB {_AGAINST[side]}, "
+                    f"{name}: {image} keeps {images[worst]:.1f} dB {_of(side, manifest)}, "
                     f"and {before[worst]:.1f} dB when the bundle was exported"
                 )
     return failures
@@ -154,13 +154,14 @@ def _other(manifest: Manifest, records: Sequence[JsonObject], measured: Measured
         pooled += _figures([rounding])
         if pooled and not pooled_db(images) >= min(pooled) - OTHER_MARGIN_DB:
             failures.append(
-                f"{name}: {pooled_db(images):.1f} dB {_AGAINST['file']}, and no less than {min(pooled):.1f} dB "
+                f"{name}: {pooled_db(images):.1f} dB of what the file computes, and no less than {min(pooled):.1f} dB "
                 "in the runtimes that it was exported with"
             )
     return failures
 
 
-_AGAINST = {"torch": "of PyTorch's outputs", "file": "of what the file computes"}
+def _of(side: str, manifest: Manifest) -> str:
+    return "of what the file computes" if side == "file" else f"of the outputs of {manifest.against}"
 
 
 def _is_record(entry: JsonObject) -> bool:

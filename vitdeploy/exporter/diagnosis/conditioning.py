@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import ExportError
 from vitdeploy.exporter.module_calls import first_difference, tracing
+from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.graph.run import Inputs
 from vitdeploy.proof.discrete import is_discrete
@@ -24,7 +25,7 @@ Array = NDArray[Any]
 log = logging.getLogger(__name__)
 
 
-def in_double(network: TorchNetwork, inputs: Inputs) -> dict[str, Array] | None:
+def in_double(network: Network, inputs: Inputs) -> dict[str, Array] | None:
     """What a FP64 copy of the network gives; None for a network that has no such form, or hard-codes FP32."""
     double = network.in_double()
     try:
@@ -37,13 +38,13 @@ def in_double(network: TorchNetwork, inputs: Inputs) -> dict[str, Array] | None:
     return outputs if usable else None
 
 
-def first_rounded(network: TorchNetwork, inputs: Inputs, limit: float) -> str | None:
+def first_rounded(network: Network, inputs: Inputs, limit: float) -> str | None:
     """The first module where PyTorch in FP32 differs from FP64 by more than `limit` of the largest value.
 
     `inputs` are one batch. None where no module does, or the network has no form in FP64.
     """
     double = network.in_double()
-    if double is None:
+    if double is None or not isinstance(network, TorchNetwork):
         return None
     with tracing(double.module) as expected:
         double.run(_double(inputs))

@@ -29,6 +29,7 @@ from vitdeploy.exporter.diagnosis.conditioning import first_rounded, image_error
 from vitdeploy.exporter.diagnosis.localize import wrong_modules
 from vitdeploy.exporter.diagnosis.wrong_operator import wrong_operator
 from vitdeploy.exporter.module_calls import Labels
+from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.optimize import rewrites
 from vitdeploy.exporter.torch_network import TorchNetwork
 from vitdeploy.graph.run import Inputs, rows, run, samples_in
@@ -53,14 +54,14 @@ HALF_RELATIVE = 10 ** (-(HALF.min_snr_db or 0.0) / 20)
 class Evidence:
     """What is needed to find a culprit.
 
-    captured   the graph as PyTorch's exporter made it
+    captured   the graph as it was captured, or imported
     optimized  the FP32 graph that follows from it, before any other precision
     inputs     as the network sees them, by name
-    expected   the outputs of PyTorch FP32 for them, by name
+    expected   the outputs of the network in FP32 for them, by name
     precision  the one that was asked for
     """
 
-    network: TorchNetwork
+    network: Network
     captured: ir.Model
     optimized: ir.Model
     target: Target
@@ -75,14 +76,14 @@ class Evidence:
 
     def compare(self, reference: Mapping[str, Array], actual: Mapping[str, Array], bounds: Bounds) -> ParityReport:
         """Outputs for the inputs against others, see `compare_outputs`."""
-        selections = self.network.outputs.selections
+        selections = self.network.selections
         return compare_outputs(
             reference, actual, runtime="the graph", precision="fp32", bounds=bounds, selections=selections
         )
 
     def errors(self, reference: Mapping[str, Array], found: Mapping[str, Array]) -> NDArray[np.float64]:
         """The error of each sample, see `image_errors`."""
-        return image_errors(reference, found, self.count, self.network.outputs.selections)
+        return image_errors(reference, found, self.count, self.network.selections)
 
     def outputs(self, graph: ir.Model) -> dict[str, Array]:
         """What a FP32 graph makes of the inputs, every node computed as it is written."""
@@ -102,7 +103,7 @@ def require_right(evidence: Evidence) -> None:
         return
     wrong = _unexplained(evidence, found, report, in_double(evidence.network, evidence.inputs))
     if wrong.any() or not evidence.compare(evidence.expected, found, HALF).passed:
-        what = f"the FP32 graph of {evidence.network.name} does not reproduce PyTorch"
+        what = f"the FP32 graph of {evidence.network.name} does not reproduce {evidence.network.original}"
         raise GateError(what, why="; ".join(report.failures), fix=REPORT)
 
 
@@ -185,11 +186,9 @@ def _wrong_graph(
     # Another choice may be a border case, and changes everything that follows from it.
     focus = _focus(evidence, int(np.lexsort((errors, flips == 0, wrong))[-1]))
     origin, graph, ignored = _origin(focus)
-    module = next((one for one in wrong_modules(graph, network, focus.inputs) if one not in ignored), None)
-    name = Labels(network.module)(module) if module is not None else None
-    operator = wrong_operator(graph, network, focus.inputs, module) if module is not None else None
+    name, operator = _place(graph, network, focus.inputs, ignored)
     return GateError(
-        f"the graph of {network.name} does not reproduce PyTorch, whatever the precision",
+        f"the graph of {network.name} does not reproduce {network.original}, whatever the precision",
         why=_joined(
             *report.failures[:2],
             origin,
@@ -198,6 +197,16 @@ def _wrong_graph(
         ),
         fix=REPORT + (f", together with the code of {name}" if name else ""),
     )
+
+
+def _place(graph: ir.Model, network: Network, inputs: Inputs, ignored: set[nn.Module]) -> tuple[str | None, str | None]:
+    """The first module that is wrong in the graph and the operator in it, in words, as far as there are modules."""
+    if not isinstance(network, TorchNetwork):
+        return None, None
+    module = next((one for one in wrong_modules(graph, network, inputs) if one not in ignored), None)
+    if module is None:
+        return None, None
+    return Labels(network.module)(module), wrong_operator(graph, network, inputs, module)
 
 
 def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[nn.Module]]:
@@ -218,7 +227,8 @@ def _origin(evidence: Evidence) -> tuple[str | None, ir.Model, set[nn.Module]]:
 
 def _missing(evidence: Evidence, graph: ir.Model) -> set[nn.Module]:
     """The modules whose output a right graph lacks as a value: a rewrite merged it with something else."""
-    return set(wrong_modules(graph, evidence.network, evidence.inputs))
+    network = evidence.network
+    return set(wrong_modules(graph, network, evidence.inputs)) if isinstance(network, TorchNetwork) else set()
 
 
 def _is_right(evidence: Evidence, graph: ir.Model) -> bool | None:

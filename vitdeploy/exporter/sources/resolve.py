@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.exporter.inputs import image_inputs
+from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.models.registry import ModelCard, cards
 from vitdeploy.preprocess import Preprocessing
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # Of a protobuf message less what the graph itself takes.
 LARGEST_WEIGHTS = 2**31 - 2**26
 
-FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function or model.pt2"
+FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
 
 
 def resolve(request: ExportRequest) -> Subject:
@@ -57,6 +58,8 @@ def _check_channels(subject: Subject, card: ModelCard) -> None:
 
 def _check_weights(subject: Subject) -> None:
     """ExportError for weights that no single file of ONNX can hold, before the minutes that a capture takes."""
+    if isinstance(subject.model, OnnxFile):
+        return  # its reader has refused it
     tensors = {id(one): one for one in (*subject.model.parameters(), *subject.model.buffers())}
     size = sum(one.numel() * one.element_size() for one in tensors.values())
     if size >= LARGEST_WEIGHTS:
@@ -88,6 +91,8 @@ def _made(request: ExportRequest) -> Subject:
         from vitdeploy.exporter.sources.program import load_program
 
         return _live(request, load_program(Path(text)), text)
+    if text.endswith(".onnx"):
+        return _onnx(request, Path(text))
     if text in cards():
         return _zoo(request, text)
     if ":" in text:
@@ -124,6 +129,14 @@ def _huggingface(request: ExportRequest) -> Subject:
 
     _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes})
     return describe_huggingface(request)
+
+
+def _onnx(request: ExportRequest, path: Path) -> Subject:
+    from vitdeploy.exporter.sources.onnx_file import describe_onnx
+
+    options = {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes}
+    _refuse(request, {**options, "--set": request.hyperparameters or None})
+    return describe_onnx(path, request, LARGEST_WEIGHTS)
 
 
 _PREFIXES: Mapping[str, Callable[[ExportRequest], Subject]] = {"timm:": _timm, "hf:": _huggingface}
@@ -176,12 +189,6 @@ def _unknown(text: str) -> UsageError:
             f"{text} is a file of weights, or TorchScript",
             why="weights alone do not say which network they belong to",
             fix=f"vitdeploy export NAME --checkpoint {text}, or timm:NAME --checkpoint {text}, or file.py:function",
-        )
-    if path.suffix == ".onnx":
-        return UsageError(
-            f"{text} is a graph, and not a network of PyTorch",
-            why="it is exported from the module that it was made of",
-            fix=f"file.py:function that makes the module; vitdeploy check {text} --target BOARD reads the file itself",
         )
     offers = get_close_matches(text, cards(), n=3, cutoff=0.5)
     offers += [f"timm:{name}" for name in closest(text)]

@@ -17,18 +17,20 @@ from vitdeploy.models.registry import ModelCard
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitdeploy.exporter.onnx_import.read import OnnxFile
+
 
 @dataclass(frozen=True)
 class Subject:
     """A network and what is known of it.
 
-    model     in eval mode, all floats in FP32
+    model     a module in eval mode, or the graph of a file; all floats in FP32
     inputs    in the order in which they are given to forward
     examples  inputs by name that it is known to take, each with the batch in front; empty without any
     notes     what had to be assumed or changed, in words
     """
 
-    model: nn.Module
+    model: nn.Module | OnnxFile
     card: ModelCard
     inputs: tuple[InputSpec, ...]
     examples: Mapping[str, Array] = field(default_factory=dict)

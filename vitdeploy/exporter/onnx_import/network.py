@@ -1,0 +1,103 @@
+"""An `.onnx` file as an export runs it: ONNX Runtime without optimizations computes what everything is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import onnx_ir as ir
+
+from vitdeploy.errors import BackendError, ExportError
+from vitdeploy.exporter.capture import BATCH
+from vitdeploy.exporter.onnx_import.composites import state_deconvolutions
+from vitdeploy.exporter.onnx_import.names import name_nodes
+from vitdeploy.exporter.onnx_import.read import OnnxFile
+from vitdeploy.exporter.onnx_import.shapes import annotated, settled
+from vitdeploy.exporter.onnx_import.upgrade import upgraded
+from vitdeploy.graph.names import make_unique
+from vitdeploy.graph.run import Array, Inputs, Runner, joined, rows, samples_in
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """The graph of a file, with the layout of images that a bundle takes.
+
+    file   whose graph has its inputs in the shapes that were asked for
+    batch  samples a call; None where that is left open
+    """
+
+    file: OnnxFile
+    name: str
+    batch: int | None = None
+    strides: Mapping[str, int] = field(default_factory=dict)
+    selections: tuple[str, ...] = ()
+    float32_modules: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> str:
+        """What computes the reference, for messages."""
+        return self.file.path.name
+
+    @property
+    def scores(self) -> str | None:
+        """The output that has the class scores: the only one, or that of this name."""
+        names = [str(value.name) for value in self.file.graph.graph.outputs]
+        return names[0] if len(names) == 1 else "logits" if "logits" in names else None
+
+    def run(self, inputs: Inputs) -> dict[str, Array]:
+        """Its outputs by name for inputs by name, those of the batches one after another.
+
+        Raises ExportError where ONNX Runtime cannot run the graph.
+        """
+        count = samples_in(inputs)
+        step = self.batch or count
+        try:
+            parts = [self._runner(rows(inputs, start, start + step)) for start in range(0, count, step)]
+        except BackendError as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise ExportError(
+                f"{self.file.path} fails in ONNX Runtime on {shapes}",
+                why=error.why,
+                fix="inputs of the sizes that the file was exported for: --input NAME=SHAPE, --batch 1",
+            ) from error
+        return {name: joined([part[name] for part in parts], several=self.batch is not None) for name in parts[0]}
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self.file.graph, "as_written")
+
+    def first_batch(self, inputs: Inputs) -> Inputs:
+        """Of `inputs` those that one call takes."""
+        return rows(inputs, 0, self.batch or samples_in(inputs))
+
+    def prepare_half(self, inputs: Inputs) -> None:
+        """Nothing: a graph says all that it is."""
+
+    def in_double(self) -> None:
+        """No runtime computes a whole graph in float64."""
+
+    def imported(self, ranks: Mapping[str, int]) -> ir.Model:
+        """The graph at the opset of the capture, with composites; ExportError or ModelError where it has none.
+
+        ranks  numbers of axes of the outputs, which not every file says
+        """
+        named = self.file.graph.clone()
+        name_nodes(named.graph)
+        for value in named.graph.outputs:
+            value.shape = ir.Shape([None] * ranks[str(value.name)])
+        # What some operators of older opsets mean depends on the rank of what they take, so shapes come first.
+        where = str(self.file.path)
+        model = annotated(settled(upgraded(settled(ir.to_proto(named), where), where), where), where)
+        for value in model.graph.outputs:
+            value.shape = ir.Shape([_axis(value, index) for index in range(len(value.shape or ()))])
+        make_unique(model.graph)
+        state_deconvolutions(model)
+        return model
+
+
+def _axis(value: ir.Value, index: int) -> int | str:
+    """The length of an axis of an output, or its name where it is free: the first is the batch."""
+    assert value.shape is not None
+    length = value.shape[index]
+    return length if isinstance(length, int) else BATCH if not index else f"{value.name}.axis{index}"
