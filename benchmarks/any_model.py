@@ -134,7 +134,7 @@ def _line(name: str, one: Mapping[str, Any]) -> str:
     for form, key in (("fp32", "error"), ("fp16", "natural_db"), ("fp16 tensorrt10", ""), ("fp32 dynamic", "")):
         cells.append(_cell(form, forms.get(form), key))
     cells.append(_cell("int8", forms.get("int8"), "natural_db"))
-    if "nodes" in naive:
+    if "onnxruntime" in naive:
         cells.append("{vitdeploy} of {naive}".format(**naive["nodes"]))
         cells += [f"{naive[runtime]['ratio']['median']:.2f}" for runtime in RUNTIMES]
     else:

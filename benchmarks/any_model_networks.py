@@ -108,11 +108,14 @@ def _awake(network: nn.Module) -> nn.Module:
     what is before them.
     """
     with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim and not parameter.any():
-                parameter.copy_((SPREAD if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
-            elif parameter.ndim > 1 and parameter.std() < SPREAD / 4:
-                parameter.mul_(SPREAD / parameter.std())
+        for name, parameter in network.named_parameters():
+            size = float(parameter.square().mean().sqrt())
+            if parameter.ndim == 1 and name.endswith("weight") and size < 2 * SPREAD:  # of a norm
+                parameter.copy_(0.5 + SPREAD * torch.randn_like(parameter))
+            elif parameter.ndim and size == 0:
+                parameter.copy_(SPREAD * torch.randn_like(parameter))
+            elif parameter.ndim > 1 and size < SPREAD / 4:
+                parameter.mul_(SPREAD / size)
     return network
 
 

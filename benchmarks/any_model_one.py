@@ -125,7 +125,10 @@ def against_naive(made: Made, size: int, folder: Path) -> dict[str, Any]:
     import torch
 
     assert made.naive is not None
-    onnx.save(naive(made.naive, torch.randn(1, 3, size, size), None), folder / "naive.onnx")
+    model = naive(made.naive, torch.randn(1, 3, size, size), None)
+    onnx.save(model, folder / "naive.onnx")
+    if not (folder / "fp32/model.onnx").exists():  # it was refused
+        return {"nodes": {"naive": len(model.graph.node)}}
     return graph_cost(folder, ROUNDS)
 
 
