@@ -134,35 +134,46 @@ def _timm(size: int, *names: str, **arguments: Any) -> list[Network]:
     return [Network(f"timm:{name}", from_timm, size, arguments) for name in names]
 
 
+_FOUR = {"depths": (2, 2, 2, 2)}
+_FEW = {"depths": (1, 1, 2, 1)}
+
+# Shallow where an argument allows it, and small: 128 pixels leave more than one window, and several tokens at the end.
 NETWORKS = [
     # Plain transformers
-    *_timm(128, "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
-    *_timm(128, "deit3_small_patch16_224", "flexivit_small", depth=4),
+    *_timm(128, "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", depth=4),
+    *_timm(128, "flexivit_small", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224", depth=4),
     *_timm(112, "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", depth=4),
-    *_timm(128, "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224", depth=4),
     *_timm(128, "vit_base_patch16_siglip_224", "beit_base_patch16_224", depth=4, embed_dim=384, num_heads=6),
-    *_timm(128, "vit_relpos_small_patch16_224", depth=4),
-    *_timm(128, "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny", "pit_ti_224", "tnt_s_patch16_224"),
+    *_timm(128, "vit_relpos_small_patch16_224", "xcit_nano_12_p16_224", "cait_xxs24_224", "tnt_s_patch16_224", depth=4),
+    *_timm(128, "convit_tiny", depth=5, local_up_to_layer=3),
+    *_timm(128, "pit_ti_224", depth=(1, 2, 2)),
     *_timm(240, "crossvit_9_240"),
     # Windows and pyramids
-    *_timm(112, "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224"),
-    *_timm(128, "swinv2_tiny_window8_256", "gcvit_xxtiny", "davit_tiny", "hiera_tiny_224", "mvitv2_tiny"),
-    *_timm(128, "maxvit_pico_rw_256", "coatnet_pico_rw_224", "nest_tiny", "twins_svt_small", "twins_pcpvt_small"),
-    *_timm(128, "pvt_v2_b0", "coat_lite_tiny", "volo_d1_224", "visformer_tiny", "focalnet_tiny_srf", "nextvit_small"),
-    *_timm(128, "vitamin_small_224", "caformer_s18"),
+    *_timm(112, "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224", **_FOUR),
+    *_timm(128, "swinv2_tiny_window8_256", "twins_svt_small", "twins_pcpvt_small", **_FOUR),
+    *_timm(128, "davit_tiny", "maxvit_pico_rw_256", depths=(1, 1, 1, 1)),
+    *_timm(128, "hiera_tiny_224", stages=(1, 1, 2, 1), q_pool=3),
+    *_timm(128, "gcvit_xxtiny", "mvitv2_tiny", "coatnet_pico_rw_224", "nest_tiny", "pvt_v2_b0", "coat_lite_tiny"),
+    *_timm(128, "volo_d1_224", "visformer_tiny", "focalnet_tiny_srf", "nextvit_small", "vitamin_small_224"),
+    *_timm(128, "caformer_s18"),
     # Made for edge devices
     *_timm(128, "efficientvit_b0", "efficientvit_m0", "efficientformerv2_s0", "edgenext_xx_small", "mobilevit_xxs"),
     *_timm(224, "efficientformer_l1"),
     *_timm(128, "mobilevitv2_050", "mobilenetv4_hybrid_medium_075", "mobilenetv4_conv_small", "fastvit_t8"),
-    *_timm(128, "fastvit_sa12", "repvit_m0_9", "tiny_vit_5m_224", "levit_128s", "levit_conv_128s", "poolformer_s12"),
-    *_timm(128, "mambaout_femto", "starnet_s1", "shvit_s1", "swiftformer_xs", "efficientvim_m1", "lowformer_b0"),
-    *_timm(128, "inception_next_atto", "ghostnetv2_100", "ghostnet_050"),
+    *_timm(128, "fastvit_sa12", "repvit_m0_9", "levit_128s", "levit_conv_128s", "poolformer_s12", "starnet_s1"),
+    *_timm(128, "tiny_vit_5m_224", "mambaout_femto", **_FEW),
+    *_timm(128, "shvit_s1", "swiftformer_xs", "efficientvim_m1", "lowformer_b0", "inception_next_atto"),
+    *_timm(128, "ghostnetv2_100", "ghostnet_050"),
     # Mixers
-    *_timm(128, "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224", "sequencer2d_s"),
+    *_timm(128, "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224"),
+    *_timm(128, "sequencer2d_s", layers=(1, 1, 2, 1)),
     # Convolutions
-    *_timm(128, "convnext_atto", "convnextv2_atto", "rdnet_tiny", "hgnetv2_b0", "regnety_002", "regnetx_002"),
-    *_timm(128, "resnet18", "resnet50_gn", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_050"),
-    *_timm(128, "resnet50_clip", "nf_resnet26", "densenet121", "botnet26t_256", "lambda_resnet26t"),
+    *_timm(128, "convnext_atto", "convnextv2_atto", **_FEW),
+    *_timm(128, "rdnet_tiny", "hgnetv2_b0", "regnety_002", "regnetx_002", "resnet18", "efficientnet_b0"),
+    *_timm(128, "tf_efficientnetv2_b0", "mobilenetv3_small_050", "resnet50_clip", "nf_resnet26", "botnet26t_256"),
+    *_timm(128, "lambda_resnet26t"),
+    *_timm(128, "resnet50_gn", layers=(1, 1, 1, 1)),
+    *_timm(128, "densenet121", block_config=(2, 2, 2, 2)),
     # Miniatures, which the fast tests take
     *_timm(64, "test_vit3", "test_maxvit", "test_coatnet", "test_convnext2", "test_mambaout", "test_efficientnet"),
 ]
