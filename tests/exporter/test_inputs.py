@@ -19,6 +19,8 @@ from vitdeploy.exporter.request import ExportRequest
         ("ids=4x77:int64", InputSpec("ids", (77,), "int64"), 4),
         ("x=batchx13x64x64:uint8", InputSpec("x", (13, 64, 64), "uint8"), "dynamic"),
         ("flag=1:bool", InputSpec("flag", (), "bool"), 1),
+        ("x=1x3xHx32", InputSpec("x", (3, 0, 32), free=(None, "h", None)), 1),
+        ("x=nxL:int32", InputSpec("x", (0,), "int32", free=("l",)), "dynamic"),
     ],
 )
 def test_an_input_is_read(text: str, spec: InputSpec, batch: int | str) -> None:
@@ -31,7 +33,7 @@ def test_an_input_is_read(text: str, spec: InputSpec, batch: int | str) -> None:
         ("images", "NAME=SHAPE"),
         ("=1x3", "NAME=SHAPE"),
         ("x=", "NAME=SHAPE"),
-        ("x=1x3xHx32", "'h' is no number"),
+        ("x=1x3x-Hx32", "a word where its length is free"),
         ("x=1x0x3", "NAME=SHAPE"),
         ("x=-1x3", "NAME=SHAPE"),
         ("x=0x3", "invalid batch 0"),

@@ -34,7 +34,9 @@ HELP = "export a network to a verified bundle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy export`."""
     parser.add_argument(
-        "source", metavar="SOURCE", help="model name, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
+        "source",
+        metavar="SOURCE",
+        help="model name, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
@@ -55,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="inputs",
         metavar="NAME=SHAPE[:DTYPE]",
-        help="an input of a network of your own, the batch first, e.g. images=1x13x64x64 or ids=1x77:int64",
+        help="an input of a network of your own, the batch first, e.g. images=1x13x64x64 or ids=1x77:int64; a word in "
+        "the place of a number leaves that axis free",
     )
     parser.add_argument("--batch", type=batch, metavar="N", help="samples a call: N (default 1) or 'dynamic'")
     parser.add_argument(
@@ -111,6 +114,14 @@ def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         help="gate: revert layers to float until the outputs keep this, 20 or more, against FP32",
     )
     group.add_argument(
+        "--goal",
+        type=goal,
+        action="append",
+        dest="goals",
+        metavar="OUTPUT=DB",
+        help="the same gate for one output by its name, e.g. masks=25; may be given several times",
+    )
+    group.add_argument(
         "--max-drop",
         type=float,
         metavar="P",
@@ -137,13 +148,43 @@ def int8_options(args: argparse.Namespace) -> Int8Options | None:
     from vitdeploy.errors import UsageError
     from vitdeploy.quantize.options import Int8Options
 
-    names = ("samples", "method", "ignored_scope", "min_snr", "max_drop", "accept_loss", "tune_latency", "seed")
+    names = (
+        "samples",
+        "method",
+        "ignored_scope",
+        "min_snr",
+        "goals",
+        "max_drop",
+        "accept_loss",
+        "tune_latency",
+        "seed",
+    )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and args.precision != "int8":
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for INT8", fix="--int8 --calibration DATA")
+        first = next(iter(given))
+        option = "goal" if first == "goals" else first.replace("_", "-")
+        raise UsageError(f"--{option} is for INT8", fix="--int8 --calibration DATA")
+    if "goals" in given:
+        stated = given["goals"]
+        twice = next((name for name, _ in stated if [one for one, _ in stated].count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"--goal {twice} is given twice", fix=f"one --goal {twice}=DB")
+        given["goals"] = dict(stated)
     if "ignored_scope" in given:
         given["ignored_scope"] = tuple(given["ignored_scope"])
     return Int8Options(**given) if given else None
+
+
+def goal(text: str) -> tuple[str, float]:
+    """`masks=25` as the name of an output and its decibels; a name may have `=` in it."""
+    name, equals, number = text.rpartition("=")
+    try:
+        bound = float(number)
+    except ValueError:
+        equals = ""
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"invalid goal {text!r}: expected OUTPUT=DB, e.g. masks=25")
+    return name, bound
 
 
 def image_size(text: str) -> int | tuple[int, int]:

@@ -27,6 +27,7 @@ from vitdeploy.models.outputs import IMAGES, call_forward
 
 CAPTURE_OPSET = 20
 BATCH = "batch"
+LARGEST_BATCH = 4096
 
 
 def capture(
@@ -36,22 +37,22 @@ def capture(
     dynamic_batch: bool,
     output_names: Sequence[str],
     call: Callable[[Any, Mapping[str, Tensor]], Mapping[str, Tensor]] = call_forward,
+    free: Mapping[str, Sequence[str | None]] | None = None,
 ) -> ir.Model:
     """Translate `model` for inputs shaped like `example` into ONNX of opset 20 plus composites.
 
     `example` has the inputs by name, each with the batch first; a tensor alone is `images`. `call(model, inputs)` makes
     the outputs by name, of which `output_names` are kept, in this order.
 
-    All axes are fixed but, with `dynamic_batch`, the first one, which is a free dimension called `batch`.
-    Raises ExportError for a module that torch.export cannot capture, or that ties a dynamic batch to a constant.
+    All axes are fixed but, with `dynamic_batch`, the first one, which is a free dimension called `batch`, and those
+    that `free` names, by input for each axis behind the batch. Raises ExportError for a module that torch.export cannot
+    capture, or that ties a free axis to a constant.
     """
     inputs = {IMAGES: example} if isinstance(example, Tensor) else dict(example)
     wrapped = _Wrapped(model, call, tuple(inputs), tuple(output_names)).eval()
-    dynamic = None
-    if dynamic_batch:
-        dim = torch.export.Dim(BATCH, min=1, max=4096)
-        dynamic = {"tensors": tuple({0: dim} for _ in inputs)}
-        # torch.export takes a batch of one for a constant
+    axes = {name: [BATCH if dynamic_batch else None, *(free or {}).get(name, ())] for name in inputs}
+    dynamic = _dynamic_shapes(axes)
+    if dynamic_batch:  # torch.export takes a batch of one for a constant
         inputs = {name: torch.cat([one, one]) if len(one) < 2 else one for name, one in inputs.items()}
 
     def traced() -> torch.export.ExportedProgram:
@@ -71,12 +72,12 @@ def capture(
         from vitdeploy.exporter.diagnosis.capture_failure import capture_failure
 
         name = type(model).__name__
-        raise capture_failure(name, error, dynamic_batch=dynamic_batch, again=traced) from error
+        raise capture_failure(name, error, free=_names(axes), again=traced) from error
     assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
     captured = onnx_program.model
     attach_constants(captured.graph)
     _drop_copies(captured.graph)
-    _name_interface(captured, tuple(inputs), output_names)
+    _name_interface(captured, axes, output_names)
     _name_nodes(captured)
     composites.attach_functions(captured)
     return captured
@@ -113,6 +114,28 @@ class _Wrapped(nn.Module):
             twice = any(tensor is other for other in (*results, *copies.values()))
             results.append(tensor.clone() if twice else tensor)
         return tuple(results)
+
+
+def _names(axes: Mapping[str, Sequence[str | None]]) -> list[str]:
+    return list(dict.fromkeys(name for names in axes.values() for name in names if name is not None))
+
+
+def _dynamic_shapes(axes: Mapping[str, Sequence[str | None]]) -> dict[str, Any] | None:
+    """What torch.export is told of free axes.
+
+    The batch is any number; of the others a network may want more, multiples of its stride for instance, which torch
+    finds out.
+    """
+    dims: dict[str, Any] = dict.fromkeys(_names(axes), torch.export.Dim.DYNAMIC)
+    if not dims:
+        return None
+    if BATCH in dims:
+        dims[BATCH] = torch.export.Dim(BATCH, min=1, max=LARGEST_BATCH)
+    return {
+        "tensors": tuple(
+            {index: dims[name] for index, name in enumerate(names) if name is not None} for names in axes.values()
+        )
+    }
 
 
 def _composite_table() -> dict[Any, Callable[..., Any]]:
@@ -184,24 +207,29 @@ def _drop_copies(graph: ir.Graph) -> None:
                 graph.remove(node, safe=True)
 
 
-def _name_interface(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+def _name_interface(model: ir.Model, axes: Mapping[str, Sequence[str | None]], output_names: Sequence[str]) -> None:
+    """Call the inputs after the keys of `axes`, their free axes as it says, and the outputs by their names."""
     graph = model.graph
-    for value, name in zip(graph.inputs, input_names, strict=True):
+    symbols: dict[str, str] = {}
+    for value, (name, names) in zip(graph.inputs, axes.items(), strict=True):
         value.name = name
-    free = graph.inputs[0].shape[0] if graph.inputs[0].shape is not None else None
-    if isinstance(free, ir.SymbolicDim):
+        for dim, wanted in zip(value.shape or (), names, strict=False):
+            if isinstance(dim, ir.SymbolicDim) and wanted is not None:
+                symbols[str(dim.value)] = wanted
+    if symbols:
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, symbols))})\b")
         for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
             if value.shape is not None:
-                value.shape = ir.Shape([_renamed(dim, str(free.value)) for dim in value.shape])
+                value.shape = ir.Shape([_renamed(dim, pattern, symbols) for dim in value.shape])
     for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
     graph.name = "vitdeploy"
 
 
-def _renamed(dim: int | ir.SymbolicDim, free: str) -> int | ir.SymbolicDim:
+def _renamed(dim: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | ir.SymbolicDim:
     if isinstance(dim, int) or dim.value is None:
         return dim
-    return ir.SymbolicDim(re.sub(rf"\b{re.escape(free)}\b", BATCH, str(dim.value)))
+    return ir.SymbolicDim(pattern.sub(lambda found: names[found[0]], str(dim.value)))
 
 
 def _name_nodes(model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from vitdeploy.models.outputs import IMAGES
 Array = NDArray[Any]
 
 DYNAMIC = "dynamic"
+FREE_LENGTH = 16  # of a free axis that nothing says a length of
 LARGEST_BYTES = 1 << 31
 DTYPES = ("float32", "int64", "int32", "uint8", "int8", "bool")
 _EXAMPLE = "--input images=1x3x224x224, or --input ids=1x77:int64"
@@ -26,38 +27,88 @@ _EXAMPLE = "--input images=1x3x224x224, or --input ids=1x77:int64"
 class InputSpec:
     """One input of a network.
 
-    shape  of a single sample, without the batch in front
+    shape  of a single sample, without the batch in front; for a free axis the length that the bundle is proven at
     dtype  a name of numpy
     image  whether preprocessing makes it out of an image
+    free   for each axis of `shape` its name where its length is free, else None; empty where none is
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     image: bool = False
+    free: tuple[str | None, ...] = ()
 
 
 def parse_input(text: str) -> tuple[InputSpec, int | str]:
     """`NAME=SHAPE[:DTYPE]` with the batch in front, such as `images=1x13x64x64`, as an input and its batch.
 
-    The batch is a number, or a word such as `batch` where it is free. Raises UsageError for anything else.
+    The batch is a number, or a word such as `batch` where it is free. So is every other axis, whose length in `shape`
+    is then 0 for now, see `sized`. Raises UsageError for anything else.
     """
     name, equals, form = text.partition("=")
     shape, _, dtype = form.partition(":")
     first, *rest = shape.lower().split("x") if equals else [""]
     free = not first.isdecimal() and first.isidentifier()
-    if not name or not (free or first.isdecimal()) or not all(axis.isdecimal() and int(axis) > 0 for axis in rest):
-        named = next((axis for axis in rest if axis.isidentifier()), None)
+    known = all(axis.isidentifier() or (axis.isdecimal() and int(axis) > 0) for axis in rest)
+    if not name or not (free or first.isdecimal()) or not known:
         raise UsageError(
             f"invalid input {text!r}",
-            why=f"only the first axis, the batch, can be free, and {named!r} is no number" if named else None,
+            why="an axis is a number of at least 1, or a word where its length is free",
             fix=f"NAME=SHAPE[:DTYPE] with the batch first: {_EXAMPLE}",
         )
     if (dtype or "float32") not in DTYPES:
         raise UsageError(f"invalid type {dtype!r} of the input {name}", fix=f"one of {', '.join(DTYPES)}")
     if not free and int(first) < 1:
         raise UsageError(f"invalid batch {first} of the input {name}", fix=f"1 or more: {_EXAMPLE}")
-    return InputSpec(name, tuple(map(int, rest)), dtype or "float32"), DYNAMIC if free else int(first)
+    lengths = tuple(int(axis) if axis.isdecimal() else 0 for axis in rest)
+    names = tuple(None if axis.isdecimal() else axis for axis in rest)
+    spec = InputSpec(name, lengths, dtype or "float32", free=names if any(names) else ())
+    return spec, DYNAMIC if free else int(first)
+
+
+def sized(
+    specs: Sequence[InputSpec], image_size: tuple[int, int] | None, known: Mapping[str, Array]
+) -> tuple[InputSpec, ...]:
+    """The same inputs with a length for each free axis, the same one for all axes of one name.
+
+    It is that of the `known` values of the input, or for images [C, H, W] that of `image_size`, or else 16. Raises
+    UsageError for lengths that contradict each other.
+    """
+    found: dict[str, int] = {}
+
+    def note(spec: InputSpec, shape: Sequence[int], first: int, what: str) -> None:
+        for name, length in zip(spec.free[first:], shape, strict=True):
+            if name is not None and found.setdefault(name, length) != length:
+                raise UsageError(
+                    f"the axis {name} of the input {spec.name} is {length} long in {what}, and {found[name]} before",
+                    fix="another name for it in --input, or one length",
+                )
+
+    for spec in (spec for spec in specs if spec.free):
+        array = known.get(spec.name)
+        if array is not None and array.ndim == len(spec.shape) + 1:
+            note(spec, array.shape[1:], 0, "its values")
+        elif image_size is not None and spec.dtype == "float32" and len(spec.shape) == 3:
+            note(spec, image_size, 1, "--image-size")
+    return tuple(
+        replace(spec, shape=tuple(n or found.get(str(name), FREE_LENGTH) for n, name in _axes(spec))) for spec in specs
+    )
+
+
+def check_size(specs: Sequence[InputSpec], image_size: tuple[int, int] | None) -> None:
+    """UsageError for a size of images where the inputs say all their lengths themselves."""
+    if image_size is not None and specs and not any(len(spec.shape) == 3 and any(spec.free[1:]) for spec in specs):
+        raise UsageError("--image-size and --input say the same", fix="one of them")
+
+
+def lengths(spec: InputSpec) -> tuple[int | str, ...]:
+    """The axes of one sample as a graph states them: free ones by name."""
+    return tuple(name or length for length, name in _axes(spec))
+
+
+def _axes(spec: InputSpec) -> list[tuple[int, str | None]]:
+    return list(zip(spec.shape, spec.free or (None,) * len(spec.shape), strict=True))
 
 
 def specs_of(examples: Mapping[str, Array]) -> tuple[InputSpec, ...]:

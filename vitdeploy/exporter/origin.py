@@ -11,7 +11,7 @@ from vitdeploy.exporter.onnx_import.network import OnnxNetwork
 from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.optimize import node_count
 from vitdeploy.exporter.sources.subject import Subject
-from vitdeploy.graph.run import Array, Inputs
+from vitdeploy.graph.run import Array, Inputs, rows
 
 
 def open_network(subject: Subject, *, features: bool, batch: int | None) -> Network:
@@ -22,7 +22,8 @@ def open_network(subject: Subject, *, features: bool, batch: int | None) -> Netw
     from vitdeploy.models.outputs import choose_outputs
 
     outputs = choose_outputs(subject.model, features=features)
-    return TorchNetwork(subject.model, subject.card.name, outputs, batch)
+    free = {spec.name: spec.free for spec in subject.inputs if spec.free}
+    return TorchNetwork(subject.model, subject.card.name, outputs, batch, free)
 
 
 def reference_outputs(network: Network, inputs: Inputs) -> dict[str, Array]:
@@ -48,12 +49,11 @@ def captured(network: Network, inputs: Inputs, outputs: Mapping[str, Array]) -> 
     what the network makes of the inputs. Raises ExportError for what has no such graph.
     """
     if isinstance(network, OnnxNetwork):
-        return network.imported({name: array.ndim for name, array in outputs.items()}), network.file.nodes
+        return network.imported(network.run(rows(inputs, 0, network.batch or 1))), network.file.nodes
     import torch
 
     from vitdeploy.exporter.capture import capture
     from vitdeploy.exporter.torch_network import TorchNetwork
-    from vitdeploy.graph.run import rows
 
     assert isinstance(network, TorchNetwork)
     example = {name: torch.tensor(array) for name, array in rows(inputs, 0, network.batch or 2).items()}
@@ -63,5 +63,6 @@ def captured(network: Network, inputs: Inputs, outputs: Mapping[str, Array]) -> 
         dynamic_batch=network.batch is None,
         output_names=list(outputs),
         call=network.outputs.call,
+        free=network.free,
     )
     return graph, node_count(graph)

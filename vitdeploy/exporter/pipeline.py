@@ -15,6 +15,7 @@ from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
+from vitdeploy.exporter.free_axes import require_free
 from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.network import Network
@@ -92,6 +93,7 @@ def run(request: ExportRequest) -> Bundle:
         gates.enter_context(explained(evidence))
         if request.precision != "fp32":
             require_right(evidence)
+        require_free(reference.network, graph, reference.inputs, subject.inputs)
         graph, precision_report = _precision(graph, reference, request, samples, clock)
         with clock.step("writing the bundle"):
             if request.bake_preprocessing:

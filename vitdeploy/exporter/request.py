@@ -87,6 +87,11 @@ class ExportRequest:
         return [(one, None) if isinstance(one, InputSpec) else parse_input(one) for one in self.inputs or ()]
 
     @property
+    def reference_arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The reference by the names of inputs; empty where it was given otherwise."""
+        return self.reference if isinstance(self.reference, Mapping) else {}
+
+    @property
     def specs(self) -> tuple[InputSpec, ...]:
         """The inputs that were asked for; none where the network itself says them."""
         return tuple(spec for spec, _ in self._inputs)

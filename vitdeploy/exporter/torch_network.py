@@ -12,7 +12,7 @@ import logging
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,12 +41,14 @@ class TorchNetwork:
     name     for messages
     outputs  which of its outputs are exported
     batch    samples a call; None where that is left open
+    free     the names of free axes behind the batch, by input
     """
 
     module: nn.Module
     name: str
     outputs: Outputs
     batch: int | None = None
+    free: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     original: ClassVar[str] = "PyTorch"
     scores: ClassVar[str] = LOGITS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vitdeploy.errors import ExportError
@@ -61,22 +61,26 @@ class _Conditions(logging.Handler):
         self.done = message.startswith("set_replacement") and "singleton" in message
 
 
-def capture_failure(name: str, error: Exception, *, dynamic_batch: bool, again: Callable[[], object]) -> ExportError:
-    """The error for a module `name` whose capture ended with `error`; `again` captures it once more."""
-    kind = "dynamic" if dynamic_batch else "fixed"
+def capture_failure(name: str, error: Exception, *, free: Sequence[str], again: Callable[[], object]) -> ExportError:
+    """The error for a module `name` whose capture ended with `error`; `again` captures it once more.
+
+    `free` are the names of the axes whose length was to stay free.
+    """
+    batch_alone = list(free) in ([], ["batch"])
+    kind = f"a {'dynamic' if free else 'fixed'} batch" if batch_alone else f"the free axes {', '.join(free)}"
     chain = list(_chain(error))
     reason = next((_first_line(one) for one in reversed(chain) if _first_line(one)), type(error).__name__)
     line = next(filter(None, (_line(traceback.extract_tb(one.__traceback__)) for one in reversed(chain))), None)
     data_dependent = any(_DATA_DEPENDENT.search(f"{type(one).__name__} {one}") for one in chain)
-    if dynamic_batch and not data_dependent:
+    if free and not data_dependent:
         line = _condition(again) or line
-        fix = f"{_instead(line)}; or --batch 1"
+        fix = f"{_instead(line)}; or {'--batch 1' if batch_alone else 'numbers in --input'}"
     elif data_dependent:
         fix = "tensor operations, such as torch.where or a mask, instead of Python that looks at the values of a tensor"
     else:
         fix = "replace the data-dependent Python in forward by tensor operations"
     where = f"{line.place} ({line.text}): " if line else ""
-    return ExportError(f"{name} cannot be captured for a {kind} batch", why=f"{where}{reason}", fix=fix)
+    return ExportError(f"{name} cannot be captured for {kind}", why=f"{where}{reason}", fix=fix)
 
 
 def _condition(again: Callable[[], object]) -> Line | None:

@@ -65,6 +65,11 @@ class _Deconvolution:
         return shape_of(self.x)[0]
 
     @property
+    def has_size(self) -> bool:
+        """Whether the spatial size of the input is known, as the forms that write it into constants need."""
+        return all(isinstance(length, int) for length in shape_of(self.x)[2:])
+
+    @property
     def size(self) -> list[int]:
         """Spatial size of the input."""
         size = [length for length in shape_of(self.x)[2:] if isinstance(length, int)]
@@ -90,8 +95,10 @@ class _Deconvolution:
 def _choose(case: _Deconvolution, target: Target) -> str:
     if case.weight is None:  # a computed kernel: only the operator itself takes it
         return "conv_transpose"
+    sized = case.has_size
     fits = {
-        "depth_to_space": len(case.size) == 2
+        "depth_to_space": sized
+        and len(case.kernel) == 2
         and case.kernel == case.strides
         and case.strides[0] == case.strides[1]
         and all(d == 1 for d in case.dilations),
@@ -99,7 +106,7 @@ def _choose(case: _Deconvolution, target: Target) -> str:
         "conv_transpose": all(e < s for e, s in zip(case.extra, case.strides, strict=True))
         and min(case.weight.shape[0] // case.group, case.weight.shape[1])
         >= (target.min_deconvolution_group if case.group > 1 else 1),
-        "resize_conv": len(case.size) in (1, 2),
+        "resize_conv": sized and len(case.kernel) in (1, 2),
     }
     for form in target.deconvolution:
         if fits[form]:

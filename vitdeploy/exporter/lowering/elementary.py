@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdeploy.exporter.lowering.sizes import fixed
+
 aten = torch.ops.aten
 
 
@@ -58,7 +60,7 @@ def _kth_value(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple
 
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The lower of the two in the middle."""
-    return _kth_value(x, (int(x.shape[dim]) + 1) // 2, dim, keepdim)
+    return _kth_value(x, (fixed(x.shape[dim]) + 1) // 2, dim, keepdim)
 
 
 def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitdeploy.exporter.lowering.resampling import along
+from vitdeploy.exporter.lowering.sizes import fixed
 from vitdeploy.graph.edit import Array
 
 aten = torch.ops.aten
@@ -27,19 +28,19 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 def _real_to_complex(x: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> Tensor:
     axis, *others = [place % x.dim() for place in reversed(dim)]
-    size = int(x.shape[axis])
+    size = fixed(x.shape[axis])
     cosine, sine = _waves(size, size // 2 + 1 if onesided else size)
     real, imaginary = along(x, axis, cosine), along(x, axis, -sine)
     for other in others:
         real, imaginary = _turned(real, imaginary, other, forward=True)
-    return _joined(real, imaginary, _factor([int(x.shape[place]) for place in dim], normalization))
+    return _joined(real, imaginary, _factor([fixed(x.shape[place]) for place in dim], normalization))
 
 
 def _complex_to_complex(x: Tensor, dim: Sequence[int], normalization: int, forward: bool) -> Tensor:
     real, imaginary = parts(x)
     for place in dim:
         real, imaginary = _turned(real, imaginary, place % x.dim(), forward=forward)
-    return _joined(real, imaginary, _factor([int(x.shape[place]) for place in dim], normalization))
+    return _joined(real, imaginary, _factor([fixed(x.shape[place]) for place in dim], normalization))
 
 
 def _complex_to_real(x: Tensor, dim: Sequence[int], normalization: int, last_dim_size: int) -> Tensor:
@@ -48,11 +49,11 @@ def _complex_to_real(x: Tensor, dim: Sequence[int], normalization: int, last_dim
     real, imaginary = parts(x)
     for other in others:
         real, imaginary = _turned(real, imaginary, other, forward=False)
-    size, count = int(last_dim_size), int(x.shape[axis])
+    size, count = fixed(last_dim_size), fixed(x.shape[axis])
     cosine, sine = _waves(size, count)
     twice = np.array([1.0 if wave == 0 or 2 * wave == size else 2.0 for wave in range(count)])
     out = along(real, axis, (cosine * twice[:, None]).T) - along(imaginary, axis, (sine * twice[:, None]).T)
-    return _scaled(out, _factor([*(int(x.shape[other]) for other in others), size], normalization))
+    return _scaled(out, _factor([*(fixed(x.shape[other]) for other in others), size], normalization))
 
 
 def parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 def _turned(real: Tensor, imaginary: Tensor, axis: int, *, forward: bool) -> tuple[Tensor, Tensor]:
     """One transform along one axis."""
-    size = int(real.shape[axis])
+    size = fixed(real.shape[axis])
     cosine, sine = _waves(size, size)
     sine = -sine if forward else sine
     return (

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdeploy.exporter.lowering.sizes import fixed
+
 aten = torch.ops.aten
 LINEAR, NEAREST, CUBIC = 0, 1, 2
 BORDER, REFLECTION = 1, 2
@@ -43,7 +45,7 @@ def _grid_sampler(x: Tensor, grid: Tensor, mode: int, padding: int, align_corner
             version=20,
         )
         return out
-    sizes = [int(size) for size in x.shape[2:]]
+    sizes = [fixed(size) for size in x.shape[2:]]
     index, weight = _taps(grid[..., -1], sizes[0], mode, padding, align_corners)  # the grid counts from the last axis
     for axis, size in enumerate(sizes[1:], start=1):
         place, share = _taps(grid[..., len(sizes) - 1 - axis], size, mode, padding, align_corners)
@@ -51,9 +53,9 @@ def _grid_sampler(x: Tensor, grid: Tensor, mode: int, padding: int, align_corner
         weight = (weight.unsqueeze(-1) * share.unsqueeze(-2)).flatten(-2)
     count = index.shape[-1]
     rows = index.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
-    taken = torch.unflatten(x.flatten(2).gather(2, rows), 2, (-1, int(count)))
+    taken = torch.unflatten(x.flatten(2).gather(2, rows), 2, (-1, fixed(count)))
     sums = (taken * weight.flatten(1, -2).unsqueeze(1)).sum(-1)
-    return torch.unflatten(sums, 2, [int(size) for size in grid.shape[1:-1]])
+    return torch.unflatten(sums, 2, [fixed(size) for size in grid.shape[1:-1]])
 
 
 def _taps(at: Tensor, size: int, mode: int, padding: int, align_corners: bool) -> tuple[Tensor, Tensor]:

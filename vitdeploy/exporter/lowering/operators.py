@@ -19,6 +19,7 @@ from vitdeploy.exporter.lowering import (
     resampling,
     scatter,
 )
+from vitdeploy.exporter.lowering.sizes import where_fixed
 
 Forms = Mapping[Any, Callable[..., Any]]
 _OWN = ("onnx_symbolic", "onnx")  # namespaces of operators that are ONNX already
@@ -41,10 +42,10 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """The form of each such operator in other ATen operators and standard ONNX, for those that `program` may have."""
     table: dict[Any, Callable[..., Any]] = {}
     for module in (resampling, pooling, scatter, grid_sample, elementary):
-        table.update(module.decompositions())
+        table.update(where_fixed(module.decompositions()))
     if any(complex_numbers.has_complex(node.meta.get("val")) for node in program.graph.nodes):
         table.update(complex_numbers.decompositions())
-        table.update(fourier.decompositions())
+        table.update(where_fixed(fourier.decompositions()))
     return table
 
 

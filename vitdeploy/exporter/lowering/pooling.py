@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitdeploy.exporter.lowering.constants import OPSET, computed, embedded
 from vitdeploy.exporter.lowering.resampling import bins
+from vitdeploy.exporter.lowering.sizes import fixed
 
 aten = torch.ops.aten
 Ints = Sequence[int]
@@ -67,7 +68,7 @@ def _average(
     divisor_override: int | None = None,
 ) -> Tensor:
     rank = len(kernel_size)
-    spatial = [int(size) for size in x.shape[-rank:]]
+    spatial = [fixed(size) for size in x.shape[-rank:]]
     windows = _Windows(spatial, kernel_size, stride, padding, (1,), ceil_mode)
     if divisor_override is None and not (windows.beyond and count_include_pad):
         ends = [max(end, pad) for end, pad in zip(windows.ends, windows.padding, strict=True)]
@@ -124,7 +125,7 @@ def _maximum(
     ceil_mode: bool = False,
 ) -> Tensor:
     rank = len(kernel_size)
-    windows = _Windows([int(n) for n in x.shape[-rank:]], kernel_size, stride, padding, dilation, ceil_mode)
+    windows = _Windows([fixed(n) for n in x.shape[-rank:]], kernel_size, stride, padding, dilation, ceil_mode)
     flat = x.unsqueeze(0) if x.dim() == rank + 1 else x
     ends = [max(end, pad) for end, pad in zip(windows.ends, windows.padding, strict=True)]
     out: Tensor = torch.onnx.ops.symbolic(
@@ -146,7 +147,7 @@ def _maximum(
 def _adaptive_maximum(x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
     """The largest value of every bin and its place; a bin that is smaller than the largest repeats its last pixel."""
     rank = len(output_size)
-    spatial, sizes = [int(n) for n in x.shape[-rank:]], [int(n) for n in output_size]
+    spatial, sizes = [fixed(n) for n in x.shape[-rank:]], [fixed(n) for n in output_size]
     values = x
     for axis, (old, new) in enumerate(zip(spatial, sizes, strict=True)):
         place = axis - rank
@@ -184,14 +185,14 @@ def _fold(x: Tensor, output_size: Ints, kernel_size: Ints, dilation: Ints, paddi
     if x.dim() == 2:
         return _fold(x.unsqueeze(0), output_size, kernel_size, dilation, padding, stride).squeeze(0)
     taps = math.prod(kernel_size)
-    channels = int(x.shape[1]) // taps
-    windows = _Windows([int(n) for n in output_size], kernel_size, stride, padding, dilation, False)
+    channels = fixed(x.shape[1]) // taps
+    windows = _Windows([fixed(n) for n in output_size], kernel_size, stride, padding, dilation, False)
     weight = np.tile(np.eye(taps, dtype=np.float32), (channels, 1)).reshape(channels * taps, 1, *kernel_size)
     reached = [
         (size - 1) * s - 2 * p + d * (k - 1) + 1
         for size, s, p, d, k in zip(windows.sizes, stride, padding, dilation, kernel_size, strict=True)
     ]
-    rest = [int(want) - got for want, got in zip(output_size, reached, strict=True)]
+    rest = [fixed(want) - got for want, got in zip(output_size, reached, strict=True)]
     maps = torch.unflatten(x, 2, windows.sizes)
     return F.conv_transpose2d(
         maps, embedded(weight, x.dtype), None, list(stride), list(padding), rest, channels, list(dilation)
@@ -199,4 +200,4 @@ def _fold(x: Tensor, output_size: Ints, kernel_size: Ints, dilation: Ints, paddi
 
 
 def _each(values: Ints, rank: int) -> list[int]:
-    return [int(value) for value in (values if len(values) == rank else list(values) * rank)]
+    return [fixed(value) for value in (values if len(values) == rank else list(values) * rank)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vitdeploy.exporter.lowering.constants import OPSET, computed, embedded
+from vitdeploy.exporter.lowering.sizes import fixed
 from vitdeploy.graph.edit import Array
 
 aten = torch.ops.aten
@@ -64,8 +65,8 @@ def _from_factors(operator: Any, form: Form, aligned: bool) -> Callable[..., Ten
         scales: Sequence[float | None] = [None] * len(spatial) if output_size is not None else list(factors)
         sizes = output_size
         if sizes is None:
-            sizes = [math.floor(float(size) * float(factor)) for size, factor in zip(spatial, factors, strict=True)]
-        return form(operator, x, [int(size) for size in sizes], bool(corners), scales)
+            sizes = [math.floor(fixed(size) * float(factor)) for size, factor in zip(spatial, factors, strict=True)]
+        return form(operator, x, [fixed(size) for size in sizes], bool(corners), scales)
 
     return decomposition
 
@@ -78,13 +79,13 @@ def _from_scales(operator: Any, form: Form, aligned: bool) -> Callable[..., Tens
         corners = bool(given.pop(0)) if aligned and given else False
         rank = len(x.shape) - 2
         scales = [*given, *[None] * (rank - len(given))]
-        return form(operator, x, [int(size) for size in output_size], corners, scales)
+        return form(operator, x, [fixed(size) for size in output_size], corners, scales)
 
     return decomposition
 
 
 def _nearest(operator: Any, x: Tensor, sizes: Sizes, corners: bool, scales: Sequence[float | None]) -> Tensor:
-    spatial = [int(size) for size in x.shape[2:]]
+    spatial = [fixed(size) for size in x.shape[2:]]
     whole = all(new % old == 0 for old, new in zip(spatial, sizes, strict=True))
     exact = all(scale is None or scale * old == new for old, new, scale in zip(spatial, sizes, scales, strict=True))
     if whole and exact:
@@ -99,7 +100,7 @@ def _nearest(operator: Any, x: Tensor, sizes: Sizes, corners: bool, scales: Sequ
 
 
 def _linear(operator: Any, x: Tensor, sizes: Sizes, corners: bool, scales: Sequence[float | None]) -> Tensor:
-    spatial = [int(size) for size in x.shape[2:]]
+    spatial = [fixed(size) for size in x.shape[2:]]
     if corners and 1 in sizes:  # there runtimes divide by zero in different ways
         return _by_matrices(operator, x, sizes, corners, scales)
     mode = "align_corners" if corners else "half_pixel"
@@ -113,7 +114,7 @@ def _resize(x: Tensor, sizes: Sizes, ratios: Sequence[float], attributes: Mappin
     """One Resize by constant scales, at least of rank 4."""
     if x.dim() == 3:
         return _resize(x.unsqueeze(2), [1, *sizes], [1.0, *ratios], attributes).squeeze(2)
-    reaching = [_reaching(ratio, int(old), new) for ratio, old, new in zip(ratios, x.shape[2:], sizes, strict=True)]
+    reaching = [_reaching(ratio, fixed(old), new) for ratio, old, new in zip(ratios, x.shape[2:], sizes, strict=True)]
     out: Tensor = torch.onnx.ops.symbolic(
         "Resize",
         (x, None, embedded(np.array([1.0, 1.0, *reaching], dtype=np.float32))),
@@ -138,7 +139,7 @@ def _reaching(ratio: float, old: int, new: int) -> float:
 def _by_matrices(operator: Any, x: Tensor, sizes: Sizes, corners: bool, scales: Sequence[float | None]) -> Tensor:
     rank = len(sizes)
     for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
-        old = int(x.shape[axis + 2])
+        old = fixed(x.shape[axis + 2])
         matrix = _response(operator, np.eye(old), axis, rank, size, scale, corners).T
         x = along(x, axis + 2, matrix)
     return x
@@ -179,9 +180,9 @@ def _adaptive(operator: Any) -> Callable[[Tensor, Sizes], Tensor]:
     """Means over bins: by matrices where the bins do not divide the map; else as pooling of equal windows."""
 
     def decomposition(x: Tensor, output_size: Sizes) -> Tensor:
-        sizes = [int(size) for size in output_size]
+        sizes = [fixed(size) for size in output_size]
         rank = len(sizes)
-        spatial = [int(size) for size in x.shape[-rank:]]
+        spatial = [fixed(size) for size in x.shape[-rank:]]
         if all(size == 1 for size in sizes):
             return x.mean(tuple(range(-rank, 0)), keepdim=True)
         if all(old % new == 0 for old, new in zip(spatial, sizes, strict=True)):

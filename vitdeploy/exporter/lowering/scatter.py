@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdeploy.exporter.lowering.sizes import fixed
+
 aten = torch.ops.aten
 
 # Beyond so many entries of the table, sums stay ScatterElements (opset 16).
@@ -133,4 +135,4 @@ def _entries(x: Tensor, dim: int, index: Tensor) -> int:
     """Entries of the one-hot table for a sample, the axes that the index is expanded along left out."""
     shared = _shared_axes(index, dim)
     sizes = [int(size) for axis, size in enumerate(index.shape) if not shared[axis] and isinstance(size, int)]
-    return math.prod(sizes) * int(x.shape[dim])
+    return math.prod(sizes) * fixed(x.shape[dim])

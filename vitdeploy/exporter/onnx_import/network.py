@@ -77,27 +77,30 @@ class OnnxNetwork:
     def in_double(self) -> None:
         """No runtime computes a whole graph in float64."""
 
-    def imported(self, ranks: Mapping[str, int]) -> ir.Model:
+    def imported(self, outputs: Mapping[str, Array]) -> ir.Model:
         """The graph at the opset of the capture, with composites; ExportError or ModelError where it has none.
 
-        ranks  numbers of axes of the outputs, which not every file says
+        outputs  what it makes of one batch: not every file says their shapes
         """
         named = self.file.graph.clone()
         name_nodes(named.graph)
         for value in named.graph.outputs:
-            value.shape = ir.Shape([None] * ranks[str(value.name)])
+            value.shape = ir.Shape([None] * outputs[str(value.name)].ndim)
         # What some operators of older opsets mean depends on the rank of what they take, so shapes come first.
         where = str(self.file.path)
         model = annotated(settled(upgraded(settled(ir.to_proto(named), where), where), where), where)
         for value in model.graph.outputs:
-            value.shape = ir.Shape([_axis(value, index) for index in range(len(value.shape or ()))])
+            shape = outputs[str(value.name)].shape
+            value.shape = ir.Shape([self._axis(value, index, length) for index, length in enumerate(shape)])
         make_unique(model.graph)
         state_deconvolutions(model)
         return model
 
-
-def _axis(value: ir.Value, index: int) -> int | str:
-    """The length of an axis of an output, or its name where it is free: the first is the batch."""
-    assert value.shape is not None
-    length = value.shape[index]
-    return length if isinstance(length, int) else BATCH if not index else f"{value.name}.axis{index}"
+    def _axis(self, value: ir.Value, index: int, found: int) -> int | str:
+        """The length of an axis of an output, `found` in one call, or its name where it is free."""
+        length = None if value.shape is None else value.shape[index]
+        if isinstance(length, int):
+            return length
+        if not index:
+            return found if self.batch is not None else BATCH
+        return f"{value.name}.axis{index}"

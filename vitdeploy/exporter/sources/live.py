@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporter.inputs import InputSpec, image_inputs, specs_of, with_images
+from vitdeploy.exporter.inputs import Array, InputSpec, check_size, image_inputs, sized, specs_of, with_images
 from vitdeploy.exporter.sources.subject import Subject, card_of, name_examples
 from vitdeploy.models.outputs import entry_of, parameters_of
 from vitdeploy.models.registry import ModelCard, Weights, as_image_size
@@ -69,11 +69,13 @@ def describe_live(
     image_size: int | tuple[int, int] | None,
     inputs: Sequence[InputSpec] | None,
     channels: int,
+    reference: Mapping[str, Array],
 ) -> Subject:
     """A module of the user's own.
 
-    inputs    as they were asked for; None to take them from the example inputs, or images of `image_size`
-    channels  of these images
+    inputs     as they were asked for; None to take them from the example inputs, or images of `image_size`
+    channels   of these images
+    reference  values that were given for the inputs, which say the lengths of free axes
     """
     module, given = unwrap(made, where)
     module, notes = in_single(module.eval())
@@ -88,7 +90,7 @@ def describe_live(
         card = replace(known, weights=Weights("module", f"live module of {known.name}"))
         return Subject(module, card, image_inputs(card.image_size, 3), notes=notes)
     name = type(module).__name__
-    specs = _inputs(name, image_size, inputs, examples, channels)
+    specs = _inputs(name, image_size, inputs, examples, channels, {**examples, **reference})
     check_names(module, name, specs)
     return Subject(module, own_card(module, name, specs), specs, examples, notes)
 
@@ -168,11 +170,12 @@ def _inputs(
     inputs: Sequence[InputSpec] | None,
     examples: Any,
     channels: int,
+    known: Mapping[str, Array],
 ) -> tuple[InputSpec, ...]:
     if inputs:
-        if image_size is not None:
-            raise UsageError("--image-size and --input say the same", fix="one of them")
-        return with_images(inputs)
+        size = None if image_size is None else as_image_size(image_size)
+        check_size(inputs, size)
+        return with_images(sized(inputs, size, known))
     if image_size is not None:
         return image_inputs(as_image_size(image_size), channels)
     if examples:

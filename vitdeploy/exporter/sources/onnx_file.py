@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporter.capture import BATCH
-from vitdeploy.exporter.inputs import DTYPES, InputSpec, with_images
+from vitdeploy.exporter.inputs import DTYPES, InputSpec, check_size, lengths, sized, with_images
 from vitdeploy.exporter.onnx_import.read import OnnxFile, read_onnx
 from vitdeploy.exporter.onnx_import.shapes import state_inputs
 from vitdeploy.exporter.request import ExportRequest
@@ -34,9 +34,10 @@ def describe_onnx(path: Path, request: ExportRequest, largest: int) -> Subject:
     _check_asked(path, ports, request)
     asked = {spec.name: spec for spec in request.specs}
     batch = _batch(path, ports, request)
-    shapes = {port.name: _shape(path, port, asked.get(port.name), request.image_size) for port in ports}
-    state_inputs(file.graph, {name: (batch, *shape) for name, shape in shapes.items()})
-    specs = with_images([InputSpec(port.name, shapes[port.name], port.dtype) for port in ports])
+    size = None if request.image_size is None else as_image_size(request.image_size)
+    shapes = {port.name: _shape(path, port, asked.get(port.name), size) for port in ports}
+    specs = with_images(sized([shapes[port.name] for port in ports], size, request.reference_arrays))
+    state_inputs(file.graph, {spec.name: (batch, *lengths(spec)) for spec in specs})
     notes = _notes(file)
     for value, spec in zip(list(graph.inputs), specs, strict=True):
         if _channels_last(spec):
@@ -85,8 +86,7 @@ def _check_asked(path: Path, ports: Sequence[_Port], request: ExportRequest) -> 
             why="a graph has the outputs that it was exported with",
             fix="leave --features out, or export the maps as outputs of the .onnx",
         )
-    if request.specs and request.image_size is not None:
-        raise UsageError("--image-size and --input say the same", fix="one of them")
+    check_size(request.specs, None if request.image_size is None else as_image_size(request.image_size))
     if not ports:
         raise UsageError(f"{path} takes no inputs", fix="an .onnx that takes the images as an input")
     known = {port.name: port for port in ports}
@@ -127,17 +127,15 @@ def _batch(path: Path, ports: Sequence[_Port], request: ExportRequest) -> int | 
     return BATCH if wanted is None else wanted
 
 
-def _shape(
-    path: Path, port: _Port, asked: InputSpec | None, image_size: int | tuple[int, int] | None
-) -> tuple[int, ...]:
-    """The shape of one sample, what the file leaves open as it was asked for."""
+def _shape(path: Path, port: _Port, asked: InputSpec | None, image_size: tuple[int, int] | None) -> InputSpec:
+    """The input with the shape of one sample, what the file leaves open as it was asked for."""
     if port.axes is None:
         if asked is None:
             raise UsageError(
                 f"{path} does not say the shape of its input {port.name}",
                 fix=f"--input {port.name}=1x3x224x224, or whatever it takes",
             )
-        return asked.shape
+        return asked
     axes = list(port.axes[1:])
     if asked is not None:
         fits = len(asked.shape) == len(axes) and all(
@@ -145,31 +143,31 @@ def _shape(
         )
         if not fits:
             raise UsageError(
-                f"{path} does not take {asked.name} as {_dims((1, *asked.shape))}",
+                f"{path} does not take {asked.name} as {_dims((1, *lengths(asked)))}",
                 why=f"its input is {_text(port)}",
                 fix=f"--input {port.name}={_dims(port.axes)} with a number for each free axis",
             )
-        return asked.shape
+        return asked
     if image_size is not None and port.dtype == "float32" and len(axes) == 3:
-        size, at = as_image_size(image_size), slice(0, 2) if axes[-1] in _CHANNELS else slice(1, 3)
-        for axis, length in zip(axes[at], size, strict=True):
+        at = slice(0, 2) if axes[-1] in _CHANNELS else slice(1, 3)
+        for axis, length in zip(axes[at], image_size, strict=True):
             if isinstance(axis, int) and axis != length:
                 raise UsageError(
-                    f"{path} takes no images of {size[0]}x{size[1]} pixels",
+                    f"{path} takes no images of {image_size[0]}x{image_size[1]} pixels",
                     why=f"its input is {_text(port)}",
                     fix="leave --image-size out, or export the .onnx for that size",
                 )
-        axes[at] = size
+        axes[at] = image_size
     free = [index + 1 for index, axis in enumerate(axes) if not isinstance(axis, int)]
     if free:
         image = port.dtype == "float32" and len(axes) == 3
         raise UsageError(
             f"{path} leaves axis {' and '.join(map(str, free))} of its input {port.name} open",
-            why=f"it is {_text(port)}, and only the batch is open in a bundle",
+            why=f"it is {_text(port)}",
             fix=("--image-size 224 (or HEIGHTxWIDTH), or " if image else "")
-            + f"--input {port.name}={_dims(port.axes)} with numbers",
+            + f"--input {port.name}={_dims(port.axes)} with numbers, or with words for what is to stay open",
         )
-    return tuple(axis for axis in axes if isinstance(axis, int))
+    return InputSpec(port.name, tuple(axis for axis in axes if isinstance(axis, int)), port.dtype)
 
 
 def _text(port: _Port) -> str:
@@ -190,7 +188,7 @@ def _channels_last(spec: InputSpec) -> bool:
 
 def _channels_first(spec: InputSpec) -> InputSpec:
     height, width, channels = spec.shape
-    return replace(spec, shape=(channels, height, width))
+    return replace(spec, shape=(channels, height, width), free=(*spec.free[2:], *spec.free[:2]))
 
 
 def _transpose(model: ir.Model, value: ir.Value) -> None:

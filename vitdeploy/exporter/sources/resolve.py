@@ -35,6 +35,7 @@ def resolve(request: ExportRequest) -> Subject:
     if request.preprocessing:
         card = card.preprocessed(request.preprocessing)
     _check_channels(subject, card)
+    _check_free(subject, request)
     _check_weights(subject)
     if request.labels is not None:
         card = replace(card, labels=tuple(request.labels))
@@ -53,6 +54,17 @@ def _check_channels(subject: Subject, card: ModelCard) -> None:
             fix="--preprocessing channels=L"
             if count == 1
             else f"--preprocessing with {count} means and deviations: channels=bands,mean=…,std=…",
+        )
+
+
+def _check_free(subject: Subject, request: ExportRequest) -> None:
+    """UsageError for free axes besides the batch where an engine is built, which takes a range of batches alone."""
+    free = next((spec for spec in subject.inputs if spec.free), None)
+    if free is not None and request.row.runtimes == ("tensorrt",):
+        raise UsageError(
+            f"the input {free.name} has free axes besides the batch: {', '.join(filter(None, free.free))}",
+            why=f"an engine of {request.target} is built for fixed sizes, and for a range of batches",
+            fix="numbers in --input, or --target portable",
         )
 
 
@@ -148,7 +160,14 @@ def _live(request: ExportRequest, made: object, where: str, *, called: bool = Fa
     given = None if called else request.hyperparameters
     _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes, "--set": given or None})
     channels = _channels(request.preprocessing)
-    return describe_live(made, where, image_size=request.image_size, inputs=request.specs, channels=channels)
+    return describe_live(
+        made,
+        where,
+        image_size=request.image_size,
+        inputs=request.specs,
+        channels=channels,
+        reference=request.reference_arrays,
+    )
 
 
 def _channels(asked: Preprocessing | Mapping[str, Any] | None) -> int:
