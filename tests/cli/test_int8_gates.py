@@ -90,7 +90,7 @@ def test_less_than_the_floor_is_refused_without_being_asked(export: Export, monk
 
 
 def test_nan_is_less_than_the_floor(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evaluator, "snr_db", lambda *_: math.nan)
+    monkeypatch.setattr(Evaluator, "ratios", lambda *_: {"logits": math.nan})
     code, _, err = export()
     assert code == 1
     assert "INT8 keeps no signal" in err
@@ -104,7 +104,7 @@ def test_what_is_measured_is_the_graph_that_is_written_where_the_rest_becomes_fp
 ) -> None:
     """The quantized graph alone may hold what the one with FP16 in the rest does not."""
     ratios = {"qdq": 50.0, "as_written": 12.0}
-    monkeypatch.setattr(Evaluator, "snr_db", lambda self, model, mode="qdq": ratios[mode])
+    monkeypatch.setattr(Evaluator, "ratios", lambda self, model, mode="qdq": {"logits": ratios[mode]})
     code, _, err = export("--target", "tensorrt10")
     assert code == 1
     assert "INT8 keeps 12.0 dB" in err

@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from vitdeploy.errors import GateError, UsageError
 from vitdeploy.quantize.gates import (
     JUDGES,
     Missed,
+    check_goals,
     check_images,
     decided_by_interval,
     enforce,
@@ -34,7 +36,7 @@ UNCHANGED = Paired(4000, 0, 0)
 def missed(
     snr_db: float = 40.0, reference: float = 40.0, drop: Paired | None = UNCHANGED, **options: Any
 ) -> tuple[Missed, ...]:
-    return missed_gates(Int8Options(**options), snr_db=snr_db, reference_snr_db=reference, drop=drop)
+    return missed_gates(Int8Options(**options), snr_db={"logits": snr_db}, reference_snr_db=reference, drop=drop)
 
 
 # The number of images
@@ -165,3 +167,56 @@ def test_what_is_missed_is_an_error_or_a_warning_and_never_silent(caplog: pytest
     caplog.clear()
     enforce(Int8Options(), ())
     assert caplog.records == []
+
+
+# Goals of outputs
+
+
+def goals_missed(ratios: dict[str, float], **options: Any) -> list[tuple[str | None, float]]:
+    found = missed_gates(Int8Options(**options), snr_db=ratios, reference_snr_db=40.0, drop=None)
+    return [(one.output, one.bound) for one in found]
+
+
+@given(
+    ratios=st.dictionaries(st.sampled_from("abcd"), st.floats(-10, 80), min_size=1),
+    goals=st.dictionaries(st.sampled_from("abcd"), st.floats(MIN_SNR_DB, 60)),
+    min_snr=st.none() | st.floats(MIN_SNR_DB, 60),
+)
+def test_every_output_is_held_to_its_own_goal_and_the_others_to_the_common_one(
+    ratios: dict[str, float], goals: dict[str, float], min_snr: float | None
+) -> None:
+    found = goals_missed(ratios, goals=goals, min_snr=min_snr)
+    own = [(name, bound) for name, bound in goals.items() if not ratios.get(name, -math.inf) >= bound]
+    common = MIN_SNR_DB if min_snr is None else min_snr
+    others = [ratio for name, ratio in ratios.items() if name not in goals]
+    assert found == own + [(None, common)] * any(ratio < common for ratio in others)
+
+
+def test_a_goal_that_is_missed_names_its_output() -> None:
+    ratios = {"logits": 31.0, "masks": 22.5}
+    (one,) = missed_gates(
+        Int8Options(goals={"masks": 25, "logits": 30}), snr_db=ratios, reference_snr_db=40.0, drop=None
+    )
+    assert one.what == "INT8 keeps 22.5 dB, 2.5 dB less than --goal masks=25, on images that were not calibrated on"
+    assert one.to_dict() == {"gate": "goals", "output": "masks", "bound": 25, "reached": 22.5, "what": one.what}
+    assert "--goal masks" in one.fix
+
+
+@pytest.mark.parametrize("bound", [19.0, -5.0, math.nan, math.inf])
+def test_a_goal_below_the_floor_is_refused_unless_the_loss_is_accepted(bound: float) -> None:
+    with pytest.raises(UsageError, match="invalid --goal masks="):
+        Int8Options(goals={"masks": bound})
+    if math.isfinite(bound):
+        Int8Options(goals={"masks": bound}, accept_loss=True)
+
+
+def test_a_goal_of_no_output_lists_the_outputs() -> None:
+    outputs = {"logits": np.zeros(3, np.float32), "ids": np.zeros(3, np.int64)}
+    check_goals(Int8Options(goals={"logits": 30}), outputs)
+    with pytest.raises(
+        UsageError, match=r"--goal mask is of no output .*\n  why: the outputs are logits, ids"
+    ) as caught:
+        check_goals(Int8Options(goals={"mask": 30}), outputs)
+    assert "--goal logits=30" in str(caught.value)
+    with pytest.raises(UsageError, match=r"--goal ids is of no output .*\n  why: it is int64"):
+        check_goals(Int8Options(goals={"ids": 30}), outputs)

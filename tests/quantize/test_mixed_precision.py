@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -34,6 +35,9 @@ class Noisy:
 
     def snr_db(self, plan: Any) -> float:
         return decibels(1, sum(self.powers[number(layer)] for layer in plan if layer.quantized))
+
+    def ratios(self, plan: Any) -> dict[str, float]:
+        return {"logits": self.snr_db(plan)}
 
     def drop(self, plan: Any) -> Paired:
         self.measured.append(plan)
@@ -190,3 +194,45 @@ def test_what_is_kept_back_for_the_rest_raises_the_goal() -> None:
     options = Int8Options(min_snr=reached - 0.2)
     assert meet_goals(plan_of(2), measures, options, extra_bytes={})[1] == ()
     assert len(meet_goals(plan_of(2), measures, options, extra_bytes={}, reserve_db=0.5)[1]) == 1
+
+
+# Goals of several outputs
+
+
+class TwoOutputs(Noisy):
+    """The layers of even number make the noise of `a`, the others that of `b`."""
+
+    def ratios(self, plan: Any) -> dict[str, float]:
+        sums = {name: [self.powers[number(one)] for one in plan if one.quantized and number(one) % 2 == odd]
+                for odd, name in enumerate("ab")}  # fmt: skip
+        return {name: decibels(1, sum(powers)) for name, powers in sums.items()}
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e-2), min_size=2, max_size=12),
+    st.sampled_from([25.0, 30.0, 40.0]),
+    st.sampled_from([None, 25.0, 35.0]),
+)
+def test_layers_are_reverted_for_the_outputs_that_miss_their_goals(
+    powers: list[float], goal: float, common: float | None
+) -> None:
+    noisy = TwoOutputs(powers)
+    options = Int8Options(goals={"a": goal}, min_snr=common)
+    bounds = options.bounds("ab")
+    assert bounds == {"a": goal} | ({} if common is None else {"b": common})
+    with contextlib.suppress(GateError):  # the order of the noisiest may not reach it
+        plan, reverted = met(noisy, goals={"a": goal}, min_snr=common)
+        ratios = noisy.ratios(plan)
+        assert all(ratios[name] >= bound for name, bound in bounds.items())
+        if common is None:  # noise of `b` alone is no reason to revert a layer
+            assert all(int(name[5:]) % 2 == 0 for name in reverted)
+
+
+def test_a_goal_out_of_reach_is_an_error_that_names_it() -> None:
+    with pytest.raises(GateError) as caught:
+        met(TwoOutputs([1e-3, 1e-4]), goals={"a": 45.0, "b": 45.0})
+    assert caught.value.what == "no mixture of INT8 and float keeps --goal b=45"
+    assert "the best one, with 1 of 2 layers reverted to float, keeps 40.0 dB of b" in str(caught.value)
+    assert "--goal b=40, --fp16, or --accept-loss" in str(caught.value)
+    with pytest.raises(GateError, match="no mixture of INT8 and float keeps --min-snr 50"):
+        met(TwoOutputs([1e-3, 1e-4]), goals={"a": 45.0}, min_snr=50.0)

@@ -181,7 +181,7 @@ def test_options_that_make_no_sense_are_refused(options: dict) -> None:
 
 @pytest.mark.parametrize("ratio", [np.inf, -np.inf, np.nan])
 def test_the_record_is_json_whatever_was_measured(ratio: float) -> None:
-    report = replace(quantized()[2], snr_db=ratio, reverted=(Reverted("fc_MatMul", ratio, 3),))
+    report = replace(quantized()[2], outputs={"logits": ratio}, reverted=(Reverted("fc_MatMul", ratio, 3),))
     record = report.to_dict()
     assert record["snr_db"] is record["reverted"][0]["snr_db_alone"] is None
     assert json.loads(json.dumps(record, allow_nan=False)) == record

@@ -92,7 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     """Arguments that only INT8 takes; None where the user did not give them."""
     group.add_argument(
-        "--calibration", type=Path, metavar="DATA", help="images like those in use: a folder or zip, or an .npz"
+        "--calibration",
+        type=Path,
+        metavar="DATA",
+        help="images like those in use: a folder, a zip or an .npz, which for several inputs has an array for each",
     )
     group.add_argument("--samples", type=int, metavar="N", help="images to calibrate on (default 300)")
     group.add_argument(

@@ -27,6 +27,8 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "kept_fp32": len(report.get("kept_fp32", [])),
         "more_bytes": report.get("more_bytes"),
         "snr_db": report.get("snr_db"),
+        "outputs": report.get("outputs", {}),
+        "goals": report.get("goals", {}),
         "int8_macs": report.get("int8_macs"),
         "reverted": len(report.get("reverted", [])),
         **{key: report.get(key) for key in ("fp32_top1", "drop", "drop_low", "drop_high", "drop_images")},
@@ -75,6 +77,8 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(["in 8 bits", f"{summary['int8_macs']:.1%} of the multiply-accumulates{reverted}"])
         exact = not summary["missed"]
         rows.append(["INT8 against FP32", f"{_decibel(summary['snr_db'], exact)} on images not calibrated on"])
+        for name, bound in summary["goals"].items() if len(summary["outputs"]) > 1 else ():
+            rows.append([f"goal of {name}", f"{_decibel(summary['outputs'].get(name), exact)} of {bound:g} dB"])
         if summary["drop"] is not None:
             rows.append(["drop of top-1", _drop(summary)])
         rows += [["LOSS ACCEPTED", one["what"]] for one in summary["missed"]]

@@ -301,15 +301,20 @@ def _from_items(
     names = [str(item) if isinstance(item, (str, Path)) else f"images[{i}]" for i, item in enumerate(items)]
     if targets is None:
         return Dataset(contents, names, where=where)
+    return Dataset(contents, names, where=where, targets=class_numbers(targets, len(items), where), classes=classes)
+
+
+def class_numbers(targets: Sequence[int] | Array, count: int, where: str) -> Integers:
+    """The class numbers of `count` images, int64; InputError for anything else than one whole number each from 0."""
     numbers = np.asarray(targets)
-    if numbers.shape != (len(items),) or numbers.dtype.kind not in "iu":
+    if numbers.shape != (count,) or numbers.dtype.kind not in "iu":
         raise InputError(
             f"the labels of {where} are {numbers.dtype} {list(numbers.shape)}",
-            why=f"there are {len(items)} images, and each needs one class number",
-            fix=f"give {len(items)} integers",
+            why=f"there are {count} images, and each needs one class number",
+            fix=f"give {count} integers",
         )
     _check_range(numbers, None, where)
-    return Dataset(contents, names, where=where, targets=numbers.astype(np.int64), classes=classes)
+    return numbers.astype(np.int64)
 
 
 def _check_range(numbers: Array, count: int | None, where: str) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data.arrays import load_arrays
-from vitdeploy.data.dataset import Dataset, DataSource, open_data
+from vitdeploy.data.dataset import Dataset, DataSource, class_numbers, open_data
 from vitdeploy.data.slots import Slot, only_arrays_fit, takes_images_alone
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing
 
 Array = NDArray[Any]
+
+LABELS = "labels"
 
 
 class NamedArrays(Dataset):
@@ -25,12 +27,15 @@ class NamedArrays(Dataset):
     arrays  by the name of the input, each with the samples along its first axis; inputs that are images are uint8
             [N, H, W, 3], other channels [N, H, W, C], or float32 [N, C, H, W], normalised
     slots   the inputs that the network has
+    labels  class number of each sample, integers [N], where they are known
 
     Raises InputError for an input without an array, arrays of different lengths, and an array of another type or shape
     than its input.
     """
 
-    def __init__(self, arrays: Mapping[str, Array], slots: Sequence[Slot], where: str) -> None:
+    def __init__(
+        self, arrays: Mapping[str, Array], slots: Sequence[Slot], where: str, labels: Array | None = None
+    ) -> None:
         self._arrays = {slot.name: _checked(arrays, slot, where) for slot in slots}
         counts = {name: len(array) for name, array in self._arrays.items()}
         if len(set(counts.values())) != 1 or 0 in counts.values():
@@ -40,7 +45,8 @@ class NamedArrays(Dataset):
                 fix="as many samples, at least one, along the first axis of each array",
             )
         count = next(iter(counts.values()))
-        super().__init__(self._row, [f"samples[{index}]" for index in range(count)], where=where)
+        targets = None if labels is None else class_numbers(labels, count, where)
+        super().__init__(self._row, [f"samples[{index}]" for index in range(count)], where=where, targets=targets)
         self._images = {slot.name: open_data(list(self._arrays[slot.name])) for slot in slots if slot.image}
 
     def inputs(
@@ -86,13 +92,20 @@ def open_samples(data: DataSource, slots: Sequence[Slot], *, labels: Sequence[st
     if isinstance(data, Dataset):
         return data
     if isinstance(data, Mapping):
-        return NamedArrays({str(name): np.asarray(array) for name, array in data.items()}, slots, "the data")
+        arrays = {str(name): np.asarray(array) for name, array in data.items()}
+        return NamedArrays(arrays, slots, "the data", _labels(arrays, slots))
     if isinstance(data, (str, Path)) and Path(data).suffix.lower() == ".npz":
         path = Path(data)
         if not path.is_file():
             raise InputError(f"there is no file {path}", fix="check the path of DATA")
-        return NamedArrays(load_arrays(path, [slot.name for slot in slots]), slots, str(path))
+        arrays = load_arrays(path, [*(slot.name for slot in slots), LABELS])
+        return NamedArrays(arrays, slots, str(path), _labels(arrays, slots))
     raise only_arrays_fit(str(data) if isinstance(data, (str, Path)) else "the data", slots)
+
+
+def _labels(arrays: Mapping[str, Array], slots: Sequence[Slot]) -> Array | None:
+    """The array of labels, unless an input has that name."""
+    return None if LABELS in {slot.name for slot in slots} else arrays.get(LABELS)
 
 
 def _checked(arrays: Mapping[str, Array], slot: Slot, where: str) -> Array:

@@ -65,8 +65,9 @@ def export(
         reference: images to prove the bundle on: paths, RGB pixels uint8 [n, H, W, 3], or (unless the preprocessing
             is baked in) normalised float32 [n, 3, H, W]; for several inputs an array for each, by name; None for
             photographs of the package, or images of `calibration`.
-        calibration: for INT8: images like those in use, see `vitdeploy.data`; labels only for `Int8Options.max_drop`,
-            which takes more images than calibration does.
+        calibration: for INT8: images like those in use, see `vitdeploy.data`; for other inputs an `.npz`, or a mapping,
+            with an array for each by its name; labels only for `Int8Options.max_drop`, which takes more images than
+            calibration does.
         int8: how to quantize.
         features: export the feature pyramid instead of the logits: one output a stride, high resolution first.
         force: replace an existing bundle.

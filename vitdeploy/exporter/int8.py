@@ -55,7 +55,9 @@ def eight_bits(
         _check_classes(samples, next(iter(expected.values())))
         labels = samples.labels()
     evaluator = Evaluator(graph, samples.evaluation(), labels)
-    quantized, report = quantize(graph, rules, samples.recipe, samples.calibration(), evaluator, options, pinned(graph))
+    quantized, report = quantize(
+        graph, rules, samples.recipe, samples.calibration(), evaluator, options, pinned(graph), samples.images
+    )
     if broken := violations(quantized.graph, rules):
         raise ExportError("the INT8 graph breaks a rule of its target", why="; ".join(broken[:3]), fix=REPORT)
     actual = run(quantized, inputs, "qdq", BATCH)
@@ -77,7 +79,7 @@ def eight_bits(
         report = _with_half(report, evaluator, quantized)
     record |= report.to_dict() | ({} if half is None else {"half_rest": half})
     record["reference_snr_db"] = json_number(snr_db, 2)
-    missed = missed_gates(options, snr_db=report.snr_db, reference_snr_db=snr_db, drop=report.drop)
+    missed = missed_gates(options, snr_db=report.outputs, reference_snr_db=snr_db, drop=report.drop)
     enforce(options, missed)
     record["missed"] = [one.to_dict() for one in missed]
     return quantized, record
@@ -87,7 +89,7 @@ def _with_half(report: Int8Report, evaluator: Evaluator, typed: ir.Model) -> Int
     """`report` with what is measured of the graph whose rest is FP16, every FP16 tensor rounded where it is made."""
     emulated = emulate_half(typed)
     drop = None if report.drop is None else evaluator.drop(emulated, "as_written")
-    return replace(report, snr_db=evaluator.snr_db(emulated, "as_written"), drop=drop)
+    return replace(report, outputs=evaluator.ratios(emulated, "as_written"), drop=drop)
 
 
 def _check_classes(samples: CalibrationSet, logits: Array) -> None:

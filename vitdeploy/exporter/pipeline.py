@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from vitdeploy.bundle import Bundle, BundleWriter
+from vitdeploy.data import Dataset
+from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
@@ -33,7 +35,8 @@ from vitdeploy.graph.run import run as run_graph
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
-from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, open_calibration
+from vitdeploy.quantize.gates import check_goals
+from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, fit_inputs, open_calibration
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.statistics import json_number
@@ -75,8 +78,9 @@ def run(request: ExportRequest) -> Bundle:
                 require_bakeable(subject.card.preprocessing)
         with clock.step(f"computing the reference in {_computing(subject)}"):
             options, card = request.quantization, subject.card
-            samples = None if data is None else choose_samples(data, card.labels, card.preprocessing, options)
+            samples = _samples(subject, request, data) if request.precision == "int8" else None
             reference = _reference(subject, request, samples)
+            check_goals(options, reference.outputs)
             card = _with_classes(card, reference, asked=request.labels is not None)
         with clock.step("capturing the graph"):
             original, nodes = captured(reference.network, reference.inputs, reference.outputs)
@@ -133,13 +137,16 @@ def _network(request: ExportRequest) -> Subject:
         )
     if card.assumption:
         log.warning("%s; if that is wrong, see --preprocessing", card.assumption)
-    if request.precision == "int8" and [spec.name for spec in subject.inputs] != list(subject.images[:1]):
-        raise UsageError(
-            f"{card.name} cannot be calibrated",
-            why=f"DATA has images, and its inputs are {', '.join(spec.name for spec in subject.inputs)}",
-            fix="--fp16, or a network of images alone",
-        )
     return subject
+
+
+def _samples(subject: Subject, request: ExportRequest, opened: Dataset | None) -> CalibrationSet:
+    """What calibrates the network, and what INT8 is evaluated on; `opened` is DATA of images."""
+    options, card = request.quantization, subject.card
+    slots = tuple(Slot(spec.name, spec.shape, spec.dtype, spec.image) for spec in subject.inputs)
+    data = fit_inputs(opened, () if request.calibration is None else request.calibration, slots, options)
+    several = () if takes_images_alone(slots) else slots
+    return choose_samples(data, card.labels, card.preprocessing, options, several)
 
 
 def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet | None) -> Reference:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
@@ -19,7 +20,7 @@ from vitdeploy.graph.run import fill, open_session, take
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.layers import widest_window
 from vitdeploy.quantize.observers import Statistics
-from vitdeploy.quantize.samples import Images, regroup
+from vitdeploy.quantize.samples import Batch, Images, by_name, length, regroup
 
 Array = NDArray[Any]
 
@@ -27,13 +28,14 @@ FETCH_BYTES = 96 << 20  # of tensors held at once, unless a single one of a sing
 MAX_IMAGES = 32  # in one run
 
 
-def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Array]) -> dict[str, Statistics]:
+def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Batch]) -> dict[str, Statistics]:
     """Run the images through an FP32 graph (ONNX Runtime, CPU) and keep the statistics of its tensors.
 
-    model     one input, [n, 3, height, width] with a fixed or a free batch
+    model     inputs with a fixed or a free batch in front
     tensors   the tensors to observe, inputs and outputs of the graph included, each with the axis of its channels
               (for samples, see `Statistics`) or None
-    batches   images float32 [m, 3, height, width] of any m, or `Images`; read once, one after another
+    batches   arrays [m, ...] by the names of the inputs, of any m, or images float32 [m, 3, height, width] for the
+              only one, or `Images`; read once, one after another
 
     Memory, next to the model: what `Activations` holds at once, `FETCH_BYTES` and what the graph itself needs between
     two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how the images are
@@ -42,8 +44,8 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
     and UsageError where there are none or none to learn from.
     """
-    source = str(model.graph.inputs[0].name) if model.graph.inputs else None
-    activations = Activations(model, [name for name in tensors if name != source])
+    sources = [str(value.name) for value in model.graph.inputs]
+    activations = Activations(model, [name for name in tensors if name not in sources])
     values = {value.name: value for value in chain(model.graph.inputs, *(node.outputs for node in model.graph))}
     statistics = {
         name: Statistics(name, axis, widest_window(values[name]) if axis == 1 else None)
@@ -52,41 +54,41 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
         for batch in regroup(images, activations.images):
-            if source in statistics:
-                statistics[source].update(batch)
+            for name, array in by_name(batch, sources).items():
+                if name in statistics:
+                    statistics[name].update(array)
             for name, array in activations(batch):
                 statistics[name].update(array)
-            progress.advance(len(batch))
+            progress.advance(length(batch))
     images.check()
     return statistics
 
 
 class Activations:
-    """Called with images [n, 3, height, width], gives the named tensors one after another, in the order of the graph.
+    """Called with a batch of the inputs, gives the named tensors one after another, in the order of the graph.
 
     The graph is cut into segments, so that no more tensors than `FETCH_BYTES` wait in memory at once; what later
     segments read of earlier ones is kept besides. Nothing is computed twice, and every weight is loaded once.
 
-    source  the graph's only input
-    images  how many to pass in one call: the batch of the graph or, where it is free, as many as fit
+    sources  the graph's inputs
+    images   how many to pass in one call: the batch of the graph or, where it is free, as many as fit
 
     Raises ExportError for a name that the graph does not compute, or that is no float32.
     """
 
     def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
-        if len(model.graph.inputs) != 1:
-            raise ExportError(f"the graph has {len(model.graph.inputs)} inputs", fix="a network that takes images only")
         model = model.clone()
-        self.source = model.graph.inputs[0]
+        self.sources = list(model.graph.inputs)
         values = _prune(model, names)
         groups = _groups(values, names)
-        self._fixed = self.source.shape[0] if self.source.shape is not None else None
+        shape = self.sources[0].shape
+        self._fixed = shape[0] if shape is not None else None
         heaviest = max((sum(map(_bytes, group)) for group in groups), default=0)
         fitting = max(1, min(MAX_IMAGES, FETCH_BYTES // max(heaviest, 1)))
         self.images = self._fixed if isinstance(self._fixed, int) else fitting
         self._segments = _segments(model, groups)
 
-    def __call__(self, batch: Array) -> Iterator[tuple[str, Array]]:
+    def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
         """Name and values of each tensor for at most `images` images; the values are gone when the next is asked for.
 
         Too few images for a fixed batch are filled up with copies of the last one, which are taken off again from
@@ -94,11 +96,15 @@ class Activations:
         """
         import onnxruntime as ort
 
-        self._check(batch)
-        count = len(batch)
+        arrays = by_name(batch, [str(source.name) for source in self.sources])
+        self._check(arrays)
+        count = full = length(arrays)
         if isinstance(self._fixed, int) and count < self._fixed:
-            batch = fill(batch, self._fixed)
-        waiting = {str(self.source.name): ort.OrtValue.ortvalue_from_numpy(batch)}
+            full = self._fixed
+            arrays = {name: fill(array, full) for name, array in arrays.items()}
+        waiting = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+        }
         for segment in self._segments:
             outputs = [*segment.names, *segment.kept]
             # As arrays they would be held twice: once by the session, once by Python.
@@ -106,18 +112,20 @@ class Activations:
             known = chain(waiting.items(), zip(outputs, made, strict=False))
             waiting = {name: value for name, value in known if name in segment.later}
             for index, name in enumerate(segment.names):
-                values = take(made[index].numpy(), count, len(batch))
+                values = take(made[index].numpy(), count, full)
                 yield name, values
             del made, known, values  # before the next segment makes its own
             _return_free_memory()
 
-    def _check(self, batch: Array) -> None:
-        wanted = list(self.source.shape or [])[1:]
-        if any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, batch.shape[1:], strict=False)):
-            raise InputError(
-                f"calibration images are {list(batch.shape[1:])}, the network takes {wanted}",
-                fix="preprocess them as the bundle does",
-            )
+    def _check(self, arrays: Mapping[str, Array]) -> None:
+        for source in self.sources:
+            wanted, batch = list(source.shape or [])[1:], arrays[str(source.name)]
+            if any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, batch.shape[1:], strict=False)):
+                what = "calibration images are" if len(self.sources) == 1 else f"the arrays for {source.name} are"
+                raise InputError(
+                    f"{what} {list(batch.shape[1:])}, the network takes {wanted}",
+                    fix="preprocess them as the bundle does",
+                )
 
 
 def _prune(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
@@ -179,7 +187,7 @@ class _Segment:
 def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]]) -> list[_Segment]:
     """One segment for each group, which ends with the node that makes the last of its tensors."""
     position = {node: index for index, node in enumerate(model.graph)}
-    made = {model.graph.inputs[0]: -1}
+    made: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
     made.update({value: index for node, index in position.items() for value in node.outputs})
     last_read = {value: max((position[use.node] for use in value.uses()), default=-1) for value in made}
     segments: list[_Segment] = []

@@ -13,15 +13,16 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.graph.qdq import Array
 from vitdeploy.graph.run import Mode, Runner
 from vitdeploy.progress import Progress
-from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, regroup
+from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, Batch, by_name, length, part, regroup
 from vitdeploy.statistics import Paired, best_class, decibels, energies, pair
 
 
 class Evaluator:
     """Holds quantized graphs against the FP32 graph they were made from, Q and DQ computed as the standard says.
 
-    graph   FP32, one input [n, 3, H, W]
-    images  batches float32 [m, 3, H, W], iterated anew for each measure
+    graph   FP32
+    images  batches of its inputs, iterated anew for each measure: arrays by name, or of a network that takes images
+            alone float32 [m, 3, H, W]
     labels  class numbers of the images, for `drop`: the classes of the first output, [n, classes]
 
     Memory: `SNR_IMAGES` images and their outputs, and one batch more, however many images there are.
@@ -29,7 +30,7 @@ class Evaluator:
     Raises InputError for labels that are no classes of the graph, UsageError where it has no classes.
     """
 
-    def __init__(self, graph: ir.Model, images: Iterable[Array], labels: Sequence[int] | None = None) -> None:
+    def __init__(self, graph: ir.Model, images: Iterable[Batch], labels: Sequence[int] | None = None) -> None:
         runner = Runner(graph, "qdq")
         self._images, self._step = images, runner.batch or BATCH
         self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
@@ -48,9 +49,13 @@ class Evaluator:
         return None if self._right is None else 100 * float(self._right.mean())
 
     def snr_db(self, model: ir.Model, mode: Mode = "qdq") -> float:
-        """Signal-to-noise ratio of the worst floating-point output on the first `SNR_IMAGES` images.
+        """The smallest of `ratios`; -inf where there is none to measure."""
+        return min(self.ratios(model, mode).values(), default=-math.inf)
 
-        -inf for an output that is not finite, and where there is none to measure. `mode` is that of `open_session`.
+    def ratios(self, model: ir.Model, mode: Mode = "qdq") -> dict[str, float]:
+        """Signal-to-noise ratio of each floating-point output on the first `SNR_IMAGES` images, by its name.
+
+        -inf for an output that is not finite. `mode` is that of `open_session`.
         """
         runner = Runner(model, mode)
         sums: dict[str, tuple[float, float]] = {}
@@ -59,7 +64,7 @@ class Evaluator:
                 signal, noise = energies(expected[name], array)
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + signal, before[1] + noise)
-        return min((decibels(signal, noise) for signal, noise in sums.values()), default=-math.inf)
+        return {name: decibels(signal, noise) for name, (signal, noise) in sums.items()}
 
     def drop(self, model: ir.Model, mode: Mode = "qdq") -> Paired:
         """Top-1 lost against the FP32 graph, on all images; UsageError without labels.
@@ -75,11 +80,11 @@ class Evaluator:
         chosen: list[Array] = []
         with Progress("classifying", self.images) as progress:
             for batch in regroup(self._images, self._step):
-                logits = runner({runner.inputs[0]: batch}, self._step)[runner.outputs[0]]
+                logits = runner(by_name(batch, runner.inputs), self._step)[runner.outputs[0]]
                 if not chosen:
                     self._check(logits, runner.outputs[0])
                 chosen.append(best_class(logits))
-                progress.advance(len(batch))
+                progress.advance(length(batch))
         right: NDArray[np.bool_] = np.concatenate(chosen) == self._labels
         return right
 
@@ -98,16 +103,16 @@ class Evaluator:
             )
 
 
-def _floats(runner: Runner, batch: Array) -> dict[str, Array]:
+def _floats(runner: Runner, batch: Batch) -> dict[str, Array]:
     """The floating-point outputs for a batch."""
-    found = runner({runner.inputs[0]: batch})
+    found = runner(by_name(batch, runner.inputs))
     return {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
 
 
-def _first(batches: Iterable[Array], count: int) -> Iterator[Array]:
+def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """The first `count` images, in batches."""
     for batch in batches:
-        yield batch[:count]
-        count -= len(batch)
+        yield part(batch, 0, count)
+        count -= length(batch)
         if count <= 0:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,12 @@ def check_images(options: Int8Options, count: int, where: str) -> None:
 class Missed:
     """A gate that a result does not pass.
 
-    gate     the option that sets its bound: `min_snr` or `max_drop`
+    gate     the option that sets its bound: `min_snr`, `goals` or `max_drop`
     bound    dB or points
     reached  what it was compared with: a signal-to-noise ratio, or the upper end of the interval of the drop
     what     in words
     fix      what to type next
+    output   that has a goal of its own
     """
 
     gate: str
@@ -80,18 +81,37 @@ class Missed:
     reached: float
     what: str
     fix: str
+    output: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; a ratio that is no number is null."""
-        return {"gate": self.gate, "bound": self.bound, "reached": json_number(self.reached, 4), "what": self.what}
+        named = {} if self.output is None else {"output": self.output}
+        reached = json_number(self.reached, 4)
+        return {"gate": self.gate, **named, "bound": self.bound, "reached": reached, "what": self.what}
+
+
+def check_goals(options: Int8Options, outputs: Mapping[str, Any]) -> None:
+    """UsageError for a goal of an output that is not there, or of one whose values have no decibels.
+
+    outputs  arrays by name
+    """
+    floats = [name for name, array in outputs.items() if array.dtype.kind == "f"]
+    for name in options.goals:
+        if name not in floats:
+            there = f"it is {outputs[name].dtype}" if name in outputs else f"the outputs are {', '.join(outputs)}"
+            raise UsageError(
+                f"--goal {name} is of no output with a signal-to-noise ratio",
+                why=there,
+                fix=" or ".join(f"--goal {one}={options.goals[name]:g}" for one in floats) or "leave --goal out",
+            )
 
 
 def missed_gates(
-    options: Int8Options, *, snr_db: float, reference_snr_db: float, drop: Paired | None
+    options: Int8Options, *, snr_db: Mapping[str, float], reference_snr_db: float, drop: Paired | None
 ) -> tuple[Missed, ...]:
     """The gates that a result does not pass; NaN passes none.
 
-    snr_db            of the outputs on images that were not calibrated on
+    snr_db            of the outputs by name, on images that were not calibrated on
     reference_snr_db  of the outputs on the images that prove the bundle
     drop              of top-1 on the labelled images, where `max_drop` is set
     """
@@ -99,10 +119,20 @@ def missed_gates(
     bound = options.min_snr if asked and options.min_snr is not None else MIN_SNR_DB
     name = f"--min-snr {bound:g}" if asked else f"the floor of {bound:g} dB"
     found = []
-    if not snr_db >= bound:
+    for output, goal in options.goals.items():
+        ratio = snr_db.get(output, -math.inf)
+        if not ratio >= goal:
+            short = _short_of(ratio, goal, f"--goal {output}={goal:g}")
+            what = f"INT8 keeps {short} on images that were not calibrated on"
+            fix = f"--fp16, a smaller --goal {output}, or --accept-loss"
+            found.append(Missed("goals", goal, ratio, what, fix, output))
+    others = [ratio for output, ratio in snr_db.items() if output not in options.goals]
+    worst = -math.inf if not snr_db else min(others, default=math.inf)
+    worst = math.nan if any(map(math.isnan, others)) else worst
+    if not worst >= bound:
         fix = f"--fp16, {'a smaller --min-snr' if asked else f'--min-snr {bound:g}'}, or --accept-loss"
-        what = f"INT8 keeps {_short_of(snr_db, bound, name)} on images that were not calibrated on"
-        found.append(Missed("min_snr", bound, snr_db, what, fix))
+        what = f"INT8 keeps {_short_of(worst, bound, name)} on images that were not calibrated on"
+        found.append(Missed("min_snr", bound, worst, what, fix))
     if not reference_snr_db >= MIN_SNR_DB:
         floor = f"the floor of {MIN_SNR_DB:g} dB"
         fix = "--reference with images like those in use, a larger --min-snr, or --accept-loss"
@@ -126,6 +156,32 @@ def enforce(options: Int8Options, missed: Sequence[Missed]) -> None:
         raise GateError(first.what, why=why, fix=first.fix)
     for one in missed:
         log.warning("accepted by --accept-loss: %s", one.what)
+
+
+def unreachable_goals(options: Int8Options, reserve_db: float, snr_db: Mapping[str, float], mixture: str) -> GateError:
+    """The error where no mixture of INT8 and float exceeds all bounds by `reserve_db`; the best one keeps `snr_db`."""
+    bounds = options.bounds(snr_db)
+    lacking = {
+        name: ratio for name, ratio in snr_db.items() if name in bounds and not ratio >= bounds[name] + reserve_db
+    }
+    if not options.goals:
+        return unreachable_snr(options, reserve_db, min(lacking.values(), default=-math.inf), mixture)
+    kept = ", ".join(f"{ratio:.1f} dB of {name}" for name, ratio in lacking.items())
+    reserve = f", and {reserve_db:g} dB are kept back for FP16 in the rest" if reserve_db else ""
+    lower = [
+        f"--goal {name}={math.floor(ratio - reserve_db)}"
+        for name, ratio in lacking.items()
+        if math.isfinite(ratio) and ratio - reserve_db >= MIN_SNR_DB
+    ]
+    wanted = [
+        f"--goal {name}={bounds[name]:g}" if name in options.goals else f"--min-snr {bounds[name]:g}"
+        for name in lacking
+    ]
+    return GateError(
+        f"no mixture of INT8 and float keeps {' and '.join(dict.fromkeys(wanted))}",
+        why=f"the best one, with {mixture}, keeps {kept}{reserve}",
+        fix=", ".join([*lower, "--fp16, or --accept-loss"]),
+    )
 
 
 def unreachable_snr(options: Int8Options, reserve_db: float, snr_db: float, mixture: str) -> GateError:

@@ -17,6 +17,7 @@ from vitdeploy.graph.qdq import Array, QuantizedWeight, QuantParams, quantize_we
 from vitdeploy.quantize.layers import add_to_bias, weight_of
 from vitdeploy.quantize.moments import SecondMoments, second_moments
 from vitdeploy.quantize.placement import Plan
+from vitdeploy.quantize.samples import Batch
 from vitdeploy.statistics import decibels, json_number
 
 # Parts of a channel's largest magnitude at which its weights may saturate.
@@ -49,7 +50,7 @@ class RoundedLayer:
 
 
 def round_layers(
-    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Array]
+    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Batch]
 ) -> dict[str, RoundedLayer]:
     """By node, each quantized linear layer and dense convolution; the arguments are those of `second_moments`."""
     nodes = {node.name: node for node in model.graph}

@@ -192,10 +192,13 @@ class _Race:
 
     def __init__(self, backend: type[Backend], options: Options, model: ir.Model) -> None:
         self._backend, self._options = backend, options
-        source = model.graph.inputs[0]
-        shape = [size if isinstance(size, int) else 1 for size in sizes(source) or ()]
-        images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        self._inputs: dict[str, Array] = {str(source.name): images}
+        rng = np.random.default_rng(0)
+        self._inputs: dict[str, Array] = {}
+        for source in model.graph.inputs:
+            shape = [size if isinstance(size, int) else 1 for size in sizes(source) or ()]
+            kind = np.dtype(source.dtype.numpy() if source.dtype is not None else np.float32)
+            made = rng.standard_normal(shape, dtype=np.float32) if kind.kind == "f" else np.zeros(shape)
+            self._inputs[str(source.name)] = made.astype(kind)
 
     def load(self, model: ir.Model) -> Backend:
         return self._backend.load(ir.to_proto(model).SerializeToString(), options=self._options)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from vitdeploy.errors import GateError
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.evaluator import Evaluator
-from vitdeploy.quantize.gates import decided_by_interval, unreachable_drop, unreachable_snr
+from vitdeploy.quantize.gates import decided_by_interval, unreachable_drop, unreachable_goals, unreachable_snr
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.placement import Plan, restrict
 from vitdeploy.statistics import Paired, json_number
@@ -32,15 +32,25 @@ class Measures:
 
     def __init__(self, build: Callable[[Plan], ir.Model], evaluator: Evaluator) -> None:
         self._build, self.evaluator = build, evaluator
-        self._ratios: dict[frozenset[str], float] = {}
+        self._ratios: dict[frozenset[str], dict[str, float]] = {}
         self._drops: dict[frozenset[str], Paired] = {}
 
     def snr_db(self, plan: Plan) -> float:
         """`Evaluator.snr_db` of the graph."""
+        return min(self.ratios(plan).values(), default=-math.inf)
+
+    def ratios(self, plan: Plan) -> dict[str, float]:
+        """`Evaluator.ratios` of the graph."""
         key = _quantized(plan)
         if key not in self._ratios:
-            self._ratios[key] = self.evaluator.snr_db(self._build(plan))
+            self._ratios[key] = self.evaluator.ratios(self._build(plan))
         return self._ratios[key]
+
+    def margin(self, plan: Plan, options: Int8Options) -> float:
+        """The fewest decibels by which an output exceeds its bound; -inf where no output has one, NaN where one is."""
+        ratios = self.ratios(plan)
+        over = [ratios[name] - bound for name, bound in options.bounds(ratios).items()]
+        return math.nan if any(map(math.isnan, over)) else min(over, default=-math.inf)
 
     def drop(self, plan: Plan) -> Paired:
         """`Evaluator.drop` of the graph."""
@@ -75,12 +85,15 @@ class Goal:
     bound    that the score has to reach
     words    a score in words
     failure  the error for the best mixture that was found, where none reaches the bound
+    rank     of the plan with a single layer in INT8: the layers with the least are reverted first; None for what the
+             worst output keeps
     """
 
     score: Callable[[Plan], float]
     bound: float
     words: Callable[[float], str]
     failure: Callable[[Mixture], GateError]
+    rank: Callable[[Plan], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,8 @@ class Mixture:
 def meet_goals(
     plan: Plan, measures: Measures, options: Int8Options, *, extra_bytes: Mapping[str, int], reserve_db: float = 0.0
 ) -> tuple[Plan, tuple[Reverted, ...]]:
-    """The plan with the fewest layers in float that reaches `min_snr` and then `max_drop`, and the layers reverted.
+    """The plan with the fewest layers in float that reaches `min_snr` and `goals`, then `max_drop`, and the layers
+    reverted.
 
     What is compared with `max_drop` is the upper end of the 95 % interval of the drop, or the drop itself on too few
     images for that. Where no mixture reaches a goal, GateError is raised; where the loss is accepted, the plan stays
@@ -115,7 +129,7 @@ def meet_goals(
     """
     reverted: tuple[Reverted, ...] = ()
     for goal in _goals(measures, options, reserve_db):
-        found = revert_layers(plan, goal, measures.snr_db, extra_bytes=extra_bytes)
+        found = revert_layers(plan, goal, measures.snr_db, rank=goal.rank, extra_bytes=extra_bytes)
         if found.reached:
             plan, reverted = found.plan, (*reverted, *found.reverted)
         elif not options.accept_loss:
@@ -124,7 +138,15 @@ def meet_goals(
 
 
 def _goals(measures: Measures, options: Int8Options, reserve_db: float) -> Iterator[Goal]:
-    if options.min_snr is not None:
+    if options.goals:
+        yield Goal(
+            lambda plan: measures.margin(plan, options),
+            reserve_db,
+            lambda score: f"{score:+.1f} dB against the goals",
+            lambda best: unreachable_goals(options, reserve_db, measures.ratios(best.plan), str(best)),
+            lambda plan: measures.margin(plan, options),
+        )
+    elif options.min_snr is not None:
         yield Goal(
             measures.snr_db,
             options.min_snr + reserve_db,
@@ -147,7 +169,12 @@ def _goals(measures: Measures, options: Int8Options, reserve_db: float) -> Itera
 
 
 def revert_layers(
-    plan: Plan, goal: Goal, snr_db: Callable[[Plan], float], *, extra_bytes: Mapping[str, int]
+    plan: Plan,
+    goal: Goal,
+    snr_db: Callable[[Plan], float],
+    *,
+    rank: Callable[[Plan], float] | None = None,
+    extra_bytes: Mapping[str, int],
 ) -> Mixture:
     """The mixture that reaches the goal with the fewest layers in float; the best one tried where none does.
 
@@ -155,7 +182,7 @@ def revert_layers(
     all but independent; so the layers are sorted by it, and the shortest list from the top that reaches the goal is
     found by bisection.
 
-    snr_db       of a plan, which ranks the layers
+    snr_db       of a plan, which ranks the layers unless `rank` does
     extra_bytes  that a layer takes more in float, by node
     """
     first = goal.score(plan)
@@ -169,7 +196,8 @@ def revert_layers(
         for name in layers:
             alone[name] = snr_db(_only(plan, name))
             progress.advance()
-    worst = sorted(alone, key=lambda name: alone[name])
+    ranks = alone if rank is None else {name: rank(_only(plan, name)) for name in layers}
+    worst = sorted(ranks, key=lambda name: ranks[name])
     tried = {0: first}
     low, high = 0, len(worst)  # missed at `low`; reached at `high`, unless that is everything
     while high - low > 1:

@@ -13,7 +13,7 @@ from vitdeploy.graph.qdq import Array, QuantParams
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
-from vitdeploy.quantize.samples import regroup
+from vitdeploy.quantize.samples import Batch, by_name, length, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
@@ -115,13 +115,13 @@ _Inputs = tuple[str, Window | None]  # what layers read: a tensor and, for convo
 
 
 def second_moments(
-    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Array]
+    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Batch]
 ) -> Iterator[tuple[Layer, SecondMoments]]:
     """The moments of what each quantized linear layer and dense convolution reads, one layer after another.
 
-    model   FP32, one input [n, 3, height, width]
+    model   FP32
     ranges  by name of an activation, how it is quantized
-    images  batches float32 [m, 3, height, width], iterated once for each group of layers whose moments fit in
+    images  batches, see `Images`, iterated once for each group of layers whose moments fit in
             `MOMENT_BYTES`; layers that read the same vectors share them
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.
@@ -157,15 +157,17 @@ def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_I
         yield group
 
 
-def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Array]) -> None:
-    source = str(model.graph.inputs[0].name)
-    activations = Activations(model, list(dict.fromkeys(name for name, _ in found if name != source)))
+def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Batch]) -> None:
+    sources = [str(value.name) for value in model.graph.inputs]
+    activations = Activations(model, list(dict.fromkeys(name for name, _ in found if name not in sources)))
     of_tensor: dict[str, list[SecondMoments]] = {}
     for (name, _), one in found.items():
         of_tensor.setdefault(name, []).append(one)
     for batch in regroup(batches, activations.images):
-        for one in of_tensor.get(source, ()):
-            one.update(batch, len(batch))
+        count = length(batch)
+        for name, values in by_name(batch, sources).items():
+            for one in of_tensor.get(name, ()):
+                one.update(values, count)
         for name, values in activations(batch):
             for one in of_tensor[name]:
-                one.update(values, len(batch))
+                one.update(values, count)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
@@ -36,6 +37,7 @@ class Int8Options:
     ignored_scope  patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
     min_snr        gate: dB that the outputs keep against FP32 on images that were not calibrated on, `MIN_SNR_DB` or
                    more; layers are reverted to float until they do
+    goals          gate: the same by the name of an output, in the place of `min_snr` there
     max_drop       gate: points of top-1 accuracy that may be lost; layers are reverted to float until the upper end of
                    the 95 % interval of the drop on labelled images is no higher
     accept_loss    whether the result is kept where it misses a gate, with a warning and a record of what it missed
@@ -49,6 +51,7 @@ class Int8Options:
     method: str = AUTO
     ignored_scope: tuple[str, ...] = ()
     min_snr: float | None = None
+    goals: Mapping[str, float] = field(default_factory=dict)
     max_drop: float | None = None
     accept_loss: bool = False
     tune_latency: str | None = None
@@ -71,6 +74,18 @@ class Int8Options:
                 why=f"it is a number of decibels, and less than {MIN_SNR_DB:g} is accepted with --accept-loss alone",
                 fix="--min-snr 35",
             )
+        for name, bound in self.goals.items():
+            if not (math.isfinite(bound) and bound >= least):
+                raise UsageError(
+                    f"invalid --goal {name}={bound:g}",
+                    why=f"it is a number of decibels, less than {MIN_SNR_DB:g} only with --accept-loss",
+                    fix=f"--goal {name}=35",
+                )
+
+    def bounds(self, outputs: Iterable[str]) -> dict[str, float]:
+        """The decibels that each of `outputs` has to keep by `goals` and `min_snr`; without those that have neither."""
+        asked = {name: self.goals.get(name, self.min_snr) for name in outputs}
+        return {name: bound for name, bound in asked.items() if bound is not None}
 
 
 def check_method(name: str) -> None:

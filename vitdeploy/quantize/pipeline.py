@@ -45,7 +45,8 @@ class Int8Report:
 
     plan      every product of the graph: quantized, or the reason why not
     ranges    by name of a tensor that becomes integer
-    snr_db    of the outputs against the FP32 graph, on images not calibrated on
+    outputs   signal-to-noise ratio of each against the FP32 graph by its name, on images not calibrated on
+    goals     that each of them had to keep, of those that had one
     images    the calibration images
     repairs   what was changed in the network so that it quantizes well
     reverted  layers in float for accuracy
@@ -55,13 +56,19 @@ class Int8Report:
 
     plan: Plan
     ranges: Mapping[str, TensorRange]
-    snr_db: float
+    outputs: Mapping[str, float]
     images: Mapping[str, Any]
     repairs: list[dict[str, Any]] = field(default_factory=list)
     reverted: Sequence[Reverted] = ()
     drop: Paired | None = None
     fp32_top1: float | None = None
     latency: LatencyReport | None = None
+    goals: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def snr_db(self) -> float:
+        """Of the worst output."""
+        return min(self.outputs.values(), default=-math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as they stand in a manifest."""
@@ -74,6 +81,8 @@ class Int8Report:
         low, high = (None, None) if self.drop is None else self.drop.interval()
         return {
             "snr_db": json_number(self.snr_db, 2),
+            "outputs": {name: json_number(ratio, 2) for name, ratio in self.outputs.items()},
+            "goals": dict(self.goals),
             "fp32_top1": self.fp32_top1,
             "drop": None if self.drop is None else self.drop.drop,
             "drop_low": low,
@@ -126,6 +135,7 @@ def quantize(
     evaluator: Evaluator,
     options: Int8Options,
     pinned: Mapping[str, str],
+    image_inputs: Collection[str] | None = None,
 ) -> tuple[ir.Model, Int8Report]:
     """A copy of an optimized FP32 graph whose products compute in 8-bit integers as the target's rules say.
 
@@ -133,10 +143,11 @@ def quantize(
     images     to calibrate on; they are read two times or more
     evaluator  holds the result against FP32, on other images
     pinned     nodes that stay in float, with the reason
+    image_inputs  the inputs that are images; None where the only input is one
 
     Raises UsageError for a pattern that matches nothing, ExportError where nothing is left to quantize, and GateError
-    where no mixture of INT8 and float keeps `min_snr` or `max_drop`, unless the loss is accepted. The result may still
-    miss a gate: see `gates.missed_gates`.
+    where no mixture of INT8 and float keeps `min_snr`, `goals` or `max_drop`, unless the loss is accepted. The result
+    may still miss a gate: see `gates.missed_gates`.
     """
     model = model.clone()
     plan = _in_scope(place(model.graph, rules), options.ignored_scope, pinned)
@@ -146,7 +157,7 @@ def quantize(
         plan = restrict(plan, latency.obstacle)
 
     convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
-    exact = pixel_grid(model, recipe, rules.activation, convolutions)
+    exact = pixel_grid(model, recipe, rules.activation, convolutions, image_inputs)
     statistics = collect(model, _channel_axes(model, plan, but=exact), images)
     calibration = {"images": images.count, "method": options.method, "sha256": images.hashes}
     one_sided = _one_sided(model, plan, statistics) if rules.activation.symmetric else ()
@@ -175,7 +186,16 @@ def quantize(
     plan, reverted = meet_goals(plan, measures, options, extra_bytes=extra_bytes, reserve_db=reserve_db)
     drop = None if options.max_drop is None else measures.drop(plan)
     report = Int8Report(
-        plan, ranges, measures.snr_db(plan), calibration, repairs, reverted, drop, evaluator.fp32_top1, latency
+        plan,
+        ranges,
+        measures.ratios(plan),
+        calibration,
+        repairs,
+        reverted,
+        drop,
+        evaluator.fp32_top1,
+        latency,
+        options.bounds(measures.ratios(plan)),
     )
     return quantizer.build(plan), report
 

@@ -1,23 +1,29 @@
-"""The images of INT8: those that calibrate, and others on which the result is evaluated."""
+"""The samples of INT8: those that calibrate, and others on which the result is evaluated."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data import Dataset, DataSource, open_data
+from vitdeploy.data.arrays import array_names
+from vitdeploy.data.named import open_samples
+from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.gates import check_images, judges_wanted
 from vitdeploy.quantize.options import Int8Options
 
 Array = NDArray[Any]
+# Samples of a network's only input, or of all inputs by name, along the first axis.
+Batch = Array | Mapping[str, Array]
 
 log = logging.getLogger(__name__)
 
@@ -29,33 +35,41 @@ _NAMED = 5
 
 
 class Images:
-    """Batches of preprocessed images float32 [n, C, height, width] on their way into a network, read as often as asked.
+    """Batches of preprocessed samples on their way into a network, read as often as asked.
 
-    Iterating hands the batches on and records every image; `check` then says whether they were fit to calibrate on.
+    Iterating hands the batches on and records every sample; `check` then says whether they were fit to calibrate on.
 
-    batches  iterated anew each time; a generator serves once
-    names    what messages call the images, in their order; by default `image 0`, `image 1`, ...
+    batches  iterated anew each time; a generator serves once. Of a network that takes images alone float32
+             [n, C, height, width], of another one arrays [n, ...] by the names of its inputs
+    names    what messages call the samples, in their order; by default `image 0`, `image 1`, ...
     depth    C, the channels of the network's images
-    hashes   SHA-256 of each image's float32 values, in hexadecimal, as of the last time
+    hashes   SHA-256 of each sample's values, in hexadecimal, as of the last time
     flat     indices of the images without any contrast: every channel has a single value
     """
 
-    def __init__(self, batches: Iterable[Array], *, names: Sequence[str] | None = None, depth: int = 3) -> None:
+    def __init__(self, batches: Iterable[Batch], *, names: Sequence[str] | None = None, depth: int = 3) -> None:
         self._batches, self._names, self._depth = batches, names, depth
         self.hashes: list[str] = []
         self.flat: list[int] = []
 
-    def __iter__(self) -> Iterator[Array]:
+    def __iter__(self) -> Iterator[Batch]:
         """The batches; InputError for one that is of another kind, or holds NaN or Inf."""
         self.hashes, self.flat = [], []
         for batch in self._batches:
+            if isinstance(batch, Mapping):
+                for index in range(length(batch)):
+                    self._record([array[index] for array in batch.values()])
+                yield batch
+                continue
             if batch.ndim != 4 or batch.shape[1] != self._depth or batch.dtype != np.float32:
                 raise InputError(
                     f"a calibration batch is {batch.dtype} {list(batch.shape)}",
                     fix=f"preprocessed images, float32 [n, {self._depth}, height, width]",
                 )
             for image in batch:
-                self._record(np.ascontiguousarray(image))
+                if np.all(image.max(axis=(1, 2)) == image.min(axis=(1, 2))):
+                    self.flat.append(self.count)
+                self._record([image])
             yield batch
 
     @property
@@ -96,12 +110,13 @@ class Images:
             some = ", ".join(map(self._name, self.flat[:_NAMED])) + (", …" if len(self.flat) > _NAMED else "")
             log.warning("%d of %d calibration images are flat: %s", len(self.flat), self.count, some)
 
-    def _record(self, image: Array) -> None:
-        if not np.isfinite(image).all():
+    def _record(self, sample: Sequence[Array]) -> None:
+        if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in sample):
             raise InputError(f"{self._name(self.count)} holds NaN or Inf after preprocessing", fix="check that image")
-        if np.all(image.max(axis=(1, 2)) == image.min(axis=(1, 2))):
-            self.flat.append(self.count)
-        self.hashes.append(hashlib.sha256(image.tobytes()).hexdigest())
+        digest = hashlib.sha256()
+        for array in sample:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.hashes.append(digest.hexdigest())
 
     def _name(self, index: int) -> str:
         return self._names[index] if self._names is not None else f"image {index}"
@@ -109,26 +124,36 @@ class Images:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The images of DATA by what they are for, each read when it is needed.
+    """The samples of DATA by what they are for, each read when it is needed.
 
-    calibrate  indices of the images that calibrate
+    calibrate  indices of the samples that calibrate
     evaluate   indices of those on which the result is evaluated: others, or where DATA has no more the last of these
     recipe     how images become the network's input
+    slots      the inputs of a network that takes more or other things than one image; none for one that does not
     """
 
     data: Dataset
     calibrate: Sequence[int]
     evaluate: Sequence[int]
     recipe: Preprocessing
+    slots: tuple[Slot, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...] | None:
+        """The inputs that are images; None for a network that takes nothing but one."""
+        return tuple(slot.name for slot in self.slots if slot.image) if self.slots else None
 
     def calibration(self) -> Images:
-        """The images to calibrate on."""
-        batches, names = _Batches(self.data, self.calibrate, self.recipe), [self.data.names[i] for i in self.calibrate]
-        return Images(batches, names=names, depth=self.recipe.depth)
+        """The samples to calibrate on."""
+        names = [self.data.names[i] for i in self.calibrate]
+        return Images(self._batches(self.calibrate), names=names, depth=self.recipe.depth)
 
-    def evaluation(self) -> Iterable[Array]:
-        """The images to evaluate on, in batches float32 [at most 16, C, H, W] that are read anew each time."""
-        return _Batches(self.data, self.evaluate, self.recipe)
+    def evaluation(self) -> Iterable[Batch]:
+        """The samples to evaluate on, in batches of at most 16 that are read anew each time; see `Images`."""
+        return self._batches(self.evaluate)
+
+    def _batches(self, indices: Sequence[int]) -> _Batches:
+        return _Batches(self.data, indices, self.recipe, self.slots)
 
     def labels(self) -> list[int]:
         """Class numbers of the images to evaluate on; UsageError where one has none."""
@@ -138,10 +163,12 @@ class CalibrationSet:
             raise UsageError(f"{self.data.where} has no labels", fix="--min-snr 35")
         return labels
 
-    def reference(self, batch: int) -> Array:
-        """Images to prove the bundle on, in whole batches: pixels uint8 [n, H, W, 3] where DATA holds images."""
+    def reference(self, batch: int) -> Batch:
+        """Samples to prove the bundle on, in whole batches: pixels uint8 [n, H, W, 3] where DATA holds images alone."""
         count = min(batch * -(-REFERENCE_IMAGES // batch), len(self.evaluate) // batch * batch) or batch
         indices = [self.evaluate[i % len(self.evaluate)] for i in range(count)]
+        if self.slots:
+            return stacked([self.data.inputs(index, self.slots, self.recipe) for index in indices])
         first = self.data.read(indices[0])
         floats = isinstance(first, np.ndarray) and first.dtype == np.float32
         normalised = floats or not self.recipe.takes_colours
@@ -153,35 +180,68 @@ class _Batches:
     data: Dataset
     indices: Sequence[int]
     recipe: Preprocessing
+    slots: tuple[Slot, ...]
 
-    def __iter__(self) -> Iterator[Array]:
+    def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.indices), BATCH):
-            yield np.stack([self.data.tensor(index, self.recipe) for index in self.indices[start : start + BATCH]])
+            some = self.indices[start : start + BATCH]
+            if self.slots:
+                yield stacked([self.data.inputs(index, self.slots, self.recipe) for index in some])
+            else:
+                yield np.stack([self.data.tensor(index, self.recipe) for index in some])
 
 
-def regroup(batches: Iterable[Array], size: int) -> Iterator[Array]:
-    """The images in batches of `size`, views where they already come so; the last one may be smaller."""
-    waiting: list[Array] = []
+def stacked(samples: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Samples by the names of their inputs as one batch."""
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def length(batch: Batch) -> int:
+    """Samples in a batch."""
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+
+
+def by_name(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
+    """A batch by the names of the inputs; one array alone is that of the first."""
+    return dict(batch) if isinstance(batch, Mapping) else {names[0]: batch}
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """The samples from `start` to `stop`, as views."""
+    if isinstance(batch, Mapping):
+        return {name: array[start:stop] for name, array in batch.items()}
+    return batch[start:stop]
+
+
+def regroup(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The samples in batches of `size`, views where they already come so; the last one may be smaller."""
+    waiting: list[Batch] = []
     count = 0
     for batch in batches:
         waiting.append(batch)
-        count += len(batch)
+        count += length(batch)
         if count >= size:
             whole = _joined(waiting)
             for start in range(0, count - count % size, size):
-                yield whole[start : start + size]
-            count %= size
-            waiting = [whole[len(whole) - count :]] if count else []
+                yield part(whole, start, start + size)
+            left = count % size
+            waiting = [part(whole, count - left, count)] if left else []
+            count = left
     if count:
         yield _joined(waiting)
 
 
-def _joined(batches: Sequence[Array]) -> Array:
-    return batches[0] if len(batches) == 1 else np.concatenate(batches)
+def _joined(batches: Sequence[Batch]) -> Batch:
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in first}
+    return np.concatenate(batches)  # type: ignore[arg-type]
 
 
-def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset:
-    """DATA, before anything slow begins.
+def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset | None:
+    """DATA, before anything slow begins; None for arrays by name, which only a network with its inputs can open.
 
     Raises UsageError without DATA, and where `max_drop` is asked for without labels or with too few images to decide
     it (see `gates.check_images`); InputError as `open_data`.
@@ -192,7 +252,27 @@ def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset:
             why="ranges of activations come from data like the data in use, never from random numbers",
             fix="--calibration DATA: a folder or zip of images, or an .npz (about 300 images are enough)",
         )
-    dataset = open_data(data)
+    if isinstance(data, Mapping) or (isinstance(data, (str, Path)) and _has_other_arrays(Path(data))):
+        return None
+    return _checked(open_data(data), options)
+
+
+def fit_inputs(opened: Dataset | None, data: DataSource, slots: Sequence[Slot], options: Int8Options) -> Dataset:
+    """DATA for a network of these inputs: `opened` for one that takes images alone, otherwise arrays by their names.
+
+    Raises InputError for DATA that does not feed the inputs, and UsageError as `open_calibration`.
+    """
+    if opened is not None and takes_images_alone(slots):
+        return opened
+    return _checked(open_samples(data, slots), options)
+
+
+def _has_other_arrays(path: Path) -> bool:
+    names = array_names(path) if path.suffix.lower() == ".npz" else ()
+    return bool(names) and "images" not in names
+
+
+def _checked(dataset: Dataset, options: Int8Options) -> Dataset:
     if options.max_drop is not None and dataset.targets is None:
         raise UsageError(f"--max-drop needs labels, and {dataset.where} has none", fix="--min-snr 35")
     check_images(options, len(dataset), dataset.where)
@@ -200,12 +280,17 @@ def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset:
 
 
 def choose_samples(
-    dataset: Dataset, labels: Sequence[str], recipe: Preprocessing, options: Int8Options
+    dataset: Dataset,
+    labels: Sequence[str],
+    recipe: Preprocessing,
+    options: Int8Options,
+    slots: tuple[Slot, ...] = (),
 ) -> CalibrationSet:
-    """What each image is for.
+    """What each sample is for.
 
     labels  names of the network's classes by number, empty where they are not known
     recipe  how images become its input
+    slots   its inputs, where it takes more or other things than one image
 
     Raises InputError where labels are needed and are not those of the network.
     """
@@ -218,4 +303,4 @@ def choose_samples(
     if len(evaluate) < least:
         log.warning("%s has only %d images: INT8 is evaluated on those it was calibrated on", dataset.where, len(order))
         evaluate = order[-wanted:]
-    return CalibrationSet(dataset, calibrate, evaluate, recipe)
+    return CalibrationSet(dataset, calibrate, evaluate, recipe, slots)

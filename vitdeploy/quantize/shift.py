@@ -46,7 +46,11 @@ def shift(model: ir.Model, ranges: Mapping[str, QuantParams]) -> dict[str, Quant
 
 
 def pixel_grid(
-    model: ir.Model, recipe: Preprocessing, scheme: QScheme = S8, layers: Collection[str] | None = None
+    model: ir.Model,
+    recipe: Preprocessing,
+    scheme: QScheme = S8,
+    layers: Collection[str] | None = None,
+    images: Collection[str] | None = None,
 ) -> dict[str, QuantParams]:
     """Let the dense convolutions that read the network's input read pixels instead: whole numbers at scale 1.
 
@@ -55,15 +59,16 @@ def pixel_grid(
     stands the recipe's scale. Only colours are known to be pixels of 8 bits.
 
     layers  names of the convolutions that may; None for all
+    images  the inputs that are images; None where the only input is one
 
     Returns the range of every tensor that the convolutions read now; empty where none reads the input.
     """
     if not recipe.takes_colours:
         return {}
-    source = model.graph.inputs[0]
+    sources = [value for value in model.graph.inputs if images is None or value.name in images]
     std, mean = np.asarray(recipe.std), np.asarray(recipe.mean)
     pixels = _Inputs(model.graph)
-    for node in consumers(source):
+    for node in (node for source in sources for node in consumers(source)):
         if node.op_type == "Conv" and obstacle(node) is None and (layers is None or node.name in layers):
             pixels.replace(node, recipe.scale * std, recipe.scale * mean + scheme.low, QuantParams(1.0, 0, scheme))
     return pixels.ranges
