@@ -19,6 +19,7 @@ from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.free_axes import require_free
 from vitdeploy.exporter.half import half_precision, pin_modules
+from vitdeploy.exporter.inputs import lengths
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.onnx_import.read import OnnxFile
@@ -143,7 +144,7 @@ def _network(request: ExportRequest) -> Subject:
 def _samples(subject: Subject, request: ExportRequest, opened: Dataset | None) -> CalibrationSet:
     """What calibrates the network, and what INT8 is evaluated on; `opened` is DATA of images."""
     options, card = request.quantization, subject.card
-    slots = tuple(Slot(spec.name, spec.shape, spec.dtype, spec.image) for spec in subject.inputs)
+    slots = tuple(Slot(spec.name, lengths(spec), spec.dtype, spec.image) for spec in subject.inputs)
     data = fit_inputs(opened, () if request.calibration is None else request.calibration, slots, options)
     several = () if takes_images_alone(slots) else slots
     return choose_samples(data, card.labels, card.preprocessing, options, several)
