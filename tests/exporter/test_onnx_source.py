@@ -19,6 +19,7 @@ from tests.conftest import examples
 from tests.exporter.onnx_networks import SIZE, TF2ONNX, transformer, write
 from tests.graph_cases import ops, parsed, run
 from vitdeploy import Bundle, export, inspect, load, verify
+from vitdeploy.errors import GateError
 from vitdeploy.exporter.capture import CAPTURE_OPSET
 from vitdeploy.exporter.onnx_import.composites import state_deconvolutions
 from vitdeploy.exporter.onnx_import.names import name_nodes
@@ -26,6 +27,7 @@ from vitdeploy.exporter.onnx_import.read import read_onnx
 from vitdeploy.exporter.onnx_import.shapes import annotated, settled
 from vitdeploy.exporter.onnx_import.upgrade import upgraded
 from vitdeploy.graph.attention import find_attentions
+from vitdeploy.passes.merge_transposes import MergeTransposes
 
 Files = Callable[..., Path]
 
@@ -301,6 +303,41 @@ def test_transposed_convolutions_say_their_padding(
 
     assert model.graph[0].op_type in ("Deconvolution", "ConvTranspose")
     np.testing.assert_allclose(run(model, fed)[0], expected, atol=1e-5)
+
+
+class Chaos(torch.nn.Module):
+    """The logistic map, in which a rounding error grows by a factor of almost two with every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.sigmoid(self.stem(images))
+        for _ in range(30):
+            x = 3.99 * x * (1 - x)
+        return x.mean((2, 3))
+
+
+def test_a_file_that_amplifies_rounding_is_called_ill_conditioned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = write(Chaos().eval(), tmp_path / "chaos.onnx", "torchscript", 17)
+    with pytest.raises(GateError, match="chaos itself is ill-conditioned") as caught:
+        export(file, tmp_path / "b")
+    assert "against chaos.onnx with the optimizations of ONNX Runtime, the same without them" in str(caught.value.why)
+
+
+def test_a_rewrite_that_makes_a_file_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(self: MergeTransposes, model: ir.Model) -> list[str]:
+        weight = next(v for v in model.graph.initializers.values() if v.name and "head.bias" in v.name)
+        weight.const_value = ir.tensor(weight.const_value.numpy() + 1)  # type: ignore[union-attr]
+        return ["head: spoiled"]
+
+    monkeypatch.setattr(MergeTransposes, "rewrite", spoil)
+    file = write(transformer(), tmp_path / "x.onnx", "torchscript", 17)
+    with pytest.raises(GateError, match=r"the graph of x does not reproduce x\.onnx, whatever the precision") as caught:
+        export(file, tmp_path / "b")
+    assert "the rewrite merge_transposes makes it wrong" in str(caught.value.why)
 
 
 def test_nodes_are_named_after_their_modules(files: Files) -> None:

@@ -160,13 +160,16 @@ def _ill_conditioned(
     errors = evidence.errors(double, evidence.expected)
     worst = int(errors.argmax())
     concerned = errors > min(limit, errors[worst] / 2)
+    exact, single = "FP64", "PyTorch in FP32"
+    if not isinstance(network, TorchNetwork):
+        exact, single = f"{network.original} with the optimizations of ONNX Runtime", "the same without them"
     module = first_rounded(network, _batch(evidence, worst, network.batch or 1), limit)
     parts = [pick(one, concerned) for one in (double, evidence.expected, found)]
     figures = [_snr_db(evidence.compare(parts[0], part, SINGLE)) for part in parts[1:]]
     return GateError(
         f"{network.name} itself is ill-conditioned: the rounding of FP32 is enough to change its outputs",
         why=_joined(
-            f"against FP64, PyTorch in FP32 reaches {figures[0]:.1f} dB and the FP32 graph {figures[1]:.1f} dB "
+            f"against {exact}, {single} reaches {figures[0]:.1f} dB and the FP32 graph {figures[1]:.1f} dB "
             f"on {concerned.sum()} of {count} reference images",
             module and f"{module} is the first module where it shows",
             failure.what,
