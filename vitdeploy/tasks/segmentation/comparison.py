@@ -144,8 +144,8 @@ class Comparison(task.Comparison):
                 self.answers.name,
                 f"{self.answers.mean_iou:.2f}",
                 f"{self.answers.pixel_accuracy:.2f}",
-                f"{self.drop:.2f}",
-                f"{low:.2f} to {high:.2f}",
+                _points(self.drop),
+                f"{_points(low)} to {_points(high)}",
                 f"{self.agreement:.2f}",
                 "-" if self.snr_db is None else f"{self.snr_db:.1f}",
             )
@@ -172,7 +172,7 @@ class Comparison(task.Comparison):
         found = [
             f"most lost: {one['class']}, IoU {one['baseline_iou']:.2f} to {one['iou']:.2f} %"
             for one in worst
-            if one["drop"] > 0
+            if round(one["drop"], 2) > 0
         ]
         changed = self._changed(images)
         found += [f"changed: {one['image']}, {100 - one['agreement']:.2f} % of its pixels" for one in changed]
@@ -199,6 +199,11 @@ class Comparison(task.Comparison):
         """JSON values, with each class and the agreement of each image."""
         agreement = dict(zip(images.names(), self._agreeing.tolist(), strict=True))
         return {**super().to_dict(images), "per_class": self.per_class(images.classes), "images": agreement}
+
+
+def _points(value: float) -> str:
+    """With two decimals, and no sign before 0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def class_iou(counts: Floats) -> Floats:
