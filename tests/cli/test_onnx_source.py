@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+from PIL import Image
 
+from tests.exporter.onnx_networks import TF2ONNX
 from vitdeploy.cli import main
 
 Refused = Callable[..., str]
@@ -208,3 +211,35 @@ def test_sizes_and_names_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture[
     for options in (("--image-size", "8x16"), ("--input", "x=1x3x8x16"), ("--input", "x=Nx3x8x16")):
         assert main(["export", str(tmp_path / "x.onnx"), "-o", str(tmp_path / "b"), "--force", *options]) == 0
     assert "proven against x.onnx, not against PyTorch" not in capsys.readouterr().err
+
+
+def test_every_command_works_on_a_bundle_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for label in "abcd":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(3):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{index}.png")
+    # Called like a network of the zoo, which it is not.
+    shutil.copy(TF2ONNX / "tf2onnx_classes.onnx", "lemevit_tiny.onnx")
+    assert main(["export", "lemevit_tiny.onnx", "--fp16", "-o", "half"]) == 0
+    assert "proven against lemevit_tiny.onnx, not against PyTorch" in capsys.readouterr().out
+    assert main(["export", "lemevit_tiny.onnx", "-o", "single"]) == 0
+
+    assert main(["verify", "half", "--runtime", "onnxruntime"]) == 0
+    assert "fp16 on onnxruntime against lemevit_tiny.onnx FP32" in capsys.readouterr().out
+    assert main(["predict", "half", "data/a/0.png"]) == 0
+    assert main(["inspect", "half"]) == 0
+    assert "weights         onnx, lemevit_tiny.onnx" in capsys.readouterr().out
+    assert main(["benchmark", "half", "--runtime", "onnxruntime", "--rounds", "5"]) == 0
+    assert main(["validate", "half", "--data", "data", "--baseline", "single", "--runtime", "onnxruntime"]) == 0
+    assert "baseline  FP32 bundle, single" in capsys.readouterr().out
+
+    assert main(["validate", "half", "--data", "data", "--runtime", "onnxruntime"]) == 2
+    message = capsys.readouterr().err
+    assert "made of lemevit_tiny.onnx, which is a graph and no module" in message
+    assert "--baseline with the FP32 export of the same network\n" in message
+    assert main(["verify", "half", "--runtime", "torch"]) == 2

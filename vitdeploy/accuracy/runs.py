@@ -16,6 +16,7 @@ import PIL
 from vitdeploy import __version__
 from vitdeploy.accuracy.rows import Source
 from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
+from vitdeploy.bundle.manifest import ONNX
 from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
 from vitdeploy.proof.parity import compare_outputs
@@ -129,7 +130,8 @@ def open_baseline(
             raise UsageError(
                 "there is no FP32 baseline to compare with",
                 why=f"PyTorch cannot be used: {error.what}{f' ({error.why})' if error.why else ''}",
-                fix="--baseline with the FP32 export of the same network, or --checkpoint with its weights",
+                fix="--baseline with the FP32 export of the same network"
+                + ("" if bundles[0].manifest.model.weights.kind == ONNX else ", or --checkpoint with its weights"),
             ) from error
         log.info("PyTorch cannot be the baseline: %s; using %s", error.what, twin.path)
         return _open(twin, runtime, exact, closing)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vitdeploy.bundle import Bundle, ModelRecord, TensorSpec
+from vitdeploy.bundle.manifest import ONNX
 from vitdeploy.errors import BackendError, CheckpointError, UsageError, VitDeployError
 from vitdeploy.preprocess import normalise
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
@@ -118,6 +119,12 @@ def _rebuild(record: ModelRecord, checkpoint: str | Path | None) -> nn.Module:
     from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint
     from vitdeploy.models.registry import build, find_card
 
+    if record.weights.kind == ONNX:
+        raise BackendError(
+            f"torch cannot rebuild {record.name}",
+            why=f"it was made of {record.weights.detail}, which is a graph and no module",
+            fix=f"another runtime, or the FP32 export of {record.weights.detail}",
+        )
     try:
         card = find_card(record.name)
     except UsageError as error:
