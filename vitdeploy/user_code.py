@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
@@ -19,7 +20,7 @@ FORM = "path/to/file.py:function"
 
 Result = TypeVar("Result")
 
-_OURS = str(Path(__file__).parent)
+_OURS = f"{Path(__file__).parent}{os.sep}"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 
@@ -57,7 +58,7 @@ def call_theirs(what: str, run: Callable[[], Result]) -> Result:
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"
         else:
-            own = _own_frames(traceback.extract_tb(error.__traceback__))
+            own = own_frames(traceback.extract_tb(error.__traceback__))
             where = f"{own[-1].filename}:{own[-1].lineno}" if own else "its code"
         message = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         raise UsageError(
@@ -65,7 +66,7 @@ def call_theirs(what: str, run: Callable[[], Result]) -> Result:
         ) from error
 
 
-def _own_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
+def own_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
     """The frames of the user's own code, the innermost last; installed packages only where there are no others."""
     frames = [frame for frame in stack if not frame.filename.startswith((_OURS, _STANDARD_LIBRARY, "<"))]
     return [frame for frame in frames if "site-packages" not in frame.filename] or frames

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.quantize.graphs import photos
 from vitdeploy.data import Dataset
@@ -163,3 +165,14 @@ def test_too_few_labelled_images_are_refused_before_anything_is_read() -> None:
 def test_without_a_drop_a_ratio_is_measured_on_a_few_others() -> None:
     assert chosen(1000) == (300, SNR_IMAGES, 0)
     assert chosen(60) == (60, 60, 60)
+
+
+def test_nothing_is_calibrated_on_masks(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            Image.new("RGB" if folder == "images" else "L", (8, 8), number).save(tmp_path / folder / f"{number}.png")
+    found = open_calibration(tmp_path, Int8Options())
+    assert found is not None
+    assert found.names == ("images/0.png", "images/1.png", "images/2.png")
+    assert found.targets is None

@@ -63,12 +63,14 @@ def write_network(
     inputs: Mapping[str, np.ndarray] | None = None,
     batch: int | str = "batch",
     graph_facts: Mapping[str, Any] | None = None,
+    whole: str | None = None,
     **fields: Any,
 ) -> Bundle:
     """A bundle of a graph; `reference` are the weights that its reference outputs come from, `weights` by default.
 
     outputs  by name, a type and a shape without the batch
     inputs   samples by name; images where none are given
+    whole    the name of an output that is a single number, whatever the batch
     """
     given = inputs or {"images": np.random.default_rng(1).normal(size=(6, 3, SIZE, SIZE)).astype(np.float32)}
     given = {name: array[: 6 if isinstance(batch, str) else batch] for name, array in given.items()}
@@ -82,6 +84,8 @@ def write_network(
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), [batch, *shape])
             for name, (kind, *shape) in outputs.items()
         ]
+        if whole is not None:
+            made.append(helper.make_tensor_value_info(whole, TensorProto.FLOAT, []))
         kept = [numpy_helper.from_array(array, name) for name, array in chosen.items()]
         graph = helper.make_graph(list(nodes), "net", shown, made, kept)
         found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -98,7 +102,10 @@ def write_network(
         preprocessing=RECIPE if "images" in given else None,
         image_inputs=("images",) if "images" in given else (),
         inputs=tuple(TensorSpec(name, str(array.dtype), (batch, *array.shape[1:])) for name, array in given.items()),
-        outputs=tuple(TensorSpec(name, kind, (batch, *shape)) for name, (kind, *shape) in outputs.items()),
+        outputs=(
+            *(TensorSpec(name, kind, (batch, *shape)) for name, (kind, *shape) in outputs.items()),
+            *(() if whole is None else (TensorSpec(whole, "float32", ()),)),
+        ),
         labels=LABELS if "labels" not in fields else (),
         graph=dict(graph_facts or {}),
         precision_report={"reference_snr_db": 40.0} if precision == "int8" else {},

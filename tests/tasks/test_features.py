@@ -142,3 +142,9 @@ def test_the_cosine_of_nothing() -> None:
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
     assert (cosine(zero, zero), cosine(zero, one), cosine(one, zero)) == (1.0, 0.0, 0.0)
     assert cosine(one, np.array([1, np.nan, 1], np.float32)) == 0.0
+
+
+def test_images_may_have_the_name_of_the_input(tmp_path: Path) -> None:
+    twin, bundle = write_pyramid(tmp_path / "fp32"), write_pyramid(tmp_path / "fp16", noise=0.3)
+    expected = validate(tmp_path, bundle, IMAGES, twin).runs[0].drop
+    assert validate(tmp_path, bundle, {"images": IMAGES}, twin).runs[0].drop == pytest.approx(expected)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import vitdeploy
 from tests.accuracy.accuracy_cases import labels_of, logits_of, noisy, photos, write_folder, write_variant
 from tests.bundles import WEIGHT, write_tiny_bundle
-from tests.tasks.task_cases import SIZE, colour_weight, scenes, scores_of, write_data, write_pair, write_segmenter
+from tests.tasks.task_cases import (
+    SIZE,
+    colour_weight,
+    scenes,
+    scores_of,
+    write_data,
+    write_network,
+    write_pair,
+    write_segmenter,
+)
 from vitdeploy.accuracy.report import AccuracyReport
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, ModelRecord, WeightsRecord
 from vitdeploy.errors import InputError, UsageError
+from vitdeploy.user_code import own_frames
 
 pytest.importorskip("onnxruntime")
 
@@ -185,3 +197,31 @@ def test_outputs_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkeyp
     with pytest.raises(UsageError, match=r"take 0\.0 GB of memory") as caught:
         validate(tmp_path, PHOTOS, lambda outputs, targets: 1)
     assert "--samples 10" in str(caught.value)
+
+
+def test_a_file_beside_the_package_with_its_name_is_the_users() -> None:
+    theirs = traceback.FrameSummary(f"{ROOT}/vitdeploy_figures.py", 2, "f")
+    ours = traceback.FrameSummary(f"{ROOT}/vitdeploy/tasks/metric.py", 2, "f")
+    assert list(own_frames(traceback.StackSummary.from_list([theirs, ours]))) == [theirs]
+
+
+def test_an_output_that_does_not_count_samples_is_named_where_it_is_needed(tmp_path: Path) -> None:
+    """A classification needs the class scores alone, whatever else the network returns."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Add", ["flat", "weight"], ["scores"]),
+        helper.make_node("ReduceMean", ["images"], ["total"], keepdims=0),
+    ]
+    model = ModelRecord("net", "tests", (SIZE, SIZE), 3, WeightsRecord("module", "made by hand"))
+    facts: dict[str, Any] = {"labels": (), "model": model, "whole": "total"}
+    weights = {"weight": np.zeros(3, np.float32)}
+    twin, bundle = (
+        write_network(tmp_path / form, nodes, {"scores": ("float32", 3)}, weights, precision=form, **facts)
+        for form in ("fp32", "fp16")
+    )
+    images = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    options: dict[str, Any] = {"bundle": bundle, "baseline": twin, "targets": np.arange(40) % 3}
+    assert validate(tmp_path, images, None, **options).runs[0].agreement == 100
+    with pytest.raises(UsageError, match=r"the output total of .* for 8 samples"):
+        validate(tmp_path, images, lambda outputs, targets: 1, **options)

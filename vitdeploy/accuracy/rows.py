@@ -166,7 +166,7 @@ def _compute(
             for source, keeper, need in zip(sources, keepers, needed, strict=True):
                 mine = [key for key in chunk if key in need]
                 samples = [decoded[source.form][key].result() for key in mine]
-                for key, outputs in zip(mine, _run(source.session, samples), strict=True):
+                for key, outputs in zip(mine, _run(source.session, samples, task.outputs), strict=True):
                     baseline = None if source is sources[0] else known.get(key)
                     if key not in keeper.rows:
                         keeper.take(key, task.row(outputs, truths[key].result(), baseline))
@@ -237,22 +237,23 @@ def _decode_ahead(
     yield from under_way
 
 
-def _run(session: Session, samples: Sequence[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
-    """The outputs for each sample, run in batches; an incomplete fixed batch is filled with the last sample."""
+def _run(session: Session, samples: Sequence[Mapping[str, Array]], names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    """The outputs of these names for each sample, run in batches; the last sample fills an incomplete fixed batch."""
     fixed = session.bundle.manifest.inputs[0].shape[0]
     size = fixed if isinstance(fixed, int) else BATCH
 
     def outputs(batch: list[Mapping[str, Array]]) -> list[dict[str, Array]]:
         full = batch + batch[-1:] * (size - len(batch)) if isinstance(fixed, int) else batch
         made = session.run({name: np.stack([sample[name] for sample in full]) for name in full[0]})
-        for name, array in made.items():
+        for name in names:
+            array = made[name]
             if not array.ndim or len(array) != len(full):
                 raise UsageError(
                     f"the output {name} of {session.bundle.path} is {list(array.shape)} for {len(full)} samples",
                     why="an accuracy is measured sample by sample, and its first axis does not count them",
                     fix="return outputs with the batch as their first axis",
                 )
-        return [{name: array[place] for name, array in made.items()} for place in range(len(batch))]
+        return [{name: made[name][place] for name in names} for place in range(len(batch))]
 
     batches = (list(samples[start : start + size]) for start in range(0, len(samples), size))
     with contextlib.closing(stream(batches, outputs, workers=session.backend.num_requests + 1)) as results:

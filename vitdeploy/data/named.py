@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.data.arrays import load_arrays
+from vitdeploy.data.arrays import array_names, load_arrays
 from vitdeploy.data.dataset import Dataset, DataSource, class_numbers, open_data
 from vitdeploy.data.slots import Slot, only_arrays_fit, takes_images_alone
 from vitdeploy.errors import InputError
@@ -87,10 +87,8 @@ def open_samples(data: DataSource, slots: Sequence[Slot], *, labels: Sequence[st
 
     Raises InputError as `open_data` and `NamedArrays`, and for images where the network takes more than one.
     """
-    if takes_images_alone(slots):
+    if isinstance(data, Dataset) or (takes_images_alone(slots) and not _named_otherwise(data, slots[0].name)):
         return open_data(data, labels=labels)
-    if isinstance(data, Dataset):
-        return data
     if isinstance(data, Mapping):
         arrays = {str(name): np.asarray(array) for name, array in data.items()}
         return NamedArrays(arrays, slots, "the data", _labels(arrays, slots))
@@ -101,6 +99,14 @@ def open_samples(data: DataSource, slots: Sequence[Slot], *, labels: Sequence[st
         arrays = load_arrays(path, [*(slot.name for slot in slots), LABELS])
         return NamedArrays(arrays, slots, str(path), _labels(arrays, slots))
     raise only_arrays_fit(str(data) if isinstance(data, (str, Path)) else "the data", slots)
+
+
+def _named_otherwise(data: DataSource, name: str) -> bool:
+    """Whether DATA has the images of an only input by its name, and none that are called images."""
+    if isinstance(data, Mapping):
+        return True
+    names = array_names(Path(data)) if isinstance(data, (str, Path)) and Path(data).suffix.lower() == ".npz" else ()
+    return name in names and "images" not in names
 
 
 def _labels(arrays: Mapping[str, Array], slots: Sequence[Slot]) -> Array | None:

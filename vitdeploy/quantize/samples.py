@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.data.arrays import array_names
+from vitdeploy.data.masks import has_masks, open_masks
 from vitdeploy.data.named import open_samples
 from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import InputError, UsageError
@@ -254,7 +255,9 @@ def open_calibration(data: DataSource | None, options: Int8Options) -> Dataset |
         )
     if isinstance(data, Mapping) or (isinstance(data, (str, Path)) and _has_other_arrays(Path(data))):
         return None
-    return _checked(open_data(data), options)
+    # Folders called images and masks are no classes, and nothing is calibrated on masks.
+    masked = isinstance(data, (str, Path)) and Path(data).suffix.lower() != ".npz" and has_masks(data)
+    return _checked(open_masks(data).images if masked else open_data(data), options)
 
 
 def fit_inputs(opened: Dataset | None, data: DataSource, slots: Sequence[Slot], options: Int8Options) -> Dataset:

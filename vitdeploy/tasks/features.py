@@ -194,6 +194,11 @@ class Features(task.Task):
             "finite": task.Field("bool"),
         }
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Those that are compared."""
+        return self._outputs
+
     def identity(self) -> dict[str, Any]:
         """Which outputs are compared."""
         return {"task": self.name, "outputs": list(self._outputs)}

@@ -164,16 +164,21 @@ class Metric(task.Task):
         name_of: str,
     ) -> None:
         self.dataset, self._targets, self._function, self._called = dataset, targets, function, name_of
-        self._outputs = bundle.manifest.outputs
+        self._specs = bundle.manifest.outputs
 
     @property
     def fields(self) -> Mapping[str, task.Field]:
         """All outputs, without the batch axis."""
-        return {spec.name: task.Field(spec.dtype, spec.shape[1:]) for spec in self._outputs}
+        return {spec.name: task.Field(spec.dtype, spec.shape[1:]) for spec in self._specs}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(spec.name for spec in self._specs)
 
     def row(self, outputs: task.Row, truth: Any, baseline: task.Row | None) -> task.Row:
         """All outputs of a sample."""
-        return {spec.name: outputs[spec.name].astype(spec.dtype, copy=False) for spec in self._outputs}
+        return {spec.name: outputs[spec.name].astype(spec.dtype, copy=False) for spec in self._specs}
 
     def images(self, indices: Sequence[int], keys: Iterable[str]) -> ImageSet:
         """The samples with what is known of them."""

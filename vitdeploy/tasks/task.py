@@ -164,6 +164,11 @@ class Task(ABC):
     def fields(self) -> Mapping[str, Field]:
         """The arrays of a row."""
 
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs that rows are made of; their first axis counts the samples."""
+
     def identity(self) -> dict[str, Any]:
         """What rows depend on besides the image, what is true of it, and the source of the outputs; JSON values."""
         return {}

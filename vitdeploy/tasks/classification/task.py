@@ -44,6 +44,11 @@ class Classification(task.Task):
         """The logits."""
         return {"logits": task.Field("float32", (self._classes,))}
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The one that is judged."""
+        return (self._output,)
+
     def identity(self) -> dict[str, Any]:
         """Nothing, unless it was said which output is meant."""
         return {} if self._asked is None else {"output": self._asked}

@@ -70,6 +70,11 @@ class Segmentation(task.Task):
             "finite": task.Field("bool"),
         }
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The one that is judged."""
+        return (self._output,)
+
     def identity(self) -> dict[str, Any]:
         """What is judged, and which pixels are not."""
         return {"task": self.name, "output": self._output, "ignore": self._ignore}
