@@ -14,6 +14,7 @@ from onnx import helper
 import vitdeploy
 from tests.accuracy.accuracy_cases import labels_of, logits_of, noisy, photos, write_folder, write_variant
 from tests.bundles import WEIGHT, write_tiny_bundle
+from tests.conftest import ROOT
 from tests.tasks.task_cases import (
     SIZE,
     colour_weight,
