@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from vitdeploy.statistics import (
     Z95,
     best_class,
+    bootstrap_interval,
     confusion,
     decibels,
     json_number,
     mcnemar,
+    mean_interval,
     median_interval,
     pair,
     paired_ratio,
@@ -270,3 +272,31 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     slack = 3 * math.sqrt(0.95 * 0.05 / trials)
     assert paired / trials > 0.95 - slack
     assert unpaired / trials > 0.95 - slack
+
+
+# The bootstrap
+
+
+def test_the_interval_of_a_mean_is_about_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = mean_interval(values)
+    half = Z95 * values.std() / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert mean_interval(values) == (low, high)
+    assert mean_interval(np.full(7, 2.5)) == pytest.approx((2.5, 2.5))
+
+
+def test_a_bootstrap_does_not_depend_on_how_much_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).normal(size=50)
+    whole = mean_interval(values)
+    monkeypatch.setattr("vitdeploy.statistics._BOOTSTRAP_VALUES", 50 * 7)
+    assert mean_interval(values) == pytest.approx(whole)
+
+
+def test_rounds_that_tell_nothing_do_not_count() -> None:
+    def some(drawn: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(drawn)) % 2, np.nan, 1.0)
+
+    assert bootstrap_interval(some, 5) == (1.0, 1.0)
+    nothing = bootstrap_interval(lambda drawn: np.full(len(drawn), np.nan), 5)
+    assert all(map(math.isnan, nothing))

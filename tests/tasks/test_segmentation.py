@@ -196,6 +196,31 @@ def test_what_was_computed_is_not_computed_again_unless_a_mask_changes(
     assert len(made) == 2 * len(IMAGES) + 2
 
 
+def test_an_interrupted_check_goes_on_where_it_was(
+    tmp_path: Path, check: Callable[..., AccuracyReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdeploy.tasks.segmentation.task import Segmentation
+
+    bundle, original = write_segmenter(tmp_path / "fp16", noise=NOISE), Segmentation.row
+    expected = check(bundle, logits=tmp_path / "other").to_dict()
+    made: list[int] = []
+
+    def row(*words: Any) -> Any:
+        if len(made) == 17:
+            raise KeyboardInterrupt
+        made.append(1)
+        return original(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmentation, "row", row)
+        with pytest.raises(KeyboardInterrupt):
+            check(bundle)
+    more: list[int] = []
+    monkeypatch.setattr(Segmentation, "row", lambda *words: more.append(1) or original(*words))  # type: ignore[func-returns-value]
+    assert check(bundle).to_dict() == expected
+    assert len(made) + len(more) == 2 * len(IMAGES)
+
+
 def test_a_baseline_that_guesses_fails(tmp_path: Path) -> None:
     twin = write_segmenter(tmp_path / "fp32")
     bundle = write_segmenter(tmp_path / "fp16", noise=0.01)
