@@ -44,7 +44,8 @@ def settled(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
             why="what is executed depends on the values of the inputs",
             fix="export it again without the branch, or for fixed sizes: --batch 1",
         )
-    return folded if _unknown(ir.from_proto(folded)) is None else _symbolic(folded)
+    free = any(dim.dim_param for value in folded.graph.input for dim in value.type.tensor_type.shape.dim)
+    return _symbolic(folded) if free or _unknown(ir.from_proto(folded)) is not None else folded
 
 
 def annotated(proto: onnx.ModelProto, where: str) -> ir.Model:
@@ -69,12 +70,15 @@ def _unknown(model: ir.Model) -> ir.Value | None:
 
 
 def _symbolic(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With shapes computed as formulas of the free axes."""
+    """With shapes computed as formulas of the free axes, where the inference of ONNX has a new name for every one."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
     try:
         from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
         with contextlib.redirect_stdout(io.StringIO()):
-            found: onnx.ModelProto = SymbolicShapeInference.infer_shapes(proto, auto_merge=True)
+            found: onnx.ModelProto = SymbolicShapeInference.infer_shapes(bare, auto_merge=True)
     except Exception:  # it gives up in many ways, and then the shapes stay as they are
         log.debug("no symbolic shapes", exc_info=True)
         return proto
