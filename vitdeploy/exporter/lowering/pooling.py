@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,22 +181,62 @@ def _places(x: Tensor, spatial: Ints, sizes: Ints) -> Tensor:
 
 
 def _fold(x: Tensor, output_size: Ints, kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints) -> Tensor:
-    """Overlapping patches added up, as a transposed convolution with one channel for every pixel of the patch."""
+    """Overlapping patches added up, one axis after the other: moved, added and interleaved, without a multiplication.
+
+    As a transposed convolution it has a channel for every pixel of a patch, and nearly all of its weights are zero.
+    """
     if x.dim() == 2:
         return _fold(x.unsqueeze(0), output_size, kernel_size, dilation, padding, stride).squeeze(0)
-    taps = math.prod(kernel_size)
-    channels = fixed(x.shape[1]) // taps
+    taps = [fixed(one) for one in kernel_size]
     windows = _Windows([fixed(n) for n in output_size], kernel_size, stride, padding, dilation, False)
-    weight = np.tile(np.eye(taps, dtype=np.float32), (channels, 1)).reshape(channels * taps, 1, *kernel_size)
-    reached = [
-        (size - 1) * s - 2 * p + d * (k - 1) + 1
-        for size, s, p, d, k in zip(windows.sizes, stride, padding, dilation, kernel_size, strict=True)
-    ]
-    rest = [fixed(want) - got for want, got in zip(output_size, reached, strict=True)]
-    maps = torch.unflatten(x, 2, windows.sizes)
-    return F.conv_transpose2d(
-        maps, embedded(weight, x.dtype), None, list(stride), list(padding), rest, channels, list(dilation)
-    )
+    across = windows.sizes[1]
+    y = torch.unflatten(x, 1, (fixed(x.shape[1]) // math.prod(taps), *taps))  # [N, C, k, k, down * across]
+    y = _overlapped(y, across, taps[0], stride[0], dilation[0])
+    y = torch.unflatten(y, 4, (-1, across))
+    y = y.permute(0, 1, 3, 4, 2, 5) if stride[0] > 1 else y.transpose(2, 3)  # [N, C, k, blocks, stride, across]
+    y = y.flatten(3, 4)
+    y = _overlapped(y, 1, taps[1], stride[1], dilation[1])
+    if stride[1] > 1:
+        y = y.permute(0, 1, 3, 4, 2)
+    y = y.reshape(*y.shape[:2], fixed(y.shape[3 if stride[1] == 1 else 2]), -1)
+    for axis, size, start in zip((2, 3), output_size, padding, strict=True):
+        missing = max(0, start + fixed(size) - fixed(y.shape[axis]))  # no patch reaches there
+        y = _padded(y, {axis: (0, missing)}).narrow(axis, start, fixed(size))
+    return y
+
+
+def _overlapped(y: Tensor, step: int, taps: int, stride: int, dilation: int) -> Tensor:
+    """From what each of `taps` pixels of a patch adds to what is there: [N, C, taps, other, patches * step] to
+    [N, C, stride, other, blocks * step], where a block is `stride` neighbouring pixels.
+    """
+    reach = (taps - 1) * dilation // stride  # blocks behind the patch's first one
+    total: Tensor | None = None
+    for block, first, count in _runs(taps, stride, dilation):
+        phase = first * dilation % stride
+        pads = {2: (phase, stride - phase - count), 4: (block * step, (reach - block) * step)}
+        part = _padded(y.narrow(2, first, count), pads)
+        total = part if total is None else total + part
+    assert total is not None, "a patch has pixels"
+    return total
+
+
+def _runs(taps: int, stride: int, dilation: int) -> list[tuple[int, int, int]]:
+    """The pixels of a patch by the block that they are in, as far as they are neighbours: (block, first, count)."""
+    runs: list[tuple[int, int, int]] = []
+    for tap in range(taps):
+        block = tap * dilation // stride
+        if runs and dilation == 1 and runs[-1][0] == block:
+            runs[-1] = (block, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((block, tap, 1))
+    return runs
+
+
+def _padded(y: Tensor, pads: Mapping[int, tuple[int, int]]) -> Tensor:
+    """Zeros before and behind along the axes that are named; `y` itself where there are none."""
+    if not any(map(any, pads.values())):
+        return y
+    return F.pad(y, [size for axis in reversed(range(y.dim())) for size in pads.get(axis, (0, 0))])
 
 
 def _each(values: Ints, rank: int) -> list[int]:
