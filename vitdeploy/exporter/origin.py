@@ -11,7 +11,7 @@ from vitdeploy.exporter.onnx_import.network import OnnxNetwork
 from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.optimize import node_count
 from vitdeploy.exporter.sources.subject import Subject
-from vitdeploy.graph.run import Array, Inputs, rows
+from vitdeploy.graph.run import Array, Inputs
 
 
 def open_network(subject: Subject, *, features: bool, batch: int | None) -> Network:
@@ -49,11 +49,12 @@ def captured(network: Network, inputs: Inputs, outputs: Mapping[str, Array]) -> 
     what the network makes of the inputs. Raises ExportError for what has no such graph.
     """
     if isinstance(network, OnnxNetwork):
-        return network.imported(network.run(rows(inputs, 0, network.batch or 1))), network.file.nodes
+        return network.imported(network.one_call(inputs)), network.file.nodes
     import torch
 
     from vitdeploy.exporter.capture import capture
     from vitdeploy.exporter.torch_network import TorchNetwork
+    from vitdeploy.graph.run import rows
 
     assert isinstance(network, TorchNetwork)
     example = {name: torch.tensor(array) for name, array in rows(inputs, 0, network.batch or 2).items()}

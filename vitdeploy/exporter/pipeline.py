@@ -14,7 +14,7 @@ import onnx_ir as ir
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.data import Dataset
 from vitdeploy.data.slots import Slot, takes_images_alone
-from vitdeploy.errors import GateError, UsageError
+from vitdeploy.errors import BackendError, GateError, UsageError
 from vitdeploy.exporter.artifact import describe, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.free_axes import require_free
@@ -22,6 +22,7 @@ from vitdeploy.exporter.half import half_precision, pin_modules
 from vitdeploy.exporter.inputs import lengths
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.network import Network
+from vitdeploy.exporter.onnx_import.network import OnnxNetwork
 from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.optimize import Record, lower, optimize, run_pass
 from vitdeploy.exporter.origin import captured, open_network, reference_outputs
@@ -41,7 +42,7 @@ from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, fi
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.statistics import json_number
-from vitdeploy.targets import Target
+from vitdeploy.targets import Target, targets
 
 log = logging.getLogger("vitdeploy.export")
 
@@ -203,7 +204,9 @@ def _graph(
         raise UsageError(
             f"no output of {reference.network.name} depends on its input {' and '.join(unused)}",
             why="a runtime may leave such an input out of the model",
-            fix="leave it out of forward, or give it a default there and no --input",
+            fix="export the .onnx without it"
+            if isinstance(reference.network, OnnxNetwork)
+            else "leave it out of forward, or give it a default there and no --input",
         )
     pin_modules(graph, reference.network.float32_modules)
     return graph, records
@@ -250,7 +253,12 @@ def _prove(bundle: Bundle, request: ExportRequest) -> None:
     """Open the files as the device will and hold their outputs against the reference; what is found is recorded."""
     results = []
     for runtime in proving_runtimes(request.row):
-        report = verify(bundle, runtime=runtime)
+        try:
+            report = verify(bundle, runtime=runtime)
+        except BackendError as error:
+            others = [row.name for row in targets() if row.runtimes and runtime not in row.runtimes]
+            fix = f"--target {others[0]}, which {runtime} need not read" if len(request.row.runtimes) > 1 else error.fix
+            raise BackendError(error.what, why=error.why, fix=fix) from error
         if not report.passed:
             raise GateError(
                 f"{bundle.manifest.model.name} does not reproduce {bundle.manifest.against} in {runtime}",

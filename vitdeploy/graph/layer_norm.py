@@ -91,6 +91,7 @@ def _epsilon(spread: ir.Value | None, over: tuple[ir.Value, Axes], exponent: flo
 def _by_factor(node: ir.Node) -> WrittenOut | None:
     """x m - mean m, where m is the inverse deviation, perhaps times a scale, and a bias may be added to the second."""
     first, second = node.inputs
+    cases: list[tuple[ir.Value | None, ir.Value | None, ir.Value | None, ir.Value | None]]
     if node.op_type == "Sub":
         cases = [(first, *factors, None) for factors in _factors(second)]
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from vitdeploy.exporter.onnx_import.composites import state_deconvolutions
 from vitdeploy.exporter.onnx_import.names import name_nodes
 from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.onnx_import.shapes import annotated, settled
+from vitdeploy.exporter.onnx_import.single import in_single
 from vitdeploy.exporter.onnx_import.upgrade import upgraded
 from vitdeploy.graph.names import make_unique
 from vitdeploy.graph.run import Array, Inputs, Runner, joined, rows, samples_in
@@ -61,7 +62,24 @@ class OnnxNetwork:
                 why=error.why,
                 fix="inputs of the sizes that the file was exported for: --input NAME=SHAPE, --batch 1",
             ) from error
+        self._check_shapes(parts)
         return {name: joined([part[name] for part in parts], several=self.batch is not None) for name in parts[0]}
+
+    def one_call(self, inputs: Inputs) -> dict[str, Array]:
+        """What one batch gives, as it comes."""
+        return next(self._runner.batches(self.first_batch(rows(inputs, 0, self.batch or 1))))
+
+    def _check_shapes(self, parts: Sequence[Mapping[str, Array]]) -> None:
+        """ExportError for outputs whose size follows from values, such as a list of what was found."""
+        for name, first in parts[0].items():
+            other = next((part[name] for part in parts if part[name].shape != first.shape), first)
+            if other is not first:
+                raise ExportError(
+                    f"the output {name} of {self.original} is {list(first.shape)} for one input and "
+                    f"{list(other.shape)} for another",
+                    why="its size follows from values, and a bundle states the shapes of its outputs",
+                    fix="export the .onnx without that part, such as the selection of detections",
+                )
 
     @cached_property
     def _runner(self) -> Runner:
@@ -87,6 +105,7 @@ class OnnxNetwork:
         outputs  what it makes of one batch: not every file says their shapes
         """
         named = self.file.graph.clone()
+        in_single(named, doubles=True)  # hardly a device computes in FP64; the proof says what that costs
         name_nodes(named.graph)
         for value in named.graph.outputs:
             value.shape = ir.Shape([None] * outputs[str(value.name)].ndim)
@@ -105,6 +124,13 @@ class OnnxNetwork:
         length = None if value.shape is None else value.shape[index]
         if isinstance(length, int):
             return length
-        if not index:
-            return found if self.batch is not None else BATCH
-        return f"{value.name}.axis{index}"
+        if not index and self.batch is None:
+            return BATCH
+        return f"{value.name}.axis{index}" if index and self._has_free_axes else found
+
+    @property
+    def _has_free_axes(self) -> bool:
+        """Whether an axis besides the batch is free."""
+        return any(
+            not isinstance(axis, int) for value in self.file.graph.graph.inputs for axis in (value.shape or ())[1:]
+        )

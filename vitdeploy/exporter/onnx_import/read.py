@@ -18,6 +18,7 @@ from vitdeploy.exporter.onnx_import.single import in_single
 
 STANDARD = ("", "ai.onnx")
 OLDEST = 7
+_IR = 8  # since version 4 no weight has to be an input
 _SHOWN = 4  # names in a message
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -72,15 +73,27 @@ def read_onnx(path: Path, largest: int) -> OnnxFile:
             onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        onnx.checker.check_model(proto)
+        _check_model(proto)
         graph = ir.from_proto(proto)
     except Exception as error:  # every library on the way raises its own kinds for a broken file
         raise _broken(path, error) from error
     for name in [str(value.name) for value in graph.graph.inputs]:
         if name in graph.graph.initializers:  # before IR version 4 every initializer was listed as an input as well
             graph.graph.inputs.remove(graph.graph.initializers[name])
+    graph.ir_version = max(graph.ir_version, _IR)
     nodes = sum(node.op_type != "Constant" for node in graph.graph)
     return OnnxFile(path, graph, nodes, in_single(graph), _hash(path, *outside))
+
+
+def _check_model(proto: onnx.ModelProto) -> None:
+    """Let ONNX check the graph; that not every output states its shape, as it demands, is no fault."""
+    ports = [value.type.tensor_type for value in (*proto.graph.input, *proto.graph.output)]
+    silent = [port for port in ports if port.elem_type and not port.HasField("shape")]
+    for port in silent:
+        port.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for port in silent:
+        port.ClearField("shape")
 
 
 def _parsed(path: Path) -> onnx.ModelProto:

@@ -11,14 +11,14 @@ _HALVES = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _TYPE_ATTRIBUTES = ("to", "dtype")  # of Cast, and of what makes tensors
 
 
-def in_single(model: ir.Model) -> tuple[str, ...]:
+def in_single(model: ir.Model, *, doubles: bool = False) -> tuple[str, ...]:
     """Turn all floats of `model` into FP32, in place; returns the names of the other types that it had.
 
-    FP64 is turned where an input or an output has it: inside of a graph it is what an exporter made of a number.
+    FP64 is turned with `doubles`, or where an input or an output has it: a network of that type.
     """
     ports = (*model.graph.inputs, *model.graph.outputs)
     others = dict(_HALVES)
-    if any(value.dtype == ir.DataType.DOUBLE for value in ports):
+    if doubles or any(value.dtype == ir.DataType.DOUBLE for value in ports):
         others[ir.DataType.DOUBLE] = "float64"
     found: dict[str, None] = {}
     graphs = [model.graph, *(graph for graph in model.graph.subgraphs() if graph is not model.graph)]

@@ -16,6 +16,7 @@ from vitdeploy.errors import ModelError
 from vitdeploy.exporter.capture import CAPTURE_OPSET
 
 # Operators that mean something else since an opset after that of the capture.
+_RESIZE = 11
 _CHANGED = {"GroupNormalization": 21}
 
 
@@ -27,6 +28,9 @@ def upgraded(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     if opset > CAPTURE_OPSET:
         return _downgraded(proto, opset, where)
     try:
+        if opset < _RESIZE:
+            proto = onnx.version_converter.convert_version(proto, _RESIZE)
+            _state_coordinates(proto)
         return onnx.version_converter.convert_version(proto, CAPTURE_OPSET)
     except Exception as error:  # of the C++ converter, without a class of its own
         raise ModelError(
@@ -34,6 +38,16 @@ def upgraded(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
             why=str(error).strip().splitlines()[-1],
             fix=f"export it again with opset_version={CAPTURE_OPSET}",
         ) from error
+
+
+def _state_coordinates(proto: onnx.ModelProto) -> None:
+    """Resize said no more than its mode before opset 11, and meant this; the converter takes the new defaults."""
+    for node in proto.graph.node:
+        if node.op_type == "Resize":
+            given = {attribute.name for attribute in node.attribute}
+            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                if name not in given:
+                    node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _downgraded(proto: onnx.ModelProto, opset: int, where: str) -> onnx.ModelProto:
