@@ -78,7 +78,7 @@ def run(request: ExportRequest) -> Bundle:
             subject = _network(request)
             if request.bake_preprocessing:
                 require_bakeable(subject.card.preprocessing)
-        with clock.step(f"computing the reference in {_computing(subject)}"):
+        with clock.step(f"computing the {_computing(subject)} reference"):
             options, card = request.quantization, subject.card
             samples = _samples(subject, request, data) if request.precision == "int8" else None
             reference = _reference(subject, request, samples)
