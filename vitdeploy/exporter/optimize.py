@@ -28,6 +28,7 @@ from vitdeploy.passes.gemm_form import GemmForm
 from vitdeploy.passes.hoist_broadcast import HoistBroadcast
 from vitdeploy.passes.key_form import KeyForm
 from vitdeploy.passes.merge_parallel_conv import MergeParallelConv
+from vitdeploy.passes.merge_parallel_linear import MergeParallelLinear
 from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
 from vitdeploy.passes.merge_transposes import MergeTransposes
 from vitdeploy.passes.separate_projections import SeparateProjections
@@ -54,6 +55,7 @@ PASSES: tuple[type[GraphPass], ...] = (
     FoldBatchNorm,
     FoldResidualConv,
     MergeParallelConv,
+    MergeParallelLinear,
     MergeSharedLinear,
     MergeTransposes,
     KeyForm,
