@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitdeploy import export, load, verify
+from vitdeploy import create_model, export, load, verify
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import ExportError, UsageError
@@ -306,5 +306,7 @@ def test_weights_that_no_file_holds_are_refused_at_once(tmp_path: Path) -> None:
 def test_options_that_belong_to_other_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--checkpoint does not belong to a module"):
         export(Scale(), tmp_path / "b", image_size=16, checkpoint="x.pth")
-    with pytest.raises(UsageError, match="takes images alone"):
-        export("lemevit_tiny.eurosat", tmp_path / "b", inputs=["x=1x3x64x64"])
+    for source in ("lemevit_tiny.eurosat", create_model("lemevit_tiny.eurosat")):
+        for text in ("x=1x3x64x64", "images=1x3x32x64", "images=1x3xhx32", "images=1x3x64x64:int64"):
+            with pytest.raises(UsageError, match=r"lemevit_tiny\.eurosat takes no input"):
+                export(source, tmp_path / "b", inputs=[text])

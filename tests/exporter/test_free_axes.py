@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitdeploy import Bundle, export, load
+from vitdeploy import Bundle, create_model, export, load
 from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.exporter.inputs import InputSpec, parse_input, sized
 
@@ -127,6 +127,15 @@ def test_texts_of_any_length(batch: str, tmp_path: Path) -> None:
                 expected = module(torch.from_numpy(ids), torch.ones(ids.shape)).numpy()
             found = session.run({"ids": ids, "weight": np.ones_like(ids)})["logits"]
             np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_of_the_zoo_takes_other_sizes(tmp_path: Path) -> None:
+    module = create_model("lemevit_tiny", image_size=64, num_classes=5)
+    bundle = export("lemevit_tiny", tmp_path / "b", inputs=["images=1x3xhxw"], image_size=64, num_classes=5)
+    images = np.random.default_rng(3).standard_normal((1, 3, 96, 64)).astype(np.float32)
+    with load(bundle, runtime="onnxruntime") as session, torch.no_grad():
+        np.testing.assert_allclose(session(images), module(torch.from_numpy(images)).numpy(), atol=1e-4)
 
 
 def test_a_file_of_another_exporter_keeps_its_free_axes(tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def sized(
     )
 
 
+def freed(specs: Sequence[InputSpec], asked: Sequence[InputSpec], network: str) -> tuple[InputSpec, ...]:
+    """The inputs of a network that says them itself, with the axes free that `asked` has words for.
+
+    Raises UsageError for an input that it does not have, and for other numbers than its own.
+    """
+    known = {spec.name: spec for spec in specs}
+    for one in asked:
+        spec = known.get(one.name)
+        fits = spec is not None and spec.dtype == one.dtype and len(spec.shape) == len(one.shape)
+        if spec is None or not fits or any(a not in (0, b) for a, b in zip(one.shape, spec.shape, strict=True)):
+            takes = ", ".join(f"{each.name}=1x{'x'.join(map(str, each.shape))}" for each in specs)
+            raise UsageError(
+                f"{network} takes no input {one.name}={'x'.join(map(str, (1, *lengths(one))))}",
+                why=f"it takes {takes}",
+                fix="--image-size for another size; a word in the place of a number of --input leaves that axis free",
+            )
+        known[one.name] = replace(spec, free=one.free)
+    return tuple(known.values())
+
+
 def check_size(specs: Sequence[InputSpec], image_size: tuple[int, int] | None) -> None:
     """UsageError for a size of images where the inputs say all their lengths themselves."""
     if image_size is not None and specs and not any(len(spec.shape) == 3 and any(spec.free[1:]) for spec in specs):

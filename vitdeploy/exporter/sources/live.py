@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporter.inputs import Array, InputSpec, check_size, image_inputs, sized, specs_of, with_images
+from vitdeploy.exporter.inputs import Array, InputSpec, check_size, freed, image_inputs, sized, specs_of, with_images
 from vitdeploy.exporter.sources.subject import Subject, card_of, name_examples
 from vitdeploy.models.outputs import entry_of, parameters_of
 from vitdeploy.models.registry import ModelCard, Weights, as_image_size
@@ -88,7 +88,8 @@ def describe_live(
                 fix="give image_size to create_model",
             )
         card = replace(known, weights=Weights("module", f"live module of {known.name}"))
-        return Subject(module, card, image_inputs(card.image_size, 3), notes=notes)
+        specs = freed(image_inputs(card.image_size, 3), inputs or (), card.name)
+        return Subject(module, card, specs, notes=notes)
     name = type(module).__name__
     specs = _inputs(name, image_size, inputs, examples, channels, {**examples, **reference})
     check_names(module, name, specs)

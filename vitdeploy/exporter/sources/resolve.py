@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import ExportError, UsageError
-from vitdeploy.exporter.inputs import image_inputs
+from vitdeploy.exporter.inputs import freed, image_inputs
 from vitdeploy.exporter.onnx_import.read import OnnxFile
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.models.registry import ModelCard, cards
@@ -117,8 +117,6 @@ def _made(request: ExportRequest) -> Subject:
 def _zoo(request: ExportRequest, name: str) -> Subject:
     from vitdeploy.models.create import create_model
 
-    if request.specs:
-        raise UsageError(f"{name} takes images alone", fix="--image-size instead of --input")
     model = create_model(
         name,
         num_classes=request.num_classes,
@@ -127,20 +125,24 @@ def _zoo(request: ExportRequest, name: str) -> Subject:
         hyperparameters=request.hyperparameters,
     )
     card: ModelCard = model.card  # type: ignore[assignment]
-    return Subject(model, card, image_inputs(card.image_size, 3))
+    return _with_free_axes(Subject(model, card, image_inputs(card.image_size, 3)), request)
+
+
+def _with_free_axes(subject: Subject, request: ExportRequest) -> Subject:
+    return replace(subject, inputs=freed(subject.inputs, request.specs, subject.card.name))
 
 
 def _timm(request: ExportRequest) -> Subject:
     from vitdeploy.exporter.sources.timm import describe_timm
 
-    return describe_timm(request)
+    return _with_free_axes(describe_timm(request), request)
 
 
 def _huggingface(request: ExportRequest) -> Subject:
     from vitdeploy.exporter.sources.huggingface import describe_huggingface
 
     _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes})
-    return describe_huggingface(request)
+    return _with_free_axes(describe_huggingface(request), request)
 
 
 def _onnx(request: ExportRequest, path: Path) -> Subject:
