@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -117,13 +118,13 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         f"|{' --- |' * len(HEADER)}",
     ]
     lines += [_line(name, one) for name, one in networks.items()]
-    lines += ["", "| refused | form | reason |", "| --- | --- | --- |"]
-    lines += [
-        f"| {_short(name)} | {form} | {_reason(row['refused'])} |"
-        for name, one in networks.items()
-        for form, row in one["forms"].items()
-        if "refused" in row
-    ]
+    said: dict[tuple[str, str], list[str]] = {}
+    for name, one in networks.items():
+        for form, row in one["forms"].items():
+            if form != "naive" and verdict(form, row) != "right":
+                said.setdefault((_short(name), _reason(form, row)), []).append(form)
+    for (name, reason), forms in said.items():
+        lines += ["", *textwrap.wrap(f"- {name} ({', '.join(forms)}): {reason}", 120, subsequent_indent="  ")]
     return lines
 
 
@@ -158,9 +159,16 @@ def _short(name: str) -> str:
     return name.removeprefix("timm:")
 
 
-def _reason(said: str) -> str:
-    text = " ".join(said.split()).replace("|", "/")
-    return text if len(text) <= 240 else f"{text[:240]} …"
+def _reason(form: str, row: Mapping[str, Any]) -> str:
+    """What a form that is not right says of itself, without what to type next."""
+    text = row.get("refused") or row.get("crashed") or f"{verdict(form, row)}, {json.dumps(row)}"
+    said = " ".join(str(text).partition("\n  try: ")[0].split())[:400]
+    if "pytorch_fp16_natural_db" in row:
+        natural, worst = row["pytorch_fp16_natural_db"], row["pytorch_fp16_difficult_db"]
+        said += (
+            f"; PyTorch in FP16 keeps {natural:.0f} dB of natural images and {worst:.0f} dB of the worst difficult one"
+        )
+    return said
 
 
 def main() -> None:

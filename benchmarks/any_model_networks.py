@@ -8,50 +8,19 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from any_model_files import file_rows
+from any_model_table import Made, Network
 from timm_network import library, realistic, varied
 from torch import nn
 
 from vitdeploy.models.outputs import named
 
 SPREAD = 0.02  # the standard deviation with which most networks begin
-
-
-@dataclass(frozen=True)
-class Made:
-    """A network as an export takes it.
-
-    source     the first argument of `vitdeploy.export`
-    options    further arguments of it
-    outputs    what the original makes of images float32 [n, C, H, W], by output name: in float64 where `exact`
-    naive      the module for `torch.onnx.export`; None where there is nothing to compare with
-    """
-
-    source: str
-    options: Mapping[str, Any]
-    outputs: Callable[[np.ndarray, bool], dict[str, np.ndarray]]
-    naive: nn.Module | None = None
-
-
-@dataclass(frozen=True)
-class Network:
-    """A row of the table.
-
-    name       as it is shown; with `--only`
-    make       from the row and an empty folder
-    size       pixels on a side of its images
-    arguments  of its constructor
-    """
-
-    name: str
-    make: Callable[[Network, Path], Made]
-    size: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def from_timm(row: Network, folder: Path) -> Made:
@@ -70,7 +39,7 @@ def from_timm(row: Network, folder: Path) -> Made:
         "checkpoint": folder / "weights.pth",
         "hyperparameters": dict(row.arguments) or None,
     }
-    return Made(row.name, options, _torch_outputs(network), network)
+    return Made(row.name, options, _torch_outputs(network), network, _in_half(network))
 
 
 def from_transformers(row: Network, folder: Path) -> Made:
@@ -89,7 +58,9 @@ def from_transformers(row: Network, folder: Path) -> Made:
         "image_std": [0.229, 0.224, 0.225],
     }
     (folder / "model/preprocessor_config.json").write_text(json.dumps(processor))
-    return Made(f"hf:{folder / 'model'}", {"image_size": row.size}, _torch_outputs(network), _Tensors(network))
+    options = {"image_size": row.size}
+    outputs, half = _torch_outputs(network), _in_half(network)
+    return Made(f"hf:{folder / 'model'}", options, outputs, _Tensors(network), half)
 
 
 class _Tensors(nn.Module):
@@ -120,14 +91,19 @@ def _awake(network: nn.Module) -> nn.Module:
 
 
 def _torch_outputs(network: nn.Module) -> Callable[[np.ndarray, bool], dict[str, np.ndarray]]:
-    def outputs(images: np.ndarray, exact: bool) -> dict[str, np.ndarray]:
-        kind = torch.float64 if exact else torch.float32
-        asked = copy.deepcopy(network).double() if exact else network  # what it caches is of its own type
-        with torch.inference_mode():
-            parts = [named(asked(image[None])) for image in torch.from_numpy(images).to(kind)]
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    return lambda images, exact: _run(network, images, torch.float64 if exact else torch.float32)
 
-    return outputs
+
+def _in_half(network: nn.Module) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda images: _run(network, images, torch.float16)
+
+
+def _run(network: nn.Module, images: np.ndarray, kind: torch.dtype) -> dict[str, np.ndarray]:
+    # A copy, for what a network caches is of the type of the call.
+    asked = network if kind == torch.float32 else copy.deepcopy(network).to(kind)
+    with torch.inference_mode():
+        parts = [named(asked(image[None])) for image in torch.from_numpy(images).to(kind)]
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
 def _timm(size: int, *names: str, **arguments: Any) -> list[Network]:
@@ -149,10 +125,11 @@ NETWORKS = [
     *_timm(128, "pit_ti_224", depth=(1, 2, 2)),
     *_timm(240, "crossvit_9_240"),
     # Windows and pyramids
-    *_timm(112, "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224", **_FOUR),
+    *_timm(112, "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224", embed_dim=48, **_FOUR),
     *_timm(128, "swinv2_tiny_window8_256", "twins_svt_small", "twins_pcpvt_small", **_FOUR),
-    *_timm(128, "davit_tiny", "maxvit_pico_rw_256", depths=(1, 1, 1, 1)),
-    *_timm(128, "hiera_tiny_224", stages=(1, 1, 2, 1), q_pool=3),
+    *_timm(128, "davit_tiny", depths=(1, 1, 1, 1), embed_dims=(48, 96, 192, 384)),
+    *_timm(128, "maxvit_pico_rw_256", depths=(1, 1, 1, 1)),
+    *_timm(128, "hiera_tiny_224", stages=(1, 1, 2, 1), q_pool=3, embed_dim=48),
     *_timm(128, "gcvit_xxtiny", "mvitv2_tiny", "coatnet_pico_rw_224", "nest_tiny", "pvt_v2_b0", "coat_lite_tiny"),
     *_timm(128, "volo_d1_224", "visformer_tiny", "focalnet_tiny_srf", "nextvit_small", "vitamin_small_224"),
     *_timm(128, "caformer_s18"),
@@ -215,3 +192,6 @@ def find_network(name: str) -> Network:
     if not found:
         raise SystemExit(f"there is no row {name!r} in {__file__}")
     return found[0]
+
+
+NETWORKS += file_rows(find_network)

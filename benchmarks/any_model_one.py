@@ -132,13 +132,24 @@ def against_naive(made: Made, size: int, folder: Path) -> dict[str, Any]:
     return graph_cost(folder, ROUNDS)
 
 
+def conditioning(form: str, made: Made, original: Original, folder: Path) -> dict[str, float]:
+    """What the original itself keeps of FP64 in the precision of a form that is refused, in dB of natural images."""
+    path = folder / "fp32"
+    if made.half is None or not form.startswith("fp16") or not path.exists():
+        return {}
+    images, expected, _ = original(Bundle.open(path))
+    found = made.half(images)
+    each = [figures(expected[name], found[name], IMAGES) for name in expected]
+    return {f"pytorch_fp16_{key}": min(one[key] for one in each) for key in ("natural_db", "difficult_db")}
+
+
 def row_of(form: str, made: Made, original: Original, size: int, folder: Path, calibration: Path) -> dict[str, Any]:
     try:
         if form == NAIVE:
             return against_naive(made, size, folder)
         return measure(form, made, original, folder, calibration)
     except VitDeployError as error:
-        return {"refused": str(error), "kind": type(error).__name__}
+        return {"refused": str(error), "kind": type(error).__name__, **conditioning(form, made, original, folder)}
     except Exception:
         return {"crashed": traceback.format_exc()[-3000:]}
 

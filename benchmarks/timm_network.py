@@ -65,12 +65,19 @@ def _smooth(size: int) -> Iterator[torch.Tensor]:
         yield nn.functional.interpolate(torch.randn(4, 3, 14, 14), (size, size), mode="bilinear") * 1.5
 
 
-def varied(size: int, count: int = 32) -> torch.Tensor:
-    """Images of blobs of many sizes, with colours and contrasts of their own: no channel sees next to nothing vary."""
+def varied(size: int, count: int = 48) -> torch.Tensor:
+    """Images of blobs and stripes of many sizes, with colours and contrasts of their own: no channel sees next to
+    nothing vary.
+    """
     torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     images = []
     for index in range(count):
         blobs = torch.randn(1, 3, *[max(2, size >> (index % 6))] * 2)
-        spread, colour = 0.3 + 1.2 * torch.rand(1, 3, 1, 1), torch.randn(1, 3, 1, 1)
-        images.append(nn.functional.interpolate(blobs, (size, size), mode="bilinear") * spread + colour)
+        image = nn.functional.interpolate(blobs, (size, size), mode="bilinear")
+        if index % 3 == 2:
+            period, place = 2 + index % 7, (rows, columns, rows + columns)[index // 3 % 3]
+            stripes = 2.0 * (place % period < period // 2) - 1
+            image = 0.3 * image + stripes * (0.5 + 1.5 * torch.rand(1, 3, 1, 1))
+        images.append(image * (0.3 + 1.2 * torch.rand(1, 3, 1, 1)) + torch.randn(1, 3, 1, 1))
     return torch.cat(images)
