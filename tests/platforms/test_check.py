@@ -245,10 +245,10 @@ def test_int8_attention_needs_few_tokens_and_a_platform_that_has_the_kernel(tmp_
     assert "10.3 on Orin fuses FP16 only" in on_orin.int8.reason
 
 
-def test_what_reports_disagree_on_is_uncertain(tmp_path: Path) -> None:
+def test_what_reports_disagree_on_is_unknown(tmp_path: Path) -> None:
     (block,) = check(attention(tmp_path / "a"), "jetson-agx-orin-jp6.0").attentions
     assert block.fuses is None
-    assert "uncertain" in str(check(attention(tmp_path / "b"), "jetson-agx-orin-jp6.0"))
+    assert "attention by the rules: 1 unknown" in str(check(attention(tmp_path / "b"), "jetson-agx-orin-jp6.0"))
 
 
 def test_a_layer_norm_is_one_operator_over_the_last_axis(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from tests.transformer import BLOCKS, transformer
+from vitdeploy.tensorrt.engine_layers import read_layers
 from vitdeploy.tensorrt.fusion import (
     FusionReport,
     broken_rules,
     read_fusion,
-    read_layers,
 )
 
 SEPARATOR = "\x1f"
@@ -203,3 +203,24 @@ def test_a_written_out_layer_norm_is_one_group() -> None:
     apart = document(layer_10("a", group[:2], "Float"), layer_10("b", group[2:], "Float"))
     (block,) = read_fusion(apart, proto.SerializeToString()).layer_norms
     assert (block.fused, block.runs_as[:9]) == (False, "2 kernels")
+
+
+def test_layers_that_only_move_data_are_told_by_their_kernels_or_their_nodes() -> None:
+    def moved(name: str, *nodes: str) -> tuple[str, ...]:
+        (layer,) = read_layers(document(layer_10("x", list(nodes), "Half") | {"Name": name}))
+        return layer.moved_by({"t": "Transpose", "r": "Reshape", "m": "MatMul"})
+
+    assert moved("__myl_SlicReshTranResh_myl0_7", "m") == ("slice", "reshape", "transpose")
+    assert moved("__myl_SlicAddTran_myl0_7", "t") == ()
+    assert moved("__myl_Nova_myl0_7", "t") == (), "an operation that is not known may compute"
+    assert moved("t + r", "t", "r") == ("Reshape", "Transpose")
+    assert moved("t + m", "t", "m") == ()
+    assert moved("t + elsewhere", "t", "elsewhere") == ()
+    assert moved("weights") == ()
+
+
+def test_a_report_of_an_earlier_version_is_still_read() -> None:
+    values = read_fusion(document(layer_10("x", attention(0), "Half")), transformer(half=True)).to_dict()
+    for name in ("gelus", "gelus_fused", "movements"):
+        values.pop(name)
+    assert FusionReport.from_dict(values).movements == ()

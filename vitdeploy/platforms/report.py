@@ -10,6 +10,9 @@ from typing import Any
 from vitdeploy.platforms.capabilities import Platform, dotted
 
 BLOCKS, WARNS = "blocks", "warns"
+# The words of every report about fusion: by rules, of an engine, and by NVIDIA's compiler.
+ATTENTION, LAYER_NORM, GELU = "attention", "layer norm", "GELU"
+FUSION_STATES = {True: "fused", False: "not fused", None: "unknown"}
 MAX_LOADABLES = 16  # that a core of the accelerator holds
 
 
@@ -175,7 +178,7 @@ class CheckReport:
         lines = [f"{self.bundle}: {self.model}, {self.precision}, for {_describe(self.platform)}"]
         for finding in sorted(self.findings, key=lambda f: f.level):
             lines += [f"{finding.level:7}{finding.where}: {finding.what} ({finding.source})", f"       {finding.fix}"]
-        lines += _section("attention", self.attentions) + _section("layer norm", self.layer_norms)
+        lines += _section(ATTENTION, self.attentions) + _section(LAYER_NORM, self.layer_norms)
         verdict = self.int8.verdict
         lines.append(f"INT8 against FP16: {verdict.answer}; {verdict.reason}")
         lines += [f"       {macs / 1e6:,.0f} M not for INT8: {why}" for why, macs in self.int8.obstacles.items()]
@@ -193,9 +196,9 @@ def _describe(platform: Platform) -> str:
 
 def _section(title: str, blocks: Sequence[Block]) -> list[str]:
     """One paragraph for each set of blocks that are alike but for their names, and layer norms for their shapes."""
-    words = {True: "fused by the rules", False: "not fused", None: "uncertain"}
     states = Counter(block.fuses for block in blocks)
-    lines = [f"{title}: {', '.join(f'{states[state]} {words[state]}' for state in words if states[state])}"]
+    counted = ", ".join(f"{states[state]} {word}" for state, word in FUSION_STATES.items() if states[state])
+    lines = [f"{title} by the rules: {counted}"]
     alike: dict[tuple[Any, ...], list[Block]] = {}
     for block in blocks:
         alike.setdefault((block.shape if block.int8 else "", block.precision, block.rules, block.int8), []).append(
@@ -205,7 +208,7 @@ def _section(title: str, blocks: Sequence[Block]) -> list[str]:
         first = same[0]
         more = f" and {len(same) - 1} more" if len(same) > 1 else ""
         shape = f"{first.shape}, " if first.int8 else ""
-        lines.append(f"  {first.precision}, {shape}{first.name}{more}: {words[first.fuses]}")
+        lines.append(f"  {first.precision}, {shape}{first.name}{more}: {FUSION_STATES[first.fuses]}")
         lines += [f"    {r.name}: {r.detail}; {r.fix or 'nothing is known to change that'}" for r in first.open_rules]
         if first.int8 is not None:
             lines.append(f"    INT8: {first.int8.answer}; {first.int8.reason}")

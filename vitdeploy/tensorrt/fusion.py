@@ -1,13 +1,10 @@
-"""What TensorRT made of a graph, read back from the engine: precision of the kernels, attention and layer norms fused.
+"""What TensorRT made of a graph, read back from the engine: precision of the kernels, and which blocks are fused.
 
-The input is the JSON of IEngineInspector, built with detailed profiling verbosity. Its form differs: 8.x and 10.x state
-`Format/Datatype` of every tensor, 11 states `Format` and `DataType` apart; from 9 on `Metadata` names the ONNX nodes of
-a kernel, before only its own name does, and what Myelin compiled is one `ForeignNode` that is not opened.
+A block is an attention, a layer norm or a GELU. It is fused where one kernel computes all of it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,50 +14,22 @@ from typing import Any
 import onnx_ir as ir
 
 from vitdeploy.graph.attention import Attention, find_attentions
+from vitdeploy.graph.gelu import find_gelus
 from vitdeploy.graph.layer_norm import layer_norms
 from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.platforms.capabilities import Platform
 from vitdeploy.platforms.fusion_rules import judge_attention, judge_layer_norms
+from vitdeploy.platforms.report import ATTENTION, FUSION_STATES, GELU, LAYER_NORM
+from vitdeploy.table import render
+from vitdeploy.tensorrt.engine_layers import FOREIGN, EngineLayer, read_layers
 
-_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_FOREIGN = re.compile(r"ForeignNode\[(.*?)\.\.\.(.*?)\]")
-# Between precisions and layouts, or between streams: work, but none of the network's own.
-_CONVERSIONS = frozenset({"reformat", "noop", "signal", "wait", "constant"})
-# The first that a type's words contain; `bfloat16` holds `float16`, so it comes first. Lowest precision first.
-_TYPES = (
-    ("int8", r"int8|\bi8\b"),
-    ("fp8", r"fp8|e4m3"),
-    ("bf16", r"bf16|bfloat16"),
-    ("fp16", r"half|fp16|float16"),
-    ("fp32", r"float|fp32"),
-)
+_SIDES = ("attention", "layer_norms", "gelus")
 _MHA = re.compile(r"mha|flash|fused_attention", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class EngineLayer:
-    """One layer of an engine: its name, kind, the ONNX nodes that it stands for, precision and kernel."""
-
-    name: str
-    kind: str
-    nodes: frozenset[str]
-    precision: str
-    tactic: str = ""
-
-    @property
-    def opaque(self) -> bool:
-        """Whether it hides what it consists of."""
-        return "ForeignNode[" in self.name
-
-    @property
-    def converts(self) -> bool:
-        """Whether it only changes format or type, or waits."""
-        return self.kind.lower() in _CONVERSIONS or self.name.startswith("Reformatting CopyNode")
-
-
-@dataclass(frozen=True)
 class BlockFusion:
-    """An attention or layer norm of the model in the engine.
+    """An attention, layer norm or GELU of the model in the engine.
 
     fused    None where the inspector does not tell
     runs_as  the kernels that compute it
@@ -78,12 +47,29 @@ class BlockFusion:
 
 
 @dataclass(frozen=True)
+class Movement:
+    """A layer that only moves or converts data: what it does, and the ONNX nodes that it stands for by type.
+
+    nodes  names to operator types, in the order of the graph; empty where the engine does not tell
+    """
+
+    layer: str
+    operations: tuple[str, ...]
+    nodes: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"layer": self.layer, "operations": list(self.operations), "nodes": dict(self.nodes)}
+
+
+@dataclass(frozen=True)
 class FusionReport:
     """What became of the graph.
 
     precision    layers by the lowest precision among their inputs: int8, fp16, bf16, fp32, or `other`
     conversions  layers that only change format or type
     opaque       layers that hide what they consist of
+    movements    layers that only move or convert data inside the network
     """
 
     layers: int
@@ -92,7 +78,14 @@ class FusionReport:
     opaque: int
     attention: tuple[BlockFusion, ...] = ()
     layer_norms: tuple[BlockFusion, ...] = ()
+    gelus: tuple[BlockFusion, ...] = ()
+    movements: tuple[Movement, ...] = ()
     note: str = ""
+
+    @property
+    def sections(self) -> tuple[tuple[str, tuple[BlockFusion, ...]], ...]:
+        """The blocks by what they are."""
+        return (ATTENTION, self.attention), (LAYER_NORM, self.layer_norms), (GELU, self.gelus)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -101,28 +94,40 @@ class FusionReport:
             "precision": dict(self.precision),
             "conversions": self.conversions,
             "opaque": self.opaque,
-            "attention": [block.to_dict() for block in self.attention],
-            "attention_fused": sum(bool(block.fused) for block in self.attention),
-            "layer_norms": [block.to_dict() for block in self.layer_norms],
-            "layer_norms_fused": sum(bool(block.fused) for block in self.layer_norms),
+            **{name: [block.to_dict() for block in getattr(self, name)] for name in _SIDES},
+            **{f"{name}_fused": sum(bool(block.fused) for block in getattr(self, name)) for name in _SIDES},
+            "movements": [movement.to_dict() for movement in self.movements],
             "note": self.note,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FusionReport:
-        """What `to_dict` gave."""
-        attention, norms = (
-            tuple(BlockFusion(one["block"], one["fused"], one["runs_as"], tuple(one["why"])) for one in values[side])
-            for side in ("attention", "layer_norms")
+        """What `to_dict` gave, of this version or an earlier one."""
+        blocks = {
+            side: tuple(
+                BlockFusion(one["block"], one["fused"], one["runs_as"], tuple(one["why"]))
+                for one in values.get(side, ())
+            )
+            for side in _SIDES
+        }
+        movements = tuple(
+            Movement(one["layer"], tuple(one["operations"]), one["nodes"]) for one in values.get("movements", ())
         )
         counts = {name: values[name] for name in ("layers", "precision", "conversions", "opaque", "note")}
-        return cls(**counts, attention=attention, layer_norms=norms)
+        return cls(
+            **counts,
+            attention=blocks["attention"],
+            layer_norms=blocks["layer_norms"],
+            gelus=blocks["gelus"],
+            movements=movements,
+        )
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {precision}" for precision, count in self.precision.items())
         lines = [f"{self.layers} layers: {kinds}; {self.conversions} conversions"]
-        for title, blocks in (("attention", self.attention), ("layer norm", self.layer_norms)):
+        for title, blocks in self.sections:
             lines += _section(title, blocks)
+        lines += _movements(self.movements)
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
 
@@ -134,10 +139,17 @@ def read_fusion(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str]
     layers = read_layers(inspected)
     graph, reasons = read_graph(model).graph, why or {}
     order = {str(node.name): position for position, node in enumerate(graph)}
+    op_types = {str(node.name): node.op_type for node in graph}
     working = [layer for layer in layers if not layer.converts]
     counted = Counter(layer.precision for layer in working)
     attention = tuple(_attention(found, working, order, reasons) for found in find_attentions(graph, operators=True))
-    norms = tuple(_layer_norm(_names(nodes), working, order, reasons) for nodes in layer_norms(graph))
+    norms = tuple(_together(_names(nodes), working, order, reasons) for nodes in layer_norms(graph))
+    gelus = tuple(_together(_names(gelu.nodes), working, order, reasons) for gelu in find_gelus(graph))
+    movements = tuple(
+        Movement(layer.name, moves, {name: kind for name, kind in op_types.items() if name in layer.nodes})
+        for layer in working
+        if (moves := layer.moved_by(op_types))
+    )
     named = any(layer.nodes for layer in working)
     return FusionReport(
         layers=len(working),
@@ -146,17 +158,10 @@ def read_fusion(inspected: str, model: bytes, *, why: Mapping[str, Sequence[str]
         opaque=sum(layer.opaque for layer in working),
         attention=attention,
         layer_norms=norms,
+        gelus=gelus,
+        movements=movements,
         note="" if named else "the inspector names no layer in detail: nothing is known of the blocks",
     )
-
-
-def read_layers(inspected: str) -> list[EngineLayer]:
-    """The layers of the inspector's JSON; ValueError for anything else."""
-    document = json.loads(inspected)
-    layers = document.get("Layers") if isinstance(document, dict) else None
-    if not isinstance(layers, list):
-        raise ValueError("this is no engine information: it has no Layers")
-    return [_layer(entry) for entry in layers]
 
 
 def broken_rules(model: bytes, version: tuple[int, ...], sm: int | None) -> dict[str, list[str]]:
@@ -166,33 +171,6 @@ def broken_rules(model: bytes, version: tuple[int, ...], sm: int | None) -> dict
     blocks = [judge_attention(found, platform) for found in find_attentions(graph)]
     blocks += judge_layer_norms(graph, platform)
     return {block.name: [f"{rule.name}: {rule.detail}" for rule in block.open_rules] for block in blocks}
-
-
-def _layer(entry: Any) -> EngineLayer:
-    if not isinstance(entry, dict):  # profiling verbosity LAYER_NAMES_ONLY: names, and nothing else
-        return EngineLayer(str(entry), "", frozenset(_from_name(str(entry))), "other")
-    name = str(entry.get("Name", ""))
-    nodes = _ONNX_NODE.findall(str(entry.get("Metadata", ""))) or _from_name(name)
-    kinds = [_type_of(tensor) for side in ("Inputs", "Outputs") for tensor in entry.get(side) or ()]
-    inputs = [_type_of(tensor) for tensor in entry.get("Inputs") or ()] or kinds
-    precision = next((kind for kind, _ in _TYPES if kind in inputs), None)
-    precision = precision or next((kind for kind, _ in _TYPES if kind in kinds), "other")
-    return EngineLayer(
-        name, str(entry.get("LayerType", "")), frozenset(nodes), precision, str(entry.get("TacticName", ""))
-    )
-
-
-def _from_name(name: str) -> list[str]:
-    """The nodes that a layer's own name tells: `a + b`, `PWN(a, b)`; of a ForeignNode the first and the last."""
-    foreign = _FOREIGN.search(name)
-    if foreign:
-        return [foreign[1], foreign[2]]
-    return [part for part in re.split(r" \+ |\+|,\s*|PWN\(|\)", name) if part.strip()]
-
-
-def _type_of(tensor: Any) -> str:
-    words = str(tensor.get("DataType") or tensor.get("Datatype") or tensor.get("Format/Datatype") or "").lower()
-    return next((kind for kind, pattern in _TYPES if re.search(pattern, words)), "other")
 
 
 def _names(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
@@ -213,9 +191,10 @@ def _attention(
     return _apart(name, parts, layers, why)
 
 
-def _layer_norm(
+def _together(
     names: tuple[str, ...], layers: Sequence[EngineLayer], order: Mapping[str, int], why: Mapping[str, Sequence[str]]
 ) -> BlockFusion:
+    """A block that is fused where one layer carries all of its nodes that any layer names."""
     carrying = [layer for layer in layers if not layer.opaque and layer.nodes & set(names)]
     title = names[-1]
     if len(carrying) == 1:
@@ -239,7 +218,7 @@ def _hiding(parts: Iterable[str], layers: Sequence[EngineLayer], order: Mapping[
     """The opaque layer whose first and last node enclose the parts; weights that it starts with count as the start."""
     positions = [order[part] for part in parts if part in order]
     for layer in layers:
-        ends = _FOREIGN.search(layer.name)
+        ends = FOREIGN.search(layer.name)
         if ends and positions:
             first, last = order.get(ends[1], 0), order.get(ends[2], len(order))
             if first <= min(positions) and max(positions) <= last:
@@ -250,9 +229,9 @@ def _hiding(parts: Iterable[str], layers: Sequence[EngineLayer], order: Mapping[
 def _section(title: str, blocks: Sequence[BlockFusion]) -> list[str]:
     if not blocks:
         return []
-    words = {True: "fused", False: "not fused", None: "unknown"}
     states = Counter(block.fused for block in blocks)
-    lines = [f"{title}: {', '.join(f'{states[state]} {words[state]}' for state in words if states[state])}"]
+    counted = ", ".join(f"{states[state]} {word}" for state, word in FUSION_STATES.items() if states[state])
+    lines = [f"{title}: {counted}"]
     alike: dict[tuple[Any, ...], list[BlockFusion]] = {}
     for block in blocks:
         if not block.fused:
@@ -263,3 +242,16 @@ def _section(title: str, blocks: Sequence[BlockFusion]) -> list[str]:
         lines.append(f"  {first.name}{more}: {first.runs_as}")
         lines += [f"    {reason}" for reason in first.why]
     return lines
+
+
+def _movements(movements: Sequence[Movement]) -> list[str]:
+    """How many layers only move data, and a row for each set of them that do the same for the same operators."""
+    alike: dict[tuple[str, str], list[Movement]] = {}
+    for one in movements:
+        alike.setdefault((", ".join(one.operations), ", ".join(sorted(set(one.nodes.values())))), []).append(one)
+    rows = [
+        [f"  {len(same)}", does, kinds or "none named", next(iter(same[0].nodes), same[0].layer)]
+        for (does, kinds), same in sorted(alike.items(), key=lambda item: -len(item[1]))
+    ]
+    title = f"{len(movements)} layers only move or convert data"
+    return [title, render(rows, header=("  layers", "by", "ONNX operators", "e.g."))] if rows else [title]
