@@ -26,6 +26,7 @@ class Int8Rules:
     pair_per_consumer  each layer gets a Q/DQ pair of its own, even where several read one tensor
     min_channels   products narrower than this on either side stay in float
     min_convolution_inputs  convolutions of fewer input channels stay in float
+    joined_convolutions  convolutions may read integers of maps that were concatenated
     half_rest      what is not quantized computes in FP16, for builders that take the precision from the graph alone
     pair_on_weight weights ship as float with a Q/DQ pair, for readers that take no integer initializer
     source         where the facts are from
@@ -38,6 +39,7 @@ class Int8Rules:
     pair_per_consumer: bool = False
     min_channels: int = 16
     min_convolution_inputs: int = 1
+    joined_convolutions: bool = True
     half_rest: bool = False
     pair_on_weight: bool = False
     source: str = ""
@@ -83,6 +85,11 @@ class Target:
     source: str = ""
 
 
+_JOINED = (
+    "OpenVINO keeps 10 to 20 dB of a convolution that reads int8 of a Concat, and all of it with anything in between "
+    "that the rounding does not absorb (2026.4.1, tests/quantize/test_placement.py)"
+)
+
 _ROWS = (
     Target(
         "portable",
@@ -91,9 +98,10 @@ _ROWS = (
         channels_last_maps=True,
         int8=Int8Rules(
             pair_per_consumer=True,
-            source="TensorRT takes zero points of 0 only (onnx-tensorrt, operators.md); OpenVINO compiles no "
-            "asymmetric activations with weights by channel at batch 1 (2026.4); ONNX Runtime turns int8 into uint8, "
-            "for which it has MatMulIntegerToFloat, only where a pair has one reader (1.31.1)",
+            joined_convolutions=False,
+            source=f"{_JOINED}; TensorRT takes zero points of 0 only (onnx-tensorrt, operators.md); OpenVINO "
+            "compiles no asymmetric activations with weights by channel at batch 1 (2026.4); ONNX Runtime turns int8 "
+            "into uint8, for which it has MatMulIntegerToFloat, only where a pair has one reader (1.31.1)",
         ),
         description="one file for ONNX Runtime, OpenVINO and TensorRT 8.6 and newer",
         source="opset 17 is the oldest with LayerNormalization and the newest that TensorRT 8.6 reads (parser 8.6); "
@@ -130,7 +138,7 @@ _ROWS = (
         channels_last_maps=True,
         runtimes=("openvino",),
         native="openvino",
-        int8=Int8Rules(source="as portable"),
+        int8=Int8Rules(joined_convolutions=False, source=f"as portable; {_JOINED}"),
         description="OpenVINO 2025 and newer, written as model.xml too",
         source="Snippets fuse MatMul, Softmax, MatMul on rank 4 with transpose_b; the front end reads Attention's mask "
         "from another input (onnx/frontend/src/op/attention.cpp), hence the decomposed form; of the keys' two "

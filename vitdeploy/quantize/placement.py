@@ -57,6 +57,12 @@ class Layer:
 
 Plan = tuple[Layer, ...]
 
+# What rounding takes in: with a constant, and always.
+_AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
+_ABSORBED = frozenset(
+    {"BatchNormalization", "Clip", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
 
 def place(graph: ir.Graph, rules: Int8Rules) -> Plan:
     """Every product of the graph with the reason why it stays in float, if it does."""
@@ -149,11 +155,25 @@ def _restricted(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
         inputs = _length((sizes(node.inputs[1]) or (0, 0))[1])
         if inputs < rules.min_convolution_inputs:
             reason = f"a convolution of {inputs} input channels is faster in float"
+        elif not rules.joined_convolutions and _is_joined(input_of(node, 0)):
+            reason = "the target is not right on integers of maps that were concatenated"
     elif layer.kind == LINEAR:
         weight = sizes(node.inputs[1]) or (0, 0)
         if min(map(_length, weight)) < rules.min_channels:
             reason = f"fewer than {rules.min_channels} channels"
     return layer.left_in_float(reason) if reason else layer
+
+
+def _is_joined(value: ir.Value) -> bool:
+    """Whether `value` comes out of a Concat, but for what rounding to integers absorbs."""
+    node = value.producer()
+    while node is not None and node.op_type != "Concat":
+        computed = [source for source in node.inputs if source is not None and constant(source) is None]
+        affine = node.op_type in _AFFINE and len(computed) == 1
+        if not affine and node.op_type not in _ABSORBED:
+            return False
+        node = computed[0].producer() if computed else None
+    return node is not None
 
 
 def _length(size: int | str) -> int:
