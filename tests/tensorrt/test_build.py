@@ -85,6 +85,12 @@ def test_an_options_identity_gives_the_same_options_again() -> None:
         ("Could not find any implementation for node {ForeignNode[a...b]}.", "10.3.0", "{ForeignNode[a...b]}", "4G"),
         ("stdVersionRead == kSERIALIZATION_VERSION failed", "8.6.1", "engine is of another", "--rebuild"),
         ("an illegal memory access was encountered", "10.3.0", "crashed", "--rebuild"),
+        ("Found unsupported input type of UINT8 UNSUPPORTED_NODE", "10.3.0", "element type: UINT8", "a Cast"),
+        ("input has type Int32 but must have type Float, Half", "10.3.0", "element type: Int32", "a Cast"),
+        ("Attention operation was not supported by a dedicated kernel", "10.15.0", "no kernel", "--fp16"),
+        ('"Failed to convert ONNX dimensions to TensorRT dimensions."', "10.3.0", "more axes", "8 axes"),
+        ("Plugin not found, are the plugin name", "10.3.0", "does not know an operator", "tensorrt10.3"),
+        ("NonZero plugin creator version 1 was not found in plugin registry", "10.3.0", "NonZero", "tensorrt10.3"),
         ("Failed to parse ONNX model", "10.3.0", "parser does not accept", "tensorrt10.3"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
-from vitdeploy.bundle import Bundle, BundleWriter
+from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.data import Dataset
 from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import BackendError, GateError, UsageError
@@ -43,6 +43,7 @@ from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.statistics import json_number
 from vitdeploy.targets import Target, targets
+from vitdeploy.tensorrt.rtx.compile import fusion_receipt
 
 log = logging.getLogger("vitdeploy.export")
 
@@ -111,6 +112,7 @@ def run(request: ExportRequest) -> Bundle:
             writer.write_reference(reference.fed, reference.outputs, file=file, preprocessing=recipe)
             manifest = describe(graph, card, reference.network, images, target=request.row, precision=request.precision)
             manifest.graph.update(nodes_captured=nodes, passes=records, seconds=clock.seconds)
+            manifest.graph.update(fusion_receipt(writer.path / MODEL, request.row))
             manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
             manifest.precision_report.update(precision_report)
             bundle = writer.seal(manifest)

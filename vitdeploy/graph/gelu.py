@@ -24,12 +24,14 @@ _OPERATORS: dict[str, Callable[..., Array]] = {
     "Tanh": np.tanh,
 }
 
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SAMPLES = np.linspace(-6.0, 6.0, 121)
 _CURVES: dict[str, Array] = {
     "none": 0.5 * _SAMPLES * (1 + _erf(_SAMPLES / math.sqrt(2))),
     "tanh": 0.5 * _SAMPLES * (1 + np.tanh(math.sqrt(2 / math.pi) * (_SAMPLES + 0.044715 * _SAMPLES**3))),
 }
-_TOLERANCE = 1e-6  # constants are stored in FP32; the two curves differ by 5e-4
+# The two curves differ by 5e-4. Constants in FP32 move them by less than 1e-6, those in FP16 by 3e-5.
+_TOLERANCE, _HALF_TOLERANCE = 1e-6, 1e-4
 
 # Nodes between the input of a hand-written GELU and its curve (Erf or Tanh), and from there to its output.
 _NODES_BEFORE, _NODES_BEHIND = 8, 5
@@ -76,6 +78,7 @@ def _recognise(curve: ir.Node) -> Gelu | None:
     if curve.op_type == "Gelu":
         return Gelu(input_of(curve, 0), curve, attribute(curve, "approximate", "none"))
     inputs = _ancestors(curve)
+    tolerance = _HALF_TOLERANCE if curve.outputs[0].dtype in _HALF else _TOLERANCE
     last: ir.Node | None = curve
     for _ in range(_NODES_BEHIND):
         last = only_consumer(last.outputs[0]) if last is not None else None
@@ -85,7 +88,7 @@ def _recognise(curve: ir.Node) -> Gelu | None:
             with np.errstate(all="ignore"):
                 values = _evaluate(last.outputs[0], x)
             for approximate, expected in _CURVES.items():
-                if values is not None and np.abs(values - expected).max() <= _TOLERANCE:
+                if values is not None and np.abs(values - expected).max() <= tolerance:
                     return Gelu(x, last, approximate)
     return None
 

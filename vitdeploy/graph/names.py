@@ -11,12 +11,17 @@ if TYPE_CHECKING:  # a device without the package onnx_ir asks for blocks too
 BLOCK_PARTS = 3
 
 
+def module_of(name: str) -> str:
+    """The path of the module that a node belongs to, as its name tells it; empty where it tells none."""
+    return name.rpartition("/")[0]
+
+
 def block_of(name: str) -> str:
     """The block of the network that a node belongs to: at most three parts of the module path in its name.
 
     `stages.3.0.attn.proj/MatMul_1` belongs to `stages.3.0`, a node without a path to `graph`.
     """
-    path = name.rpartition("/")[0]
+    path = module_of(name)
     return ".".join(path.split(".")[:BLOCK_PARTS]) or "graph"
 
 

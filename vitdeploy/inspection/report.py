@@ -10,6 +10,7 @@ from typing import Any
 from vitdeploy.graph.names import block_of
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.table import render
+from vitdeploy.tensorrt.rtx.receipt import receipt_rows
 
 ABSENT = "-"
 EXAMPLE = 110  # characters
@@ -131,6 +132,7 @@ def sections(inspection: InspectionReport) -> Sections:
         "parity when exported": _parity(manifest["parity"]),
         "accuracy": {str(index + 1): _short(record) for index, record in enumerate(manifest["accuracy"])},
         "graph": _graph(inspection),
+        "compiled when exported": _compiled(manifest["graph"]),
         "operators": _counts(inspection.graph.operators) if inspection.graph else {},
         "precision by block (nodes)": _blocks(inspection),
         "rewrites": {name: _with_example(lines) for name, lines in inspection.rewrites.items() if lines},
@@ -191,6 +193,12 @@ def _graph(inspection: InspectionReport) -> dict[str, str]:
         how = "INT8" if inspection.manifest["precision"] == "int8" else "emulated half precision"
         rows[how] = f"{_short(report['snr_db'])} dB against FP32"
     return rows
+
+
+def _compiled(graph: Mapping[str, Any]) -> dict[str, str]:
+    """The receipt of NVIDIA's compiler, which a bundle for TensorRT has where it was installed at the export."""
+    receipt = graph.get("compiled")
+    return receipt_rows(receipt) if isinstance(receipt, Mapping) else {}
 
 
 def _blocks(inspection: InspectionReport) -> dict[str, str]:

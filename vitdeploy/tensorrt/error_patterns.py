@@ -48,8 +48,25 @@ ERROR_PATTERNS: tuple[ErrorPattern, ...] = (
         "a newer TensorRT for a newer GPU, an older one for an older GPU: see its support matrix",
     ),
     ErrorPattern(
+        r"Found unsupported input type of (\w+)|with the given input data type (\w+)|input has type (\w+) but must have"
+        r"|Failed to convert ONNX dat[ae] type",
+        "an operator of the graph does not take an element type",
+        "a Cast to float32 or float16 before it",
+    ),
+    ErrorPattern(
+        r"Failed to convert ONNX dimensions",
+        "a tensor has more axes than TensorRT takes, which is 8",
+        "Reshape to 8 axes or fewer",
+    ),
+    ErrorPattern(
+        r"Attention operation was not supported by a dedicated kernel",
+        "the operator Attention has no kernel for these types and sizes",
+        "vitdeploy export SOURCE --fp16, which writes MatMul, Softmax, MatMul",
+    ),
+    ErrorPattern(
         r"(?:UNSUPPORTED_NODE[\s\S]*?)?No importer registered for op: ?(\w+)|UNSUPPORTED_NODE"
-        r"|getPluginCreator could not find plugin:? ?(\w*)",
+        r"|getPluginCreator could not find plugin:? ?(\w*)|Plugin not found"
+        r"|(\w+) plugin creator version \d+ was not found",
         "this version of TensorRT does not know an operator of the graph",
         _CHECK,
     ),

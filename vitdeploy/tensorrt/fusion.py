@@ -24,6 +24,7 @@ from vitdeploy.table import render
 from vitdeploy.tensorrt.engine_layers import FOREIGN, EngineLayer, read_layers
 
 _SIDES = ("attention", "layer_norms", "gelus")
+_HASH = re.compile(r"_0x[0-9a-f]{16,}")
 _MHA = re.compile(r"mha|flash|fused_attention", re.IGNORECASE)
 
 
@@ -239,7 +240,7 @@ def _section(title: str, blocks: Sequence[BlockFusion]) -> list[str]:
     for same in alike.values():
         first = same[0]
         more = f" and {len(same) - 1} more" if len(same) > 1 else ""
-        lines.append(f"  {first.name}{more}: {first.runs_as}")
+        lines.append(f"  {first.name}{more}: {_HASH.sub('', first.runs_as)}")
         lines += [f"    {reason}" for reason in first.why]
     return lines
 
@@ -254,4 +255,4 @@ def _movements(movements: Sequence[Movement]) -> list[str]:
         for (does, kinds), same in sorted(alike.items(), key=lambda item: -len(item[1]))
     ]
     title = f"{len(movements)} layers only move or convert data"
-    return [title, render(rows, header=("  layers", "by", "ONNX operators", "e.g."))] if rows else [title]
+    return [title, render(rows, header=("  layers", "by", "ONNX operators", "e.g."), rule=False)] if rows else [title]

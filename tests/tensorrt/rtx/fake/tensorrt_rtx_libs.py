@@ -1,0 +1,1 @@
+"""A stand-in for NVIDIA's libraries: there is nothing to load."""
