@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import examples
-from tests.graph_cases import batch, folded, ops, parsed, prove
+from tests.graph_cases import PORTABLE, batch, folded, ops, parsed, prove, run
 from vitdeploy.models.lemevit import DualCrossAttention, SelfAttention, TiedDualCrossAttention
 from vitdeploy.passes.fold_query_scale import FoldQueryScale
 
@@ -29,6 +31,7 @@ WEIGHTS = {
     "batched": np.array([0.3], dtype=np.float32),
 }
 
+MAP = np.array([-1, 2, 4, 5])
 KEYS = "kr = Reshape (x, heads) k = Transpose <perm = [0, 2, 3, 1]> (kr) "
 HEADS = "qr = Reshape (p, heads) q = Transpose <perm = [0, 2, 1, 3]> (qr) "
 LINEAR = "m = MatMul (x, wq) p = Add (m, bq) "
@@ -55,6 +58,9 @@ FOLDED = {
     + HEADS
     + "kr = Reshape (kp, heads) k = Transpose <perm = [0, 2, 3, 1]> (kr) z = Mul (q, s) a = MatMul (z, k) "
     "vr = Reshape (v, heads) vt = Transpose <perm = [0, 2, 1, 3]> (vr) y = MatMul (a, vt)",
+    "queries of a map, into the keys": "qr = Reshape (x, map) q = Transpose <perm = [0, 1, 3, 2]> (qr) "
+    "m = MatMul (x, wq) p = Add (m, bq) kr = Reshape (p, heads) k = Transpose <perm = [0, 2, 3, 1]> (kr) "
+    "z = Mul (q, s) y = MatMul (z, k)",
     "middle part of a fused Gemm": "x2 = Reshape (x, rows) g = Gemm (x2, wqkv) u = Reshape (g, fused) "
     "o, p, w = Split <axis = 2> (u, thirds) n = Add (o, w) " + HEADS + "kr = Reshape (n, heads) "
     "k = Transpose <perm = [0, 2, 3, 1]> (kr) z = Mul (q, s) y = MatMul (z, k)",
@@ -62,7 +68,9 @@ FOLDED = {
 
 
 def graph(body: str, outputs: str = "y") -> ir.Model:
-    return parsed(f"agraph (float[batch, 5, 8] x) => ({outputs}) {{ {body} }}", **WEIGHTS, fused=np.array([-1, 5, 24]))
+    return parsed(
+        f"agraph (float[batch, 5, 8] x) => ({outputs}) {{ {body} }}", **WEIGHTS, fused=np.array([-1, 5, 24]), map=MAP
+    )
 
 
 def scales(model: ir.Model) -> int:
@@ -110,6 +118,19 @@ def test_left_alone(case: str) -> None:
     text = f"agraph (float[batch, 5, 8] x) => ({outputs}) {{ {LEFT_ALONE[case]} }}"
     model = parsed(text, **WEIGHTS, square=np.array([-1, 1, 1]), rows_cut=np.array([2, 3]))
     assert prove(FoldQueryScale, model, batch(2, 5, 8)).changes == []
+
+
+@pytest.mark.parametrize("layout", ["q = Transpose <perm = [0, 1, 3, 2]> (qr)", "q = Reshape (qr, to_heads)"])
+@pytest.mark.parametrize("scale", ["Mul (q, s)", "Div (q, s)"])
+def test_a_scale_that_stays_goes_before_the_heads(layout: str, scale: str) -> None:
+    body = f"c = Relu (x) qr = Reshape (c, map) {layout} {KEYS} z = {scale} y = MatMul (z, k)"
+    model = parsed(
+        f"agraph (float[batch, 5, 8] x) => (y) {{ {body} }}", **WEIGHTS, map=MAP, to_heads=np.array([-1, 2, 5, 4])
+    )
+    prove(FoldQueryScale, model, batch(2, 5, 8))
+    order = [node.op_type for node in model.graph]
+    assert order.index("Mul") == order.index("Relu") + 1
+    assert ops(model)["Div"] == 0
 
 
 def test_weights_that_another_layer_reads_are_copied() -> None:
@@ -175,3 +196,29 @@ def test_attentions_of_lemevit(kind: type[nn.Module], left: int) -> None:
     model = folded(_Streams(kind(64)), torch.randn(2, 17, 64), dynamic_batch=True)
     prove(FoldQueryScale, model, batch(2, 17, 64), batch(1, 17, 64))
     assert ops(model)["Mul"] == left
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_openvino_is_right_where_there_are_as_many_tokens_as_heads(projected: bool, tmp_path: Path) -> None:
+    """Queries of a map that something is done to behind the heads are another function there, as are the scores."""
+    openvino = pytest.importorskip("openvino")
+    keys = "ka = MatMul (x, wk) kb = MatMul (x, wv)" if projected else "ka = Relu (x) kb = Relu (x)"
+    text = f"""agraph (float[1, 16, 128] x, float[1, 128, 4, 4] g) => (y) {{
+        {keys} kr = Reshape (ka, heads) k = Transpose <perm = [0, 2, 3, 1]> (kr)
+        vr = Reshape (kb, heads) v = Transpose <perm = [0, 2, 1, 3]> (vr)
+        c = Conv (g, wg) qr = Reshape (c, map) q = Transpose <perm = [0, 1, 3, 2]> (qr) z = Mul (q, s)
+        a = MatMul (z, k) b = Add (a, positions) p = Softmax (b) o = MatMul (p, v)
+        t = Transpose <perm = [0, 2, 1, 3]> (o) r = Reshape (t, tokens) y = MatMul (r, wv)
+    }}"""
+    weights = {name: 0.1 * batch(128, 128, seed=seed) for seed, name in enumerate(("wk", "wv"), 3)}
+    weights |= {"wg": 0.1 * batch(128, 128, 1, 1, seed=5), "positions": batch(1, 16, 16, 16, seed=6)}
+    shapes = {"heads": [1, 16, 16, 8], "map": [1, 16, 8, 16], "tokens": [1, 16, 128]}
+    if not projected:
+        del weights["wk"]
+    model = parsed(text, **weights, **{name: np.array(shape) for name, shape in shapes.items()}, s=WEIGHTS["s"])
+    feeds = {"x": batch(1, 16, 128), "g": batch(1, 128, 4, 4, seed=7)}
+    (expected,) = run(model, feeds)
+    FoldQueryScale(PORTABLE)(model)
+    ir.save(model, tmp_path / "model.onnx")
+    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.abs(compiled(feeds)[0] - expected).max() <= 1e-4 * np.abs(expected).max()

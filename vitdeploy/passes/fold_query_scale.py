@@ -8,16 +8,33 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Array, constant, of_type, only_consumer, producer, replace
+from vitdeploy.graph.edit import (
+    Array,
+    Builder,
+    attribute,
+    constant,
+    dtype_of,
+    graph_of,
+    of_type,
+    only_consumer,
+    producer,
+    replace,
+)
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.projection import find_columns
+
+_LAYOUT = ("Reshape", "Transpose")
+_TOKENS_TO_HEADS = [0, 2, 1, 3]
 
 
 class FoldQueryScale(GraphPass):
     """scale * (x W + b) = x (scale W) + scale b, on the columns of the queries only.
 
-    Takes a scalar on either operand of a product of two computed matrices, or on the product itself. A Mul stays where
-    the projection, or its part of a fused one, has another consumer, such as queries that are keys elsewhere.
+    Takes a scalar on either operand of a product of two computed matrices, or on the product itself; where the operand
+    that is scaled comes from no projection, such as queries made of a map, the other one's takes it. A Mul stays where
+    the projection, or its part of a fused one, has another consumer, such as queries that are keys elsewhere. One
+    that stays goes before the Reshape and Transpose that divide into heads: OpenVINO takes queries that something is
+    done to after that for queries by token, where there are as many tokens as heads (2026.4.1).
     """
 
     name: ClassVar[str] = "fold_query_scale"
@@ -25,7 +42,7 @@ class FoldQueryScale(GraphPass):
     def rewrite(self, model: ir.Model) -> list[str]:
         """Fold scale after scale."""
         changes = []
-        for node in of_type(model.graph, "Mul", "Div"):
+        for node in list(of_type(model.graph, "Mul", "Div")):
             scaled, factor = _scalar_factor(node)
             if scaled is None:
                 continue
@@ -37,6 +54,8 @@ class FoldQueryScale(GraphPass):
                     changes.append(f"{node.name}: folded the scale {factor:.6g} into {weight}")
                     replace(node, scaled)
                     break
+            else:
+                changes += _moved_forward(node, scaled, factor)
         return changes
 
 
@@ -59,10 +78,38 @@ def _operands(node: ir.Node, scaled: ir.Value) -> list[ir.Value]:
     if product is not None and _both_computed(product):
         left, right = product.inputs
         return [] if only_consumer(scaled) is not node or left is right else [v for v in (left, right) if v is not None]
-    consumer = only_consumer(node.outputs[0])
-    while consumer is not None and consumer.op_type in ("Reshape", "Transpose"):
-        consumer = only_consumer(consumer.outputs[0])
-    return [scaled] if consumer is not None and consumer.op_type == "MatMul" and _both_computed(consumer) else []
+    factor, consumer = _factor_of(node)
+    return [] if consumer is None else [scaled, *(v for v in consumer.inputs if v is not None and v is not factor)]
+
+
+def _factor_of(node: ir.Node) -> tuple[ir.Value, ir.Node | None]:
+    """What becomes of the result of `node` on its way into a product of two computed matrices, and that product."""
+    value = node.outputs[0]
+    consumer = only_consumer(value)
+    while consumer is not None and consumer.op_type in _LAYOUT:
+        value = consumer.outputs[0]
+        consumer = only_consumer(value)
+    return value, consumer if consumer is not None and consumer.op_type == "MatMul" and _both_computed(
+        consumer
+    ) else None
+
+
+def _moved_forward(node: ir.Node, scaled: ir.Value, factor: float) -> list[str]:
+    """Scale before the heads are divided, where they are in another way than by the usual Transpose of tokens."""
+    first, source = scaled.producer(), scaled
+    if _factor_of(node)[1] is None or first is None or list(attribute(first, "perm", ())) == _TOKENS_TO_HEADS:
+        return []
+    while only_consumer(source) is not None and first is not None and first.op_type in _LAYOUT and first.inputs[0]:
+        source = first.inputs[0]
+        anchor, first = first, source.producer()
+    if source is scaled:
+        return []
+    add = Builder(graph_of(node), anchor)
+    number = add.constant(np.asarray(factor, dtype=dtype_of(source).numpy()), "scale")
+    anchor.replace_input_with(0, add.op("Mul", [source, number], source.shape))
+    name = node.name
+    replace(node, scaled)
+    return [f"{name}: moved before {anchor.name}"]
 
 
 def _both_computed(product: ir.Node) -> bool:
