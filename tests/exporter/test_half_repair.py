@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import examples
+from vitdeploy.exporter.half import HalfReport, _costs
 from vitdeploy.exporter.half_repair import MAX_REPAIRS, find_repairs
 
 SAMPLES, NUMBERS = 3, 50
@@ -78,3 +79,11 @@ def test_a_block_that_breaks_the_outputs_goes_first(broken: float) -> None:
     emulated.errors["b"][0, 0] = broken
     with np.errstate(invalid="ignore", divide="ignore"):
         assert [block for block, _, _ in emulated.search(40)] == ["b", "a"]
+
+
+@pytest.mark.parametrize("kept", [{}, {"sum": "overflow: a sum over 4096 values", "exp": "its range"}])
+def test_a_failure_that_no_block_repairs_does_not_blame_what_is_in_fp32_already(kept: dict[str, str]) -> None:
+    said = _costs(HalfReport(snr_db=30.0, kept=kept))
+    assert said.startswith("no single block in FP32 helps")
+    assert [reason for reason in kept.values() if reason not in said] == []
+    assert ("in FP32 already" in said) == bool(kept)

@@ -136,10 +136,12 @@ def half_precision(
     return typed, {"precision": "fp16", **report.to_dict()}
 
 
-def _costs(report: HalfReport) -> str | None:
-    """The blocks that cost half precision most, or else why nodes stay FP32; None where there is nothing to say."""
+def _costs(report: HalfReport) -> str:
+    """The blocks that cost half precision most, or that none costs more than others; and why nodes stay FP32 anyway."""
     if not report.repairs:
-        return "; ".join(list(report.kept.values())[-3:]) or None
+        reasons = "; ".join(dict.fromkeys(list(report.kept.values())[-3:]))
+        kept = f", besides what is in FP32 already ({reasons})" if reasons else ""
+        return f"no single block in FP32 helps{kept}"
     figures = [(one["block"], one["snr_db_before"] or 0.0, one["snr_db_after"] or 0.0) for one in report.repairs]
     most = sorted(figures, key=lambda one: one[1] - one[2])[:3]
     return "most is lost in " + ", ".join(f"{block} ({low:.1f} dB, in FP32 {high:.1f} dB)" for block, low, high in most)
