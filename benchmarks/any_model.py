@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ HEADER = (
     *("nodes", "ONNX Runtime", "OpenVINO"),
 )
 SECONDS = 600  # a form
+SLOWER = 1.02  # what two equal graphs differ by on this machine
 FP32_ERROR = 1e-4
 LIKE_PYTORCH = 10  # times the error of PyTorch in FP32, whose rounding is of the same size as that of a right graph
 
@@ -121,14 +123,47 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         f"|{' --- |' * len(HEADER)}",
     ]
     lines += [_line(name, one) for name, one in networks.items()]
+    lines += ["", *_bullet(_comparison(networks))]
     said: dict[tuple[str, str], list[str]] = {}
     for name, one in networks.items():
         for form, row in one["forms"].items():
             if form != "naive" and verdict(form, row) != "right":
                 said.setdefault((_short(name), _reason(form, row)), []).append(form)
     for (name, reason), forms in said.items():
-        lines += ["", *textwrap.wrap(f"- {name} ({', '.join(forms)}): {reason}", 120, subsequent_indent="  ")]
+        lines += _bullet(f"{name} ({', '.join(forms)}): {reason}")
     return lines
+
+
+def _bullet(text: str) -> list[str]:
+    return textwrap.wrap(f"- {text}", 120, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _comparison(networks: Mapping[str, Any]) -> str:
+    """Nodes and time against `torch.onnx.export` and onnxsim, in words."""
+    both = {
+        _short(name): one["forms"]["naive"]
+        for name, one in networks.items()
+        if "onnxruntime" in one["forms"].get("naive", {})
+    }
+    fails = [_short(name) for name, one in networks.items() if "crashed" in one["forms"].get("naive", {})]
+    more = [name for name, one in both.items() if one["nodes"]["vitdeploy"] > one["nodes"]["naive"]]
+    parts = [
+        f"`torch.onnx.export` and onnxsim make a graph of {len(both)} networks and fail on {len(fails)}",
+        f"of {len(both)} graphs {len(both) - len(more)} have as many nodes as theirs or fewer",
+    ]
+    for runtime, shown in zip(RUNTIMES, ("ONNX Runtime", "OpenVINO"), strict=True):
+        ratios = {name: one[runtime]["ratio"] for name, one in both.items()}
+        slower = [f"{name} {ratio['median']:.2f}" for name, ratio in ratios.items() if _is_slower(ratio)]
+        parts.append(
+            f"the median of the ratios of time in {shown} is "
+            f"{statistics.median(ratio['median'] for ratio in ratios.values()):.2f}; above {SLOWER:.2f} in more than "
+            f"three of four rounds are {', '.join(slower) or 'none'}"
+        )
+    return "; ".join(parts)
+
+
+def _is_slower(ratio: Mapping[str, float]) -> bool:
+    return ratio["q1"] > SLOWER
 
 
 def _line(name: str, one: Mapping[str, Any]) -> str:
