@@ -3,7 +3,8 @@
 Every row names where it is from. `parser 8.5`, `parser 10.1` and `parser 10.15` are onnx-tensorrt's operator tables
 (docs/operators.md) of those versions, `guide` is the TensorRT documentation's page on fused attention, `ModelOpt` the
 placement rules in NVIDIA/Model-Optimizer (modelopt/onnx/quantization), `#` and a number an issue of NVIDIA/TensorRT.
-Versions that compute something wrong are in `vitdeploy.platforms.known_bad`.
+Versions that compute something wrong are in `vitdeploy.platforms.known_bad`, and where NVIDIA's own parser contradicts
+the tables in `vitdeploy.platforms.parser_reports`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from vitdeploy.platforms import capabilities as can
 from vitdeploy.platforms.capabilities import Platform, dotted
 from vitdeploy.platforms.fusion_rules import type_name
 from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
+from vitdeploy.platforms.parser_reports import PARSER, REFUSED, also
 from vitdeploy.platforms.report import BLOCKS, WARNS, Block, Finding
 
 # Issues that a rule of `fusion_rules` decides on the graph at hand.
@@ -108,12 +109,19 @@ def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         yield Finding(BLOCKS, _name(node), what, "--precision fp16 or fp32", "parser 8.5")
     read = {value.dtype for value in node.inputs if value is not None}
     if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_CONSUMERS:
-        yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", can.UINT8_SOURCE)
+        source = also(can.UINT8_SOURCE, node.op_type, "uint8")
+        yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", source)
     float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
     first = node.inputs[0] if node.inputs else None
     if node.op_type in float_only and first is not None and first.dtype is not None and first.dtype.is_integer():
         what = f"{node.op_type} of {type_name(first)} is not taken"
-        yield Finding(BLOCKS, _name(node), what, "cast to float before it", "parser 8.5 and 10.15")
+        source = also("parser 8.5 and 10.15", node.op_type, type_name(first))
+        yield Finding(BLOCKS, _name(node), what, "cast to float before it", source)
+    elif first is not None and first.dtype is not None and platform.oldest >= (10, 0):
+        kind = first.dtype.name.lower()
+        if kind in REFUSED.get(node.op_type, ()):
+            what = f"{node.op_type} of {kind} is refused by {PARSER}, and the operator tables do not say so"
+            yield Finding(WARNS, _name(node), what, "cast to float32 before it", f"{PARSER}; parser 10.15")
 
 
 def _top_k(node: ir.Node, platform: Platform) -> Iterator[Finding]:
@@ -140,6 +148,12 @@ def _quantization(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     if scale is None or not (scale > 0).all():
         why = "the scale is computed" if scale is None else "the scale is not positive"
         yield Finding(BLOCKS, _name(node), why, "constant positive scales", "TensorRT: explicit quantization")
+
+
+def _layer_norm(node: ir.Node, platform: Platform) -> Iterator[Finding]:
+    if any(out.name for out in node.outputs[1:]):
+        what, fix = "it gives mean or deviation, and only Y is taken", "compute them by ReduceMean"
+        yield Finding(BLOCKS, _name(node), what, fix, PARSER)
 
 
 def _deconvolution(node: ir.Node, platform: Platform) -> Iterator[Finding]:
@@ -192,6 +206,7 @@ def _data_dependent(node: ir.Node, platform: Platform) -> Iterator[Finding]:
 
 _NODE_RULES: dict[str, tuple[Callable[[ir.Node, Platform], Iterator[Finding]], ...]] = {
     "TopK": (_top_k,),
+    "LayerNormalization": (_layer_norm,),
     "QuantizeLinear": (_quantization,),
     "DequantizeLinear": (_quantization,),
     "ConvTranspose": (_deconvolution,),

@@ -19,11 +19,11 @@ def serve() -> None:
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST).read_text())
     with (folder / LOG).open("w", buffering=1, encoding="utf-8") as log:
-        answer = _compile(folder / MODEL, request, log)
+        answer = compile_file(folder / MODEL, request, log)
     (folder / ANSWER).write_text(json.dumps(answer))
 
 
-def _compile(model: Path, request: dict[str, Any], log: TextIO) -> dict[str, Any]:
+def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str, Any]:
     """What the parser and the builder make of the model; `unusable` where the libraries do not load."""
     try:
         import tensorrt_rtx_libs  # noqa: F401  loads the libraries that the bindings look for
