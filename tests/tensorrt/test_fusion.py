@@ -11,6 +11,7 @@ import pytest
 from tests.transformer import BLOCKS, transformer
 from vitdeploy.tensorrt.engine_layers import read_layers
 from vitdeploy.tensorrt.fusion import (
+    UNEXPLAINED,
     FusionReport,
     broken_rules,
     read_fusion,
@@ -181,6 +182,13 @@ def test_the_rules_tell_why_for_the_version_and_gpu_at_hand() -> None:
     assert any("types" in reason for reason in why[softmaxes[0]])
     old = broken_rules(transformer(half=True), (10, 3), 72)
     assert any("GPU" in reason for reason in old[softmaxes[0]])
+
+
+def test_a_block_that_breaks_no_rule_and_is_not_fused_says_so() -> None:
+    text = document(layer_10("a", attention(0)[:2], "Half"), layer_10("b", attention(0)[2:], "Half"))
+    broken = {"blocks.0.0.attn/Softmax": []}
+    assert read_fusion(text, transformer(half=True), why=broken).attention[0].why == (UNEXPLAINED,)
+    assert read_fusion(text, transformer(half=True)).attention[0].why == (), "no rules were asked"
 
 
 def test_a_written_out_layer_norm_is_one_group() -> None:

@@ -24,6 +24,7 @@ from vitdeploy.table import render
 from vitdeploy.tensorrt.engine_layers import FOREIGN, EngineLayer, read_layers
 
 _SIDES = ("attention", "layer_norms", "gelus")
+UNEXPLAINED = "no documented rule says why"
 _HASH = re.compile(r"_0x[0-9a-f]{16,}")
 _MHA = re.compile(r"mha|flash|fused_attention", re.IGNORECASE)
 
@@ -212,7 +213,8 @@ def _apart(
     kernels = [layer.tactic or layer.name for layer in layers if not layer.opaque and layer.nodes & set(parts)]
     if not kernels:
         return BlockFusion(name, None, "no layer names it")
-    return BlockFusion(name, False, f"{len(kernels)} kernels: {', '.join(kernels)}", tuple(why.get(name, ())))
+    reasons = tuple(why.get(name, ())) or ((UNEXPLAINED,) if name in why else ())
+    return BlockFusion(name, False, f"{len(kernels)} kernels: {', '.join(kernels)}", reasons)
 
 
 def _hiding(parts: Iterable[str], layers: Sequence[EngineLayer], order: Mapping[str, int]) -> EngineLayer | None:
