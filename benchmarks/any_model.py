@@ -194,13 +194,14 @@ def _cell(form: str, row: Mapping[str, Any] | None, key: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("timm:")
+    """Of a class of transformers the part before `For`."""
+    return name.partition("For")[0] if name.startswith("hf:") else name.removeprefix("timm:")
 
 
 def _reason(form: str, row: Mapping[str, Any]) -> str:
     """What a form that is not right says of itself, without what to type next."""
     text = row.get("refused") or row.get("crashed") or f"{verdict(form, row)}, {json.dumps(row)}"
-    said = " ".join(str(text).partition("\n  try: ")[0].split())[:400]
+    said = " ".join(str(text).partition("\n  try: ")[0].replace("\n  why:", ":").split())[:400]
     if "pytorch_fp16_natural_db" in row:
         natural, worst = row["pytorch_fp16_natural_db"], row["pytorch_fp16_difficult_db"]
         said += (

@@ -145,6 +145,15 @@ def test_the_int8_tables_are_the_results() -> None:
     assert [line for line in printed if line and line not in shown] == []
 
 
+def test_the_tables_of_other_peoples_networks_are_the_results() -> None:
+    script = ROOT / "benchmarks" / "any_model.py"
+    command = [sys.executable, str(script), "--table"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(printed) > 60
+    shown = set(TEXT["benchmarks.md"].splitlines())
+    assert [line for line in printed if line and line not in shown] == []
+
+
 # What is inside a bundle
 
 
