@@ -157,3 +157,14 @@ def test_convolutions_of_joined_maps_stay_in_float_where_openvino_is_wrong(name:
     assert right == (name in RIGHT), "OpenVINO has changed: see Int8Rules.joined_convolutions"
     layers = place(joined(BETWEEN[name], "y = Conv <pads = [1, 1, 1, 1]> (k, kernel)").graph, RULES["portable"])
     assert layers[-1].quantized == right, layers[-1].obstacle
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_only_convolutions_of_images_become_integer(operator: str, rank: int) -> None:
+    model = parsed(
+        f"agraph (float{[2, 32, *[6] * rank]} x) => (y) {{ y = {operator} (x, w) }}",
+        w=batch(32, 32, *[3] * rank),
+    )
+    (layer,) = place(model.graph, RULES["portable"])
+    assert layer.obstacle == "only convolutions of images become integer"

@@ -57,6 +57,8 @@ class Layer:
 
 Plan = tuple[Layer, ...]
 
+_OF_IMAGES = 4  # axes of their weights
+
 # What rounding takes in: with a constant, and always.
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
 _ABSORBED = frozenset(
@@ -151,6 +153,8 @@ def _restricted(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
         reason = "the target computes the products of attention faster in float"
     elif layer.kind == DEPTHWISE:
         reason = "a depthwise convolution is bound by memory, not by arithmetic"
+    elif layer.kind in (CONVOLUTION, DECONVOLUTION) and len(sizes(node.inputs[1]) or ()) != _OF_IMAGES:
+        reason = "only convolutions of images become integer"
     elif layer.kind == CONVOLUTION:
         inputs = _length((sizes(node.inputs[1]) or (0, 0))[1])
         if inputs < rules.min_convolution_inputs:
