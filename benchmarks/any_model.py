@@ -153,6 +153,8 @@ def _comparison(networks: Mapping[str, Any]) -> str:
     ]
     for runtime, shown in zip(RUNTIMES, ("ONNX Runtime", "OpenVINO"), strict=True):
         ratios = {name: one[runtime]["ratio"] for name, one in both.items()}
+        if not ratios:
+            continue
         slower = [f"{name} {ratio['median']:.2f}" for name, ratio in ratios.items() if _is_slower(ratio)]
         parts.append(
             f"the median of the ratios of time in {shown} is "
