@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -196,8 +197,9 @@ def _cell(form: str, row: Mapping[str, Any] | None, key: str) -> str:
 
 
 def _short(name: str) -> str:
-    """Of a class of transformers the part before `For`."""
-    return name.partition("For")[0] if name.startswith("hf:") else name.removeprefix("timm:")
+    """Of a class of transformers the part before `For`; of a file without the sizes that are in a name of timm."""
+    short = name.partition("For")[0] if name.startswith("hf:") else name.removeprefix("timm:")
+    return re.sub(r"_patch\d+(_window\d+)?_\d+", "", short) if short.startswith("onnx:") else short
 
 
 def _reason(form: str, row: Mapping[str, Any]) -> str:
