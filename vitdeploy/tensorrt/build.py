@@ -27,26 +27,33 @@ class Built:
     """A serialized engine, what the builder said, and which layers the accelerator computes.
 
     on_dla, off_dla  kinds of layers and how many of them; empty where no accelerator was asked for
+    layers           what the engine consists of, in the form of the inspector's JSON, where the builder says it
     """
 
     engine: bytes
     log: str
     on_dla: Mapping[str, int] = field(default_factory=dict)
     off_dla: Mapping[str, int] = field(default_factory=dict)
+    layers: str = ""
 
 
 class BuildError(BackendError):
-    """A model that TensorRT does not parse or build; `log` is all that it said."""
+    """A model that is not parsed or not built; `log` is all that was said."""
 
-    def __init__(self, lines: list[str], error: Exception, version: str) -> None:
-        self.log = "\n".join([*lines, str(error)])
-        patterns = (r"\[[EF]\]", r"(?i).*\berror\b")
-        spoken = [line for pattern in patterns for line in lines if re.match(pattern, line)] or [str(error)]
-        cause, fix = explain(self.log, version)
-        words = spoken[0].strip()
-        super().__init__(
-            f"TensorRT {version} does not build this model", why=f"{cause} ({words})" if cause else words, fix=fix
-        )
+    def __init__(self, what: str, *, log: str, why: str, fix: str) -> None:
+        self.log = log
+        super().__init__(what, why=why, fix=fix)
+
+
+def _refused(lines: list[str], error: Exception, version: str) -> BuildError:
+    """The error for a model that TensorRT does not parse or build, from everything that it said."""
+    log = "\n".join([*lines, str(error)])
+    patterns = (r"\[[EF]\]", r"(?i).*\berror\b")
+    spoken = [line for pattern in patterns for line in lines if re.match(pattern, line)] or [str(error)]
+    cause, fix = explain(log, version)
+    words = spoken[0].strip()
+    why = f"{cause} ({words})" if cause else words
+    return BuildError(f"TensorRT {version} does not build this model", log=log, why=why, fix=fix)
 
 
 def version_of(text: str) -> tuple[int, int]:
@@ -57,7 +64,7 @@ def version_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def is_strongly_typed(version: tuple[int, int], options: BuildOptions) -> bool:
+def is_strongly_typed(version: tuple[int, ...], options: BuildOptions) -> bool:
     """Whether the network's types are the graph's by construction, and not by flags and constraints."""
     return version >= (STRONGLY_TYPED_SINCE if options.dla is None else STRONGLY_TYPED_DLA_SINCE)
 
@@ -97,7 +104,7 @@ def build(model: bytes, options: BuildOptions, *, timing: Path | None = None, bo
         except UsageError:
             raise
         except Exception as error:
-            raise BuildError(lines, error, trt.__version__) from error
+            raise _refused(lines, error, trt.__version__) from error
 
 
 def _settings(network: Any, options: BuildOptions, version: tuple[int, int], poly: Any) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""Engines that were built on this device, each with a sidecar that says for what; an engine is native code.
+"""Engines that were built, each with a sidecar that says for what; an engine is native code.
 
-KEY.engine        what TensorRT wrote, nothing before it: trtexec and DeepStream read it as it is
+KEY.engine        what the builder wrote, nothing before it: trtexec and DeepStream read it as it is
 KEY.json          the key in full, the hashes of the engine and of the reference that it reproduces
 KEY.log           what the builder said
 KEY.report.json  what was tried and what held, also of a build that failed
+KEY.DEVICE.kernels  what a device compiled of an engine that is compiled to the end where it runs
+
+A key that names no GPU is of an engine that was built ahead, for several kinds of devices: what it reproduces is then
+noted by device, and where nothing is noted it is not proven.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +29,10 @@ _WRITABLE_BY_OTHERS = 0o022
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine depends on: sha256 of the ONNX file, TensorRT version, GPU and `BuildOptions.identity`."""
+    """What an engine depends on: sha256 of the ONNX file, TensorRT version, GPU and `BuildOptions.identity`.
+
+    `gpu` is empty and `sm` None for an engine that was built ahead of any GPU; the options say for which kinds.
+    """
 
     model: str
     tensorrt: str
@@ -62,15 +69,16 @@ class EngineCache:
                 fix=f"chmod go-w {self.folder}, as its owner",
             )
 
-    def find(self, key: EngineKey, *, reference: str | None = None) -> bytes | None:
+    def find(self, key: EngineKey, *, reference: str | None = None, device: str | None = None) -> bytes | None:
         """The engine of `key`; None where there is none, or where its sidecar or its hash is not right.
 
-        With `reference`, the hash of a bundle's reference file, only one that was seen to reproduce that reference.
+        With `reference`, the hash of a bundle's reference file, only one that was seen to reproduce that reference, on
+        `device` where the key names no GPU.
         """
         sidecar = _json(self._path(key, "json"))
         if sidecar is None or sidecar.get("key") != json.loads(json.dumps(asdict(key))):
             return None
-        if reference is not None and reference not in _references(sidecar):
+        if reference is not None and reference not in _references(sidecar, device):
             return None
         try:
             engine = self._path(key, "engine").read_bytes()
@@ -78,18 +86,29 @@ class EngineCache:
             return None
         return engine if sidecar.get("engine_sha256") == hashlib.sha256(engine).hexdigest() else None
 
-    def store(self, key: EngineKey, engine: bytes, *, reference: str, workaround: str, seconds: float) -> Path:
-        """Keep a proven engine and say where. The sidecar comes last: without it the engine does not count.
+    def store(
+        self,
+        key: EngineKey,
+        engine: bytes,
+        *,
+        reference: str | None,
+        workaround: str,
+        seconds: float,
+        device: str | None = None,
+    ) -> Path:
+        """Keep an engine and say where. The sidecar comes last: without it the engine does not count.
 
-        reference   hash of the reference file that it reproduces
+        reference   hash of the reference file that it reproduces; None where no device has proven it yet
         workaround  what made it right; empty where nothing had to
         seconds     that building it took
+        device      where it reproduces the reference, for a key that names no GPU
         """
         sidecar = {
             "key": asdict(key),
             "engine_sha256": hashlib.sha256(engine).hexdigest(),
             "engine_bytes": len(engine),
-            "references_sha256": [reference],
+            "references_sha256": [reference] if reference and device is None else [],
+            **({"proven_on": {device: [reference]}} if reference and device else {}),
             "workaround": workaround,
             "build_seconds": round(seconds, 3),
             "built": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
@@ -97,22 +116,30 @@ class EngineCache:
         path = self._path(key, "engine")
         self._path(key, "json").unlink(missing_ok=True)
         keep(path, engine)
+        for old in self.folder.glob(f"{key.name}.*.kernels"):
+            old.unlink(missing_ok=True)
         keep(self._path(key, "json"), _dump(sidecar))
         return path
 
-    def add_reference(self, key: EngineKey, reference: str) -> None:
-        """Note that the engine of `key` was seen to reproduce another reference too."""
+    def add_reference(self, key: EngineKey, reference: str, *, device: str | None = None) -> None:
+        """Note that the engine of `key` was seen to reproduce another reference too, or the same on another device."""
         sidecar = _json(self._path(key, "json"))
-        if sidecar is not None and reference not in _references(sidecar):
-            sidecar["references_sha256"] = [*_references(sidecar), reference]
+        if sidecar is not None and reference not in _references(sidecar, device):
+            known = [*_references(sidecar, device), reference]
+            if device is None:
+                sidecar["references_sha256"] = known
+            else:
+                sidecar["proven_on"] = {**_devices(sidecar), device: known}
             keep(self._path(key, "json"), _dump(sidecar))
 
     def workaround(self, key: EngineKey) -> str:
         """What made the engine of `key` right; empty where nothing had to, or where there is no engine."""
         return str((_json(self._path(key, "json")) or {}).get("workaround") or "")
 
-    def latest_options(self, key: EngineKey) -> dict[str, Any] | None:
-        """The options of the engine that was built last for the same model, TensorRT and GPU."""
+    def latest_options(
+        self, key: EngineKey, fits: Callable[[Mapping[str, Any]], bool] = lambda options: True
+    ) -> dict[str, Any] | None:
+        """The options of the engine that was built last for the same model, TensorRT and GPU, and that `fits`."""
         same = {name: value for name, value in asdict(key).items() if name != "options"}
         sidecars = (_json(path) for path in self.folder.glob("*.json") if not path.name.endswith(".report.json"))
         found = [
@@ -122,7 +149,8 @@ class EngineCache:
             and isinstance(sidecar.get("key"), dict)
             and same.items() <= sidecar["key"].items()
             and isinstance(sidecar["key"].get("options"), dict)
-            and _references(sidecar)
+            and (_references(sidecar) or not key.gpu)
+            and fits(sidecar["key"]["options"])
         ]
         return max(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -139,11 +167,6 @@ class EngineCache:
     def report_file(self, key: EngineKey) -> Path:
         """Where `write_report` keeps it."""
         return self._path(key, "report.json")
-
-    def forget(self, key: EngineKey) -> None:
-        """Removes an engine that turned out to be of no use."""
-        for suffix in ("json", "engine"):
-            self._path(key, suffix).unlink(missing_ok=True)
 
     def write_log(self, key: EngineKey, text: str) -> Path:
         """Keeps what the builder said, also of a build that failed."""
@@ -164,6 +187,10 @@ class EngineCache:
         gpu = hashlib.sha256(f"{key.gpu} {key.sm}".encode()).hexdigest()[:16]
         return self.folder / f"timing-{key.tensorrt}-{gpu}.cache"
 
+    def kernels_file(self, key: EngineKey, device: str) -> Path:
+        """Where the kernels that `device` compiled for the engine of `key` are kept."""
+        return self._path(key, f"{hashlib.sha256(device.encode()).hexdigest()[:16]}.kernels")
+
     def _path(self, key: EngineKey, suffix: str) -> Path:
         return self.folder / f"{key.name}.{suffix}"
 
@@ -178,8 +205,14 @@ def keep(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _references(sidecar: Mapping[str, Any]) -> list[str]:
-    found = sidecar.get("references_sha256")
+def _devices(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    found = sidecar.get("proven_on")
+    return found if isinstance(found, dict) else {}
+
+
+def _references(sidecar: Mapping[str, Any], device: str | None = None) -> list[str]:
+    """Hashes of what the engine reproduces: on `device`, or where the key's GPU is."""
+    found = sidecar.get("references_sha256") if device is None else _devices(sidecar).get(device)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 

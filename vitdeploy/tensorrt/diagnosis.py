@@ -1,4 +1,4 @@
-"""Which block does TensorRT compute wrongly? ONNX Runtime says what each should give."""
+"""Which block does an engine compute wrongly? ONNX Runtime says what each should give."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from numpy.typing import NDArray
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import VitDeployError
 from vitdeploy.graph.run import run
-from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.bisect import Divergence, first_divergence, same_within
 from vitdeploy.proof.parity import compare_outputs
 from vitdeploy.proof.prove import bounds_of, selections_of
 from vitdeploy.runtime.options import Options
-from vitdeploy.tensorrt.backend import TensorRtBackend
-from vitdeploy.tensorrt.build import build
+from vitdeploy.tensorrt.backend import EngineBackend
 from vitdeploy.tensorrt.options import BuildOptions
 
 Array = NDArray[Any]
 
 
 def diagnose(
-    bundle: Bundle, model: bytes, options: Options, asked: BuildOptions, timing: Path
+    kind: type[EngineBackend], bundle: Bundle, model: bytes, options: Options, asked: BuildOptions, timing: Path
 ) -> tuple[Divergence | None, str]:
     """The first block that differs from ONNX Runtime on the reference inputs; else None and why it is not known.
 
@@ -45,12 +43,13 @@ def diagnose(
         selections=selections_of(bundle.manifest),
     )
     if not report.passed:
-        return None, "ONNX Runtime does not reproduce the reference either: it is the bundle, not TensorRT"
+        return (
+            None,
+            f"ONNX Runtime does not reproduce the reference either: it is the bundle, not {kind.library_type.product}",
+        )
 
     def suspect(marked: bytes) -> Mapping[str, Array]:
-        jetson = read_jetson()
-        built = build(marked, asked, timing=timing, board=jetson.model if jetson else None)
-        backend = TensorRtBackend(built.engine, options, asked)
+        backend = kind(kind.build_engine(marked, asked, timing).engine, options, asked)
         try:
             return backend.run(inputs)
         finally:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.bundle.manifest import TensorSpec
 from vitdeploy.errors import REPORT, BackendError, UsageError, VitDeployError
-from vitdeploy.tensorrt.build import builder_log, version_of
 from vitdeploy.tensorrt.cuda import Buffer, Cuda, CudaError, Graph, open_cuda
+from vitdeploy.tensorrt.library import Library
 
 Array = NDArray[Any]
 
@@ -24,7 +24,7 @@ PROFILES_SHARED_SINCE = (10, 0)
 
 
 class EngineError(BackendError):
-    """An engine that TensorRT refuses to load."""
+    """An engine that its library refuses to load."""
 
 
 class Port(NamedTuple):
@@ -43,28 +43,27 @@ class Port(NamedTuple):
 class Engine:
     """An engine and the contexts that serve one call each at a time; freed when nobody holds it.
 
-    Raises EngineError for bytes that TensorRT refuses, and UsageError where this version cannot run so many at once.
+    Raises EngineError for bytes that the library refuses, and UsageError where this version cannot run so many at once.
     """
 
-    def __init__(self, serialized: bytes, contexts: int = 1) -> None:
-        from polygraphy.backend import trt as poly
-
+    def __init__(self, serialized: bytes, library: Library, contexts: int = 1) -> None:
         self._idle: LifoQueue[_Context] = LifoQueue()
+        self._library = library
         self.cuda = open_cuda()
         self.cuda.enter()
-        with builder_log() as lines:
+        with library.log() as lines:
             try:
-                self._engine = poly.engine_from_bytes(serialized)
-                self.inputs, self.outputs = _ports(self._engine)
+                self._engine = library.deserialize(serialized)
+                self.inputs, self.outputs = _ports(self._engine, library.module)
                 self._check(contexts)
                 for _ in range(contexts):
-                    self._idle.put(_Context(self._engine, self.cuda, self.inputs, self.outputs))
+                    self._idle.put(_Context(self._engine, library, self.cuda, self.inputs, self.outputs))
             except VitDeployError:
                 raise
             except Exception as error:
                 why = next((line for line in lines if line.startswith("[E]")), str(error))
                 raise EngineError(
-                    "the engine cannot be loaded", why=why.strip() or None, fix="vitdeploy build BUNDLE --rebuild"
+                    "the engine cannot be loaded", why=why.strip() or None, fix=f"{library.command} --rebuild"
                 ) from error
 
     @property
@@ -97,8 +96,7 @@ class Engine:
 
     def inspect(self) -> str:
         """What the engine consists of: the inspector's JSON, for the opt shapes where the batch is free."""
-        import tensorrt as trt
-
+        trt = self._library.module
         inspector = self._engine.create_engine_inspector()
         context = self._idle.get()
         try:
@@ -112,11 +110,9 @@ class Engine:
             self._idle.put(context)
 
     def _check(self, contexts: int) -> None:
-        import tensorrt as trt
-
-        if contexts > 1 and self.batch is not None and version_of(trt.__version__) < PROFILES_SHARED_SINCE:
+        if contexts > 1 and self.batch is not None and self._library.rules < PROFILES_SHARED_SINCE:
             raise UsageError(
-                f"TensorRT {trt.__version__} computes one call at a time where the batch is free",
+                f"{self._library.product} {self._library.version} computes one call at a time where the batch is free",
                 why="its contexts cannot share an optimization profile",
                 fix="leave num_requests out, or export with --batch and a number",
             )
@@ -129,15 +125,17 @@ class Engine:
 class _Context:
     """One execution context. `replay` tells whether its work is launched as a graph, or why not."""
 
-    def __init__(self, engine: Any, cuda: Cuda, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-        self.native = engine.create_execution_context()
+    def __init__(
+        self, engine: Any, library: Library, cuda: Cuda, inputs: Sequence[Port], outputs: Sequence[Port]
+    ) -> None:
+        self.native = library.create_context(engine)
         if not self.native:
             raise EngineError(
-                "TensorRT could not create an execution context",
+                f"{library.product} could not create an execution context",
                 why="usually the GPU has too little free memory",
                 fix="end other processes on the GPU, or use a smaller --num-requests",
             )
-        self._cuda, self._inputs, self._outputs = cuda, inputs, outputs
+        self._library, self._cuda, self._inputs, self._outputs = library, cuda, inputs, outputs
         self._stream = cuda.stream()
         self._buffers: dict[str, Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -207,14 +205,16 @@ class _Context:
                 old.free()
             self._buffers[name] = Buffer(self._cuda, size)
         if not self.native.set_tensor_address(name, self._buffers[name].device):
-            raise BackendError(f"TensorRT rejected the memory for {name}", fix=REPORT)
+            raise BackendError(f"{self._library.product} rejected the memory for {name}", fix=REPORT)
 
     def _enqueue(self) -> None:
         for port in self._inputs:
             name = port.spec.name
             self._buffers[name].upload(_bytes(port.dtype, self._shapes[name]), self._stream)
         if not self.native.execute_async_v3(self._stream):
-            raise BackendError("TensorRT could not run the engine", fix="vitdeploy build BUNDLE --rebuild")
+            raise BackendError(
+                f"{self._library.product} could not run the engine", fix=f"{self._library.command} --rebuild"
+            )
         for port in self._outputs:
             name = port.spec.name
             self._buffers[name].download(_bytes(port.dtype, self._shapes[name]), self._stream)
@@ -233,10 +233,8 @@ class _Context:
         self._graph, self._calls = None, 0
 
 
-def _ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs as the engine reports them."""
-    import tensorrt as trt
-
+def _ports(engine: Any, trt: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs as the engine reports them through its bindings."""
     sides: dict[Any, list[Port]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)

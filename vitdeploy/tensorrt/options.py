@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import UsageError
+from vitdeploy.tensorrt.rtx.requirements import read_sm
 
 # Images a call takes where the batch is free: min, opt (tuned for), max.
 BATCH_PROFILE = (1, 8, 32)
@@ -29,6 +30,8 @@ class BuildOptions:
     tf32          whether FP32 products may be computed with the 10 bits of TF32
     workarounds   what may be tried where the outputs are not the reference's, of WORKAROUNDS
     timing_cache  file of kernel timings, read and brought up to date; None means the one of this device
+    sm            compute capabilities, ten times each, that tensorrt_rtx builds for; empty means its default
+    time_limit    seconds that the builder of tensorrt_rtx may take; None means its default
     """
 
     workspace: int | None = None
@@ -37,6 +40,8 @@ class BuildOptions:
     tf32: bool = False
     workarounds: tuple[str, ...] = WORKAROUNDS
     timing_cache: Path | None = None
+    sm: tuple[int, ...] = ()
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]:
@@ -45,6 +50,8 @@ class BuildOptions:
             raise UsageError(f"invalid workspace {self.workspace}: at least one byte is needed", fix="--workspace 1G")
         if self.dla is not None and self.dla < 0:
             raise UsageError(f"there is no DLA core {self.dla}", fix="--dla 0")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise UsageError(f"a time limit of {self.time_limit:g} s leaves no time", fix="--time-limit 600")
         for workaround in self.workarounds:
             if workaround not in WORKAROUNDS:
                 raise UsageError(
@@ -61,7 +68,12 @@ class BuildOptions:
             if name not in known:
                 raise UsageError(f"there is no build option {name!r}", fix=", ".join(sorted(known)))
         values = {name: value for name, value in given.items() if value is not None}
-        for name, read in (("workspace", read_size), ("profile", read_profile), ("workarounds", read_workarounds)):
+        for name, read in (
+            ("workspace", read_size),
+            ("profile", read_profile),
+            ("workarounds", read_workarounds),
+            ("sm", read_capabilities),
+        ):
             if name in values:
                 values[name] = read(values[name])
         if "timing_cache" in values:
@@ -75,6 +87,7 @@ class BuildOptions:
             "profile": list(self.profile),
             "dla": self.dla,
             "tf32": self.tf32,
+            **({"sm": list(self.sm)} if self.sm else {}),
         }
 
 
@@ -98,6 +111,12 @@ def read_profile(text: str | Sequence[int]) -> tuple[int, int, int]:
     if len(numbers) not in (1, 3):
         raise _invalid_profile(text)
     return (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+def read_capabilities(given: str | int | Sequence[str | int]) -> tuple[int, ...]:
+    """(86, 89) for `8.9,86`, sorted and each once; a UsageError lists the compute capabilities there are."""
+    parts = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given
+    return tuple(sorted({read_sm(part) for part in parts}))
 
 
 def read_workarounds(text: str | Sequence[str]) -> tuple[str, ...]:

@@ -26,8 +26,13 @@ class BuildReport:
         return bool(self.contents.get("passed"))
 
     @property
+    def failed(self) -> bool:
+        """Whether there is none because its outputs are others; False also where no device here could run it."""
+        return self.contents.get("passed") is False
+
+    @property
     def engine(self) -> str | None:
-        """Path of the engine; None where none was proven."""
+        """Path of the engine; None where none reproduces the reference."""
         return self.contents.get("engine")
 
     @property
@@ -46,8 +51,9 @@ class BuildReport:
 
     def __str__(self) -> str:
         of = self.contents
+        builder = f"{of.get('product', 'TensorRT')} {of['tensorrt']} {_where(of)}"
         lines = [
-            f"{of['bundle']}: {of['model']}, {of['precision']}, TensorRT {of['tensorrt']} on {of['device']}",
+            f"{of['bundle']}: {of['model']}, {of['precision']}, {builder}",
             f"engine: {of['engine'] or 'none'}{', built before' if self.cached else ''}",
             f"log: {of['log']}",
             f"report: {of['report']}",
@@ -60,9 +66,20 @@ class BuildReport:
         measures = [
             f"{output['name']}: relative error {_number(output['max_relative'], '.2e')}, "
             f"{_number(output['snr_db'], '.1f')} dB"
-            for output in of["parity"]["outputs"]
+            for output in (of["parity"] or {"outputs": ()})["outputs"]
         ]
-        return "\n".join([*lines, *measures, "passed" if self.passed else "FAILED"])
+        return "\n".join([*lines, *measures, self._verdict()])
+
+    def _verdict(self) -> str:
+        if self.passed or self.failed:
+            return "passed" if self.passed else "FAILED"
+        return f"BUILT, NOT PROVEN ({self.contents.get('unproven')}); the device that first loads it proves it"
+
+
+def _where(of: Mapping[str, Any]) -> str:
+    """The device that the engine is for, or the compute capabilities where it was built ahead."""
+    kinds = ", ".join(f"{sm // 10}.{sm % 10}" for sm in of["options"].get("sm", ()))
+    return " ".join(filter(None, (kinds and f"for compute capability {kinds}", of["device"] and f"on {of['device']}")))
 
 
 def _attempts(attempts: list[Mapping[str, Any]]) -> list[str]:
@@ -71,6 +88,8 @@ def _attempts(attempts: list[Mapping[str, Any]]) -> list[str]:
         title = f"tried {attempt['workaround']}" + (f" ({attempt['what']})" if attempt["what"] else "")
         if "skipped" in attempt:
             lines.append(f"{title}: skipped, {attempt['skipped']}")
+        elif attempt["passed"] is None:
+            lines.append(f"{title}: built, {attempt['build_seconds']:.0f} s")
         elif attempt["passed"]:
             lines.append(f"{title}: reproduces the reference, {attempt['build_seconds']:.0f} s")
         else:

@@ -35,7 +35,7 @@ class Workaround:
     needs_tensorrt: tuple[int, int] = (8, 5)
     needs_sm: int = 0
 
-    def obstacle(self, version: tuple[int, int], sm: int | None) -> str | None:
+    def obstacle(self, version: tuple[int, ...], sm: int | None) -> str | None:
         """Why it cannot help with this TensorRT on this GPU; None where it may."""
         if version < self.needs_tensorrt:
             return f"it takes TensorRT {self.needs_tensorrt[0]} or newer"
