@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -128,7 +129,11 @@ def _maximum(
     windows = _Windows([fixed(n) for n in x.shape[-rank:]], kernel_size, stride, padding, dilation, ceil_mode)
     flat = x.unsqueeze(0) if x.dim() == rank + 1 else x
     ends = [max(end, pad) for end, pad in zip(windows.ends, windows.padding, strict=True)]
-    out: Tensor = torch.onnx.ops.symbolic(
+    taps = [_taps(windows, axis, fixed(flat.shape[axis - rank])) for axis in range(rank)]
+    if any(step > 1 for step in windows.dilation) and all(table is not None for table in taps):
+        out = _moved_maximum(flat, [table for table in taps if table is not None])
+        return out.squeeze(0) if x.dim() == rank + 1 else out
+    out = torch.onnx.ops.symbolic(
         "MaxPool",
         (flat,),
         {
@@ -142,6 +147,35 @@ def _maximum(
         version=OPSET,
     )
     return out.squeeze(0) if x.dim() == rank + 1 else out
+
+
+def _taps(windows: _Windows, axis: int, pixels: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """The pixel that each tap of each window reads along an axis [taps, windows]; None where a window reads none.
+
+    A tap outside the map reads what another tap of its window does, which changes no maximum.
+    """
+    starts = np.arange(windows.sizes[axis]) * windows.stride[axis] - windows.padding[axis]
+    places = starts + np.arange(windows.kernel[axis])[:, None] * windows.dilation[axis]
+    inside = (places >= 0) & (places < pixels)
+    if not inside.any(0).all():
+        return None
+    first = np.take_along_axis(places, inside.argmax(0)[None], 0)
+    return np.where(inside, places, first)
+
+
+def _moved_maximum(x: Tensor, taps: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> Tensor:
+    """The largest of moved maps, one axis after the other: TensorRT pools without dilation only."""
+    values = x
+    for axis, table in enumerate(taps):
+        place, moved = axis - len(taps), []
+        for row in table:
+            stride = int(row[1] - row[0]) if len(row) > 1 else 1
+            if stride > 0 and (np.diff(row) == stride).all():
+                moved.append(aten.slice.Tensor(values, place, int(row[0]), int(row[-1]) + 1, stride))
+            else:
+                moved.append(values.index_select(values.dim() + place, embedded(row)))
+        values = functools.reduce(torch.maximum, moved)
+    return values
 
 
 def _adaptive_maximum(x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
