@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from vitdeploy.graph.qdq import S8, U8, QScheme
 from vitdeploy.registry import Registry
 
+# The runtimes that read a file by NVIDIA's parser, and make an engine of it.
+NVIDIA = frozenset({"tensorrt", "tensorrt_rtx"})
+
 
 @dataclass(frozen=True)
 class Int8Rules:
@@ -83,6 +86,16 @@ class Target:
     int8: Int8Rules | None = None
     description: str = ""
     source: str = ""
+
+    @property
+    def for_nvidia(self) -> bool:
+        """Whether NVIDIA's parser may be what reads the file."""
+        return bool(NVIDIA & set(self.runtimes))
+
+    @property
+    def for_nvidia_alone(self) -> bool:
+        """Whether nothing but NVIDIA's parser reads the file."""
+        return self.for_nvidia and set(self.runtimes) <= NVIDIA
 
 
 _JOINED = (
@@ -177,6 +190,17 @@ _ROWS = (
         int8=Int8Rules(half_rest=True, source="as tensorrt10"),
         description="TensorRT 11 (JetPack 7.2.2 and newer), strongly typed only",
         source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
+        "primitives",
+    ),
+    Target(
+        "tensorrt_rtx",
+        opset=20,
+        gelu="gelu",
+        runtimes=("tensorrt_rtx",),
+        int8=Int8Rules(half_rest=True, source="as tensorrt10: its networks are strongly typed, all of them"),
+        description="TensorRT for RTX 1.7, whose engines are built on a CPU for RTX GPUs",
+        source="parser of 1.7.1, asked: opset 17 to 25, Gelu, ConvTranspose of any group; opset 20 is that of the "
+        "capture; the operator Attention ends the compiler in FP32 (tests/tensorrt/rtx/test_wheels.py), hence "
         "primitives",
     ),
 )

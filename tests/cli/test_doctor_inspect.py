@@ -32,6 +32,7 @@ def report(runtime: Package, *findings: Finding) -> DoctorReport:
         base=(Package("numpy", "1.26.4"),),
         runtimes=(runtime,),
         tensorrt=TensorRt(Package("tensorrt", problem="tensorrt is not installed"), "10.3.0", ("3.10",)),
+        compiler=Package("TensorRT for RTX", problem="tensorrt-rtx-cu12-libs is not installed"),
         export=(Package("torch", problem="torch is not installed"),),
         findings=findings,
     )
@@ -61,6 +62,7 @@ def test_doctor_names_everything_it_found() -> None:
         "without the system's packages",
         "1.23.0 (CPUExecutionProvider)",
         "libnvinfer 10.3.0, Python binding is not installed",
+        "TensorRT for RTX tensorrt-rtx-cu12-libs is not installed",
         "known bad: tensorrt 10.3.0: slow: INT8",
         "  why: not fused",
         "  try: FP16",

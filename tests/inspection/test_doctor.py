@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vitdeploy.errors import MissingDependencyError
 from vitdeploy.inspection import doctor as doctor_module
 from vitdeploy.inspection.doctor import doctor, probe_python
 from vitdeploy.inspection.doctor_report import Machine, Package, TensorRt
@@ -217,6 +219,43 @@ ABSENT = Package("tensorrt", problem="tensorrt is not installed", fix="pip insta
 )
 def test_what_brings_tensorrt_depends_on_what_is_there(here: Machine, tensorrt: TensorRt, fix: str) -> None:
     assert doctor_module._missing_tensorrt(here, tensorrt).fix.startswith(fix)
+
+
+NO_WHEELS = MissingDependencyError("tensorrt-rtx-cu12-libs", needed_for="it", extra="nvidia")
+
+
+@pytest.mark.parametrize(
+    ("missing", "gpus", "wheels", "said"),
+    [
+        (
+            NO_WHEELS,
+            (),
+            True,
+            "check --compile and the runtime tensorrt_rtx need\n  try: pip install 'vitdeploy[nvidia]'",
+        ),
+        (NO_WHEELS, (), False, ""),
+        (None, (), True, ""),
+        (None, (Gpu("NVIDIA H100", 90),), True, "optional: TensorRT for RTX does not serve it\n"),
+    ],
+)
+def test_nvidias_compiler_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+    missing: MissingDependencyError | None,
+    gpus: tuple[Gpu, ...],
+    wheels: bool,
+    said: str,
+) -> None:
+    monkeypatch.setattr(doctor_module.rtx, "unavailable", lambda: missing)
+    monkeypatch.setattr(doctor_module.rtx, "has_wheels", lambda: wheels)
+    compiler = doctor_module._compiler()
+    runtime = Package("tensorrt_rtx", problem="TensorRT for RTX does not serve it", fix="--runtime tensorrt")
+    here = dataclasses.replace(machine_with("3.11.2", jetson=False), gpus=gpus)
+    present = (Package("onnxruntime", "1.0"), runtime)
+    bound = TensorRt(Package("tensorrt", "10.3.0"), None, ())
+    findings = doctor_module._missing(here, (), present, bound, compiler, ())
+    assert (compiler.problem is None) is (missing is None)
+    assert said in "\n".join(map(str, findings))
+    assert bool(said) is bool(findings)
 
 
 def test_nothing_usable_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,18 +54,24 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def require(cls: type[Backend]) -> None:
         raise BackendError("there is no NVIDIA GPU here")
 
-    monkeypatch.setattr(find_backend("tensorrt"), "require", classmethod(require))
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setattr(find_backend(name), "require", classmethod(require))
 
 
 def test_the_fastest_comes_first_and_the_reference_not_at_all() -> None:
-    assert [backend.name for backend in auto_order()] == ["tensorrt", "openvino", "onnxruntime"]
+    assert [backend.name for backend in auto_order()] == [
+        "tensorrt",
+        "tensorrt_rtx",
+        "openvino",
+        "onnxruntime",
+    ]
     assert all(backend.auto_reason for backend in auto_order())
 
 
 def test_the_first_that_is_installed_is_taken_and_the_missing_ones_are_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed_over: list[str] = []
+    passed_over = ["tensorrt and tensorrt_rtx (there is no NVIDIA GPU here)"]
     for backend in auto_order():
         if backend.available() is None:
             with load(bundle) as session:
@@ -74,8 +80,8 @@ def test_the_first_that_is_installed_is_taken_and_the_missing_ones_are_named(
                 assert reason.startswith(backend.auto_reason)
                 assert all(words in reason for words in passed_over)
         monkeypatch.setitem(sys.modules, backend.package, None)
-        missing = "there is no NVIDIA GPU here" if backend.name == "tensorrt" else f"{backend.name} is not installed"
-        passed_over.append(f"{backend.name} ({missing})")
+        if backend.name not in ("tensorrt", "tensorrt_rtx"):
+            passed_over.append(f"{backend.name} ({backend.name} is not installed)")
     with pytest.raises(MissingDependencyError, match="pip install"):
         load(bundle)
 

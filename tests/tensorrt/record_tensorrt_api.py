@@ -3,8 +3,8 @@
     python record_tensorrt_api.py FOLDER…
 
 Each FOLDER holds an unpacked wheel of bindings (`pip download --no-deps tensorrt-bindings==8.6.1`, or
-`tensorrt-cu12-bindings==10.3.0`, and unzip). The libraries are not needed: the bindings import a dozen functions of
-them, for which gcc makes stand-ins that are never called.
+`tensorrt-cu12-bindings==10.3.0`, or `tensorrt-rtx-cu12-bindings==1.7.1.116`, and unzip). The libraries are not needed:
+the bindings import a dozen functions of them, for which gcc makes stand-ins that are never called.
 """
 
 from __future__ import annotations
@@ -16,21 +16,32 @@ import sys
 import tempfile
 from pathlib import Path
 
+# The folder of each product's bindings, and what the names of its records begin with.
+BINDINGS = {"tensorrt_bindings": "", "tensorrt_rtx_bindings": "rtx-"}
 CLASSES = (
     "Builder",
     "EngineInspector",
     "IBuilderConfig",
     "ICudaEngine",
     "IExecutionContext",
+    "IHostMemory",
     "ILayer",
     "INetworkDefinition",
+    "IOptimizationProfile",
+    "IRuntimeCache",
+    "IRuntimeConfig",
     "ITensor",
     "ITimingCache",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
 )
 ENUMS = (
     "BuilderFlag",
+    "ComputeCapability",
     "DataType",
     "DeviceType",
+    "DynamicShapesKernelSpecializationStrategy",
     "LayerInformationFormat",
     "LayerType",
     "MemoryPoolType",
@@ -41,7 +52,7 @@ ENUMS = (
 NAMES = ("bfloat16", "bool", "float16", "float32", "int32", "int64", "int8", "nptype", "uint8")
 
 PROBE = """
-import json, re, tensorrt_bindings as trt
+import json, re, %s as trt
 def arguments(line):
     inside = re.search(r"\\((.*)\\)", line)[1]
     names = re.findall(r"(?:^|, )(\\*{0,2}\\w+)(?::|$|,|=)", inside)
@@ -54,17 +65,18 @@ def member(found):
 print(json.dumps({
     "version": trt.__version__,
     "classes": {name: {key: member(getattr(getattr(trt, name), key)) for key in dir(getattr(trt, name))
-                       if not key.startswith("_")} for name in %r},
-    "enums": {name: list(getattr(trt, name).__members__) for name in %r},
+                       if not key.startswith("_")} for name in %r if hasattr(trt, name)},
+    "enums": {name: list(getattr(trt, name).__members__) for name in %r if hasattr(trt, name)},
     "names": [name for name in %r if hasattr(trt, name)],
 }))
 """
 
 
 def record(folder: Path) -> dict[str, object]:
-    """What the bindings in `folder` offer."""
-    library = next(folder.glob("tensorrt_bindings/tensorrt.so"))
-    needed = set(re.findall(r"\[(libnv\w+\.so\.\d+)\]", run("readelf", "-d", str(library))))
+    """What the bindings in `folder` offer; see BINDINGS for what `version` begins with."""
+    module = next(name for name in BINDINGS if (folder / name).is_dir())
+    library = next((folder / module).glob("tensorrt*.so"))
+    needed = set(re.findall(r"\[(lib(?:nv|tensorrt)\w+\.so\.\d+)\]", run("readelf", "-d", str(library))))
     undefined = re.findall(r" U (\S+)$", run("nm", "-D", "--undefined-only", str(library)), re.MULTILINE)
     wanted = [name for name in undefined if "@" not in name and not re.match(r"_?Py", name)]
     with tempfile.TemporaryDirectory() as place:
@@ -72,11 +84,11 @@ def record(folder: Path) -> dict[str, object]:
         source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in wanted))
         for name in needed:
             run("gcc", "-shared", "-fPIC", "-o", str(Path(place) / name), str(source), f"-Wl,-soname,{name}")
-        code = PROBE % (CLASSES, ENUMS, NAMES)
+        code = PROBE % (module, CLASSES, ENUMS, NAMES)
         environment = {"LD_LIBRARY_PATH": place, "PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
         said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     found: dict[str, object] = json.loads(said.stdout)
-    return found
+    return {**found, "version": f"{BINDINGS[module]}{found['version']}"}
 
 
 def run(*command: str) -> str:

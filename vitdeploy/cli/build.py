@@ -1,15 +1,21 @@
-"""Build a bundle's TensorRT engine on this device and prove it against the PyTorch outputs that the bundle carries.
+"""Build a bundle's engine and prove it against the PyTorch outputs that the bundle carries.
 
   vitdeploy build lemevit
   vitdeploy build lemevit --workspace 2G --timing-cache kernels.cache
   vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: min, opt, max)
   vitdeploy build lemevit --dla 0                   (what the accelerator cannot compute runs on the GPU)
+  vitdeploy build lemevit --runtime tensorrt_rtx --sm 86,89,120        (on a CPU, for RTX GPUs)
 
 The engine is cached. vitdeploy.load, predict, verify and benchmark with the runtime tensorrt use the one that was built
 last; trtexec and DeepStream can read the file. Its folder also has the builder's log and a report: the attempts, their
 parity, and which attention blocks and layer norms became one kernel. An engine that does not reproduce PyTorch is not
 kept: the first block that diverges is named, and --workaround auto tries unfused attention, FP32 for that block, and
 bfloat16, in this order. This needs the packages onnx, onnx-ir and onnxruntime.
+
+TensorRT builds for the GPU of this device. TensorRT for RTX builds on a CPU (x86-64 Linux, pip install
+'vitdeploy[nvidia]'), in a process of its own, for GPUs of the compute capabilities of --sm. Where none of them is here,
+the engine is kept as not proven; every device proves it when it first loads it, and refuses it if it gives other
+numbers there.
 """
 
 from __future__ import annotations
@@ -18,12 +24,15 @@ import argparse
 import json
 from pathlib import Path
 
-HELP = "build and prove a TensorRT engine on this device"
+HELP = "build and prove a TensorRT engine on this device, or one of TensorRT for RTX on a CPU"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy build`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "--runtime", metavar="R", help="tensorrt or tensorrt_rtx (default: what the bundle is for, else tensorrt)"
+    )
     parser.add_argument("--timing-cache", type=Path, metavar="F", help="kernel timings, read and brought up to date")
     parser.add_argument("--workspace", metavar="N", help="scratch memory: 512M, 2G, or a number of MiB")
     parser.add_argument(
@@ -44,26 +53,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="auto (default), none, or some of defuse,fp32,bf16",
     )
+    group = parser.add_argument_group("TensorRT for RTX")
+    group.add_argument(
+        "--sm", metavar="N,…", help="compute capabilities: 75, 80, 86, 89, 120, 121 (default: from 80 on)"
+    )
+    group.add_argument("--time-limit", type=float, metavar="S", help="seconds that building may take (default 600)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where engines are kept")
     parser.add_argument("--log", type=Path, metavar="F", help="another copy of what the builder says")
     parser.add_argument("--rebuild", action="store_true", help="build even where there is a proven engine")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit 0 where an engine reproduces the reference, 1 where none does."""
+    """Exit 0 where an engine reproduces the reference or is built and not proven, 1 where none reproduces it."""
     from vitdeploy.tensorrt.prove import build
 
     report = build(
         args.bundle,
+        runtime=args.runtime,
+        sm=args.sm,
         workspace=args.workspace,
         profile=args.profile,
         dla=args.dla,
         tf32=args.tf32,
         workarounds=args.workaround,
         timing_cache=args.timing_cache,
+        time_limit=args.time_limit,
         cache=args.cache,
         log_file=args.log,
         rebuild=args.rebuild,
     )
     print(json.dumps(report.to_dict()) if args.json else report)
-    return 0 if report.passed else 1
+    return 1 if report.failed else 0

@@ -29,6 +29,7 @@ from vitdeploy.machine.hardware import (
     system_binding_pythons,
 )
 from vitdeploy.platforms.known_bad import Circumstances, matching_rows
+from vitdeploy.tensorrt.rtx import requirements as rtx
 
 IMPORT_SECONDS = 60.0
 BASE_PACKAGES = (("numpy", "numpy"), ("PIL", "pillow"))
@@ -43,8 +44,7 @@ from vitdeploy.runtime.backends import find_backend
 backend = find_backend(sys.argv[1])
 try:
     backend.require()
-    module = sys.modules[backend.package]
-    found = {"version": str(getattr(module, "__version__", "unknown")), "devices": list(backend.devices())}
+    found = {"version": backend.version(), "devices": list(backend.devices())}
 except BackendError as error:
     found = {"problem": error.what, "why": error.why, "fix": error.fix}
 print(json.dumps(found))
@@ -74,10 +74,11 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
     )
     base = tuple(_imported(module, package) for module, package in BASE_PACKAGES)
     runtimes = () if any(package.problem for package in base) else _runtimes()
-    tensorrt = _tensorrt(root)
+    tensorrt, compiler = _tensorrt(root), _compiler()
     export = tuple(_installed(package) for package in EXPORT_PACKAGES)
-    findings = _missing(machine, base, runtimes, tensorrt, export) + _known_bad(machine, base, runtimes, tensorrt)
-    return DoctorReport(machine, base, runtimes, tensorrt, export, tuple(findings))
+    findings = _missing(machine, base, runtimes, tensorrt, compiler, export)
+    findings += _known_bad(machine, base, runtimes, tensorrt)
+    return DoctorReport(machine, base, runtimes, tensorrt, compiler, export, tuple(findings))
 
 
 def probe_python(name: str, code: str, *arguments: str, seconds: float = IMPORT_SECONDS) -> dict[str, Any]:
@@ -147,18 +148,27 @@ def _tensorrt(root: Path) -> TensorRt:
     return TensorRt(_imported("tensorrt", "tensorrt"), library, tuple(system_binding_pythons(root)))
 
 
+def _compiler() -> Package:
+    """NVIDIA's parser and compiler for `check --compile` and `build --runtime tensorrt_rtx`, by their metadata only."""
+    missing = rtx.unavailable()
+    if missing is None:
+        return Package(rtx.NAME, rtx.version())
+    return Package(rtx.NAME, problem=missing.what, why=missing.why, fix=missing.fix)
+
+
 def _missing(
     machine: Machine,
     base: tuple[Package, ...],
     runtimes: tuple[Package, ...],
     tensorrt: TensorRt,
+    compiler: Package,
     export: tuple[Package, ...],
 ) -> list[Finding]:
     kind = "optional" if any(package.problem is None for package in runtimes) else "missing"
     findings = [
         Finding(kind, str(package.problem), str(package.fix), package.why)
         for package in (*base, *runtimes)
-        if package.problem and package.name != "tensorrt"
+        if package.problem and package.name not in ("tensorrt", "tensorrt_rtx")
     ]
     if tensorrt.binding.problem and (machine.gpus or machine.jetson):
         findings.append(_missing_tensorrt(machine, tensorrt))
@@ -166,6 +176,15 @@ def _missing(
         unusable = next((package for package in runtimes if package.name == "tensorrt" and package.problem), None)
         if unusable:
             findings.append(Finding("missing", str(unusable.problem), str(unusable.fix), unusable.why))
+    if compiler.problem and rtx.has_wheels():
+        what = f"{compiler.problem}, which vitdeploy check --compile and the runtime tensorrt_rtx need"
+        findings.append(Finding("optional", what, str(compiler.fix)))
+    elif machine.gpus and not compiler.problem:
+        findings += [
+            Finding("optional", str(package.problem), str(package.fix), package.why)
+            for package in runtimes
+            if package.name == "tensorrt_rtx" and package.problem
+        ]
     lacking = [package.name for package in export if package.problem]
     if lacking:
         what = f"{', '.join(lacking)}, which vitdeploy export needs; running a bundle does not"

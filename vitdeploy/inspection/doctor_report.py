@@ -72,12 +72,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What `vitdeploy.doctor` found; `str()` is a table, the findings and the verdict."""
+    """What `vitdeploy.doctor` found; `str()` is a table, the findings and the verdict.
+
+    compiler  NVIDIA's parser and compiler, which need no GPU
+    """
 
     machine: Machine
     base: tuple[Package, ...]
     runtimes: tuple[Package, ...]
     tensorrt: TensorRt
+    compiler: Package
     export: tuple[Package, ...]
     findings: tuple[Finding, ...]
 
@@ -96,6 +100,7 @@ class DoctorReport:
         if self.tensorrt.library or self.tensorrt.binding.version:
             library = self.tensorrt.library or "not found"
             rows.append(["TensorRT", f"libnvinfer {library}, Python binding {_state(self.tensorrt.binding)}"])
+        rows.append(["check --compile", f"{self.compiler.name} {_state(self.compiler)}"])
         lacking = [package.name for package in self.export if package.problem]
         rows.append(["export", f"not available: no {', '.join(lacking)}" if lacking else "every tool is installed"])
         usable = ", ".join(self.usable)

@@ -42,7 +42,7 @@ class HoistBroadcast(GraphPass):
 
     def rewrite(self, model: ir.Model) -> list[str]:
         """Find the values that are equal for every image, then redirect whoever mixes them with the images."""
-        work = _Hoist(model.graph, broadcast_products="tensorrt" not in self.target.runtimes)
+        work = _Hoist(model.graph, broadcast_products=not self.target.for_nvidia)
         for node in list(model.graph):
             if node.outputs[0] not in work.equal:
                 work.redirect(node)

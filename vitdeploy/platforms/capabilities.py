@@ -26,6 +26,7 @@ class Platform:
     oldest, newest  TensorRT versions, both included; what one of them cannot do counts as missing
     sm              compute capability of the GPU, None where the platform leaves it open
     jetpack, cuda, python  what the board's system image brings; empty where the platform leaves it open
+    product  another product than TensorRT, which is judged by the rules of these versions
     """
 
     name: str
@@ -36,6 +37,7 @@ class Platform:
     cuda: str = ""
     python: str = ""
     source: str = ""
+    product: str = ""
 
     @property
     def minors(self) -> tuple[Version, ...]:
@@ -47,7 +49,8 @@ class Platform:
     def versions(self) -> str:
         """The range in words."""
         old, new = dotted(self.oldest), dotted(self.newest)
-        return f"TensorRT {old}" if old == new else f"TensorRT {old} to {new}"
+        range_ = f"TensorRT {old}" if old == new else f"TensorRT {old} to {new}"
+        return f"{self.product}, by the rules of {range_}" if self.product else range_
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ def _platforms() -> Iterator[Platform]:
     yield Platform("tensorrt8", (8, 5, 2), (8, 6, 2), source="vitdeploy export --target tensorrt8")
     yield Platform("tensorrt10", (10, 3), (10, 16), source="vitdeploy export --target tensorrt10")
     yield Platform("tensorrt11", (11, 0), (11, 4, 1), source="vitdeploy export --target tensorrt11")
+    # Of the line of TensorRT 10 and 11, with a numbering of its own: it is judged as the newest whose tables are here.
+    yield Platform(
+        "tensorrt_rtx",
+        (10, 16),
+        (10, 16),
+        source="vitdeploy export --target tensorrt_rtx; vitdeploy check --compile asks it itself",
+        product="TensorRT for RTX 1.7",
+    )
     for pack in JETPACKS:
         for board in pack.boards:
             yield Platform(

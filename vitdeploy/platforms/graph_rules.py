@@ -221,7 +221,9 @@ _NODE_RULES: dict[str, tuple[Callable[[ir.Node, Platform], Iterator[Finding]], .
 def check_known_bad(
     graph: ir.Graph, platform: Platform, attentions: Sequence[Block], norms: Sequence[Block]
 ) -> Iterator[Finding]:
-    """Versions of the range that are known to go wrong on what this graph has."""
+    """Versions of the range that are known to go wrong on what this graph has; of another product nothing is known."""
+    if platform.product:
+        return
     precisions = {
         "attention": {block.precision for block in attentions},
         "layer norm": {block.precision for block in norms},

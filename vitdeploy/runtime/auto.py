@@ -55,14 +55,14 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
     """
     absent: list[BackendError] = []
     refused: list[BackendError | GateError] = []
-    passed_over: list[str] = []
+    passed_over: dict[str, list[str]] = {}  # names by why
     order = auto_order()
     for backend in order:
         try:
             backend.require()
         except BackendError as error:
             absent.append(error)
-            passed_over.append(f"{backend.name} ({error.what})")
+            passed_over.setdefault(error.what, []).append(backend.name)
             continue
         loaded = None
         try:
@@ -72,11 +72,12 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
             if loaded is not None:
                 loaded.close()
             refused.append(error.with_traceback(None))
-            passed_over.append(f"{backend.name} ({error.what})")
+            passed_over.setdefault(error.what, []).append(backend.name)
             log.warning("%s is passed over: %s", backend.name, "; ".join(filter(None, (error.what, error.fix))))
             continue
-        reason = backend.auto_reason + (f" after {', '.join(passed_over)}" if passed_over else "")
+        faster = ", ".join(f"{' and '.join(names)} ({why})" for why, names in passed_over.items())
+        reason = backend.auto_reason + (f" after {faster}" if faster else "")
         yield Attempt(loaded, report, reason)
-        passed_over.append(f"{backend.name} ({'; '.join(report.failures)})")
+        passed_over.setdefault("; ".join(report.failures), []).append(backend.name)
     if len(absent) + len(refused) == len(order):
         raise refused[0] if refused else absent[-1]

@@ -17,7 +17,8 @@ from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.proof.prove import prove
 from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.runtime.options import Options
-from vitdeploy.tensorrt.backend import EngineBackend
+from vitdeploy.targets import find_target
+from vitdeploy.tensorrt.backend import EngineBackend, TensorRtBackend
 from vitdeploy.tensorrt.cache import keep
 from vitdeploy.tensorrt.engine import EngineError
 from vitdeploy.tensorrt.options import BuildOptions
@@ -32,7 +33,7 @@ DIAGNOSIS_PACKAGES = {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnx
 def build(
     bundle: Bundle | str | Path,
     *,
-    runtime: str = "tensorrt",
+    runtime: str | None = None,
     sm: tuple[int, ...] | str | None = None,
     workspace: int | str | None = None,
     profile: tuple[int, int, int] | str | None = None,
@@ -52,7 +53,8 @@ def build(
 
     Args:
         bundle: the bundle, or its folder.
-        runtime: what the engine is for: `tensorrt` or `tensorrt_rtx`.
+        runtime: what the engine is for: `tensorrt` or `tensorrt_rtx`; None for what the bundle was exported for, and
+            for `tensorrt` where that is open.
         sm: compute capabilities, ten times each, for `tensorrt_rtx`: `86,89,120`; by default those from 8.0 on.
         workspace: bytes of scratch memory, or `2G`, `512M`.
         profile: images a call where the batch is free: min, opt (what kernels are tuned for), max.
@@ -75,8 +77,8 @@ def build(
         UsageError: an option does not fit the bundle, the version or the device.
         BackendError: the builder is missing, or does not build the model.
     """
-    kind = _engine_backend(runtime)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    kind = _engine_backend(runtime or _default_runtime(opened))
     opened.check_files()
     given: dict[str, Any] = {"workspace": workspace, "profile": profile, "dla": dla, "tf32": tf32, "sm": sm}
     given |= {"workarounds": workarounds, "timing_cache": timing_cache, "time_limit": time_limit}
@@ -99,6 +101,15 @@ def build(
             keep(Path(log_file), said.read_bytes())
 
 
+def _default_runtime(bundle: Bundle) -> str:
+    """The first runtime of the bundle's target that runs engines."""
+    try:
+        names = find_target(bundle.manifest.target).runtimes
+        return next((name for name in names if issubclass(find_backend(name), EngineBackend)), TensorRtBackend.name)
+    except UsageError:  # of a package that is not installed here
+        return TensorRtBackend.name
+
+
 def _engine_backend(name: str) -> type[EngineBackend]:
     """The runtime called `name`; UsageError for one that runs no engines."""
     kind = find_backend(name)
@@ -119,7 +130,7 @@ def _kept(job: Job) -> BuildReport | None:
     if engine is None or report is None or (workaround and workaround not in job.asked.workarounds):
         return None
     if job.unusable:
-        return BuildReport(report, cached=True)
+        return BuildReport({**report, "passed": None, "unproven": job.unusable}, cached=True)
     try:
         backend = job.kind(engine, job.options, job.asked, workaround, job.kind.kernels(job.cache, job.key))
     except EngineError:

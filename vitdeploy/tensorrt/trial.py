@@ -29,7 +29,7 @@ class Job:
 
     def __init__(self, kind: type[EngineBackend], bundle: Bundle, options: Options, asked: BuildOptions) -> None:
         self.kind, self.bundle, self.options, self.asked = kind, bundle, options, asked
-        self.unusable = kind.available()
+        self.unusable = _unusable(kind)
         self.device = None if self.unusable else kind.device()
         self.library = kind.library_type()
         self.cache = EngineCache(options.cache)
@@ -56,6 +56,14 @@ class Job:
             "log": str(self.cache.log_file(self.key)),
             "report": str(self.cache.report_file(self.key)),
         }
+
+
+def _unusable(kind: type[EngineBackend]) -> str | None:
+    try:
+        kind.require()
+    except BackendError as error:
+        return error.what
+    return None
 
 
 class Trial(NamedTuple):

@@ -7,9 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.tensorrt.rtx.fake_runtime import RtxWorld
 
 HERE = Path(__file__).parent
 Play = Callable[..., None]
@@ -35,3 +38,15 @@ def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Play:
 
     write()
     return write
+
+
+@pytest.fixture
+def world(play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RtxWorld:
+    """TensorRT for RTX with a GPU, builder and runtime played by stand-ins; engines are in `tmp_path/cache`."""
+    pytest.importorskip("onnxruntime")
+    from tests.tensorrt.rtx.fake_runtime import RtxWorld
+
+    world = RtxWorld()
+    world.install(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return world

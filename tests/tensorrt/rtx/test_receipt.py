@@ -41,7 +41,7 @@ def with_receipt(folder: Path, compiled: Any) -> Path:
 def test_a_bundle_for_tensorrt_alone_gets_the_counts_and_the_version(model: Path, play: Play, tmp_path: Path) -> None:
     play(log=recorded("transformer_fp16")["log"])
     for name, row in ROWS.items():
-        assert bool(fusion_receipt(model, row)) == (name in ("tensorrt8", "tensorrt10", "tensorrt11")), name
+        assert bool(fusion_receipt(model, row)) == name.startswith("tensorrt"), name
     compiled = fusion_receipt(model, ROWS["tensorrt10"])["compiled"]
     assert compiled == {
         "compiler": "TensorRT for RTX",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.bundles import write_tiny_bundle
 from tests.tensorrt.rtx.conftest import recorded
 from tests.transformer import transformer
+from vitdeploy import build
+from vitdeploy.errors import BackendError
+from vitdeploy.machine.hardware import read_gpus
+from vitdeploy.runtime.session import load
 from vitdeploy.tensorrt.rtx.compile import compile_check
 from vitdeploy.tensorrt.rtx.compiler import run_compiler
 from vitdeploy.tensorrt.rtx.requirements import COMPUTE_CAPABILITIES, unavailable
@@ -82,3 +90,71 @@ def test_a_crash_of_the_real_compiler_is_a_message(tmp_path: Path) -> None:
     assert report.state in ("failed", "crashed")
     assert report.failure is not None
     assert report.failure.nodes == ("Attention blocks.0.attn/Attention",)
+
+
+# The runtime. Without a GPU it ends at the first call of CUDA: in words, and never in a crash.
+
+needs_no_gpu = pytest.mark.skipif(bool(read_gpus()), reason="there is a GPU, on which the engine would load")
+
+LOAD = """
+import sys
+from tests.tensorrt.fake_cuda import FakeDriver
+from vitdeploy.tensorrt import cuda, engine
+from vitdeploy.errors import BackendError
+from vitdeploy.tensorrt.rtx.backend import RtxLibrary
+played = cuda.Cuda(FakeDriver())
+engine.open_cuda = lambda: played
+try:
+    engine.Engine(open(sys.argv[1], "rb").read(), RtxLibrary())
+except BackendError as error:
+    print("\\n".join(error.lines()))
+"""
+
+
+def deserialized(path: Path) -> str:
+    """What loading the file with the real libraries ends in, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(path)],
+        cwd=Path(__file__).resolve().parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def built(tmp_path: Path, **options: Any) -> Path:
+    bundle = write_tiny_bundle(tmp_path / "b", force=True)
+    return Path(str(build(bundle, runtime="tensorrt_rtx", cache=tmp_path / "engines", **options).engine))
+
+
+@needs_no_gpu
+def test_an_engine_that_was_built_ahead_loads_up_to_the_first_call_of_cuda(tmp_path: Path) -> None:
+    engine = built(tmp_path, profile="1,2,4", workspace="2G")
+    assert engine.read_bytes().startswith(b"vtrt")
+    said = deserialized(engine)
+    assert said.startswith("the engine cannot be loaded")
+    assert "CUDA driver version is insufficient" in said
+    assert "vitdeploy build BUNDLE --runtime tensorrt_rtx --rebuild" in said
+    with pytest.raises(BackendError, match="no NVIDIA GPU that a driver serves"):
+        load(tmp_path / "b", runtime="tensorrt_rtx", cache=tmp_path / "engines")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("damage", ["rubbish", "empty", "cut", "changed"])
+def test_bytes_that_are_no_engine_are_refused_in_words(tmp_path: Path, damage: str) -> None:
+    data = built(tmp_path).read_bytes()
+    wrong = {"rubbish": b"no engine at all" * 64, "empty": b"", "cut": data[:5000], "changed": data[:64] + data[128:]}
+    (tmp_path / "wrong").write_bytes(wrong[damage])
+    assert deserialized(tmp_path / "wrong").startswith("the engine cannot be loaded")
+
+
+def test_engines_are_built_for_several_kinds_and_turing_takes_no_fp32(tmp_path: Path) -> None:
+    one, all_but_turing = built(tmp_path, sm="86"), built(tmp_path)
+    assert one != all_but_turing
+    assert 0 < all_but_turing.stat().st_size - one.stat().st_size < 100, "a kind more takes a few bytes"
+    with pytest.raises(BackendError, match=r"Turing(.|\n)*leave 75 out of --sm"):
+        built(tmp_path, sm="75")
+    with pytest.raises(BackendError, match="workspace"):
+        built(tmp_path, workspace="1M")

@@ -46,7 +46,7 @@ def declared_opset(model: ir.Model, target: Target) -> int:
     interpolated = (
         attribute(node, "mode", "linear") != "nearest" for node in model.graph if node.op_type == "GridSample"
     )
-    if "tensorrt" in target.runtimes and target.opset > GRID_SAMPLE_OPSET and any(interpolated):
+    if target.for_nvidia and target.opset > GRID_SAMPLE_OPSET and any(interpolated):
         return GRID_SAMPLE_OPSET
     return target.opset
 

@@ -87,7 +87,7 @@ def _introduced(op_type: str) -> int | None:
 
 def _require_runtime(model: ir.Model, target: Target) -> None:
     """A file that is for TensorRT alone has operators that its parser knows."""
-    if target.runtimes != ("tensorrt",) or target.name not in PLATFORMS:
+    if not target.for_nvidia_alone or target.name not in PLATFORMS:
         return
     for node, finding in unreadable(model, PLATFORMS[target.name]):
         raise refusal(

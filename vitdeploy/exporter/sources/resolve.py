@@ -60,7 +60,7 @@ def _check_channels(subject: Subject, card: ModelCard) -> None:
 def _check_free(subject: Subject, request: ExportRequest) -> None:
     """UsageError for free axes besides the batch where an engine is built, which takes a range of batches alone."""
     free = next((spec for spec in subject.inputs if spec.free), None)
-    if free is not None and request.row.runtimes == ("tensorrt",):
+    if free is not None and request.row.for_nvidia_alone:
         raise UsageError(
             f"the input {free.name} has free axes besides the batch: {', '.join(filter(None, free.free))}",
             why=f"an engine of {request.target} is built for fixed sizes, and for a range of batches",

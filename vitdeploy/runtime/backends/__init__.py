@@ -17,6 +17,7 @@ _BACKENDS: Registry[type[Backend]] = Registry(
         "onnxruntime": "vitdeploy.runtime.backends.onnxruntime:OnnxRuntimeBackend",
         "openvino": "vitdeploy.runtime.backends.openvino:OpenVinoBackend",
         "tensorrt": "vitdeploy.tensorrt.backend:TensorRtBackend",
+        "tensorrt_rtx": "vitdeploy.tensorrt.rtx.backend:TensorRtRtxBackend",
         "torch": "vitdeploy.runtime.backends.torch:TorchBackend",
     },
 )

@@ -83,6 +83,11 @@ class Backend(ABC):
         return None
 
     @classmethod
+    def version(cls) -> str:
+        """That of its package, for `doctor`; the package is there and can be imported."""
+        return str(getattr(importlib.import_module(cls.package), "__version__", "unknown"))
+
+    @classmethod
     def devices(cls) -> tuple[str, ...]:
         """Names of the devices that it can use here, for `doctor`; the package is there and can be imported."""
         return ()

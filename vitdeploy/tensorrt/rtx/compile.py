@@ -70,10 +70,10 @@ def compile_check(
 def fusion_receipt(path: Path, target: Target) -> dict[str, Any]:
     """What the compiler makes of the model at `path`, for a manifest under `compiled`.
 
-    Empty for a target that has other runtimes than TensorRT, and where the compiler is not installed. A model that does
+    Empty for a target that has other runtimes than NVIDIA's, and where the compiler is not installed. A model that does
     not compile is recorded and warned of, and no more: the TensorRT of the target decides.
     """
-    if target.runtimes != ("tensorrt",) or requirements.unavailable() is not None:
+    if not target.for_nvidia_alone or requirements.unavailable() is not None:
         return {}
     import onnx
 

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import BackendError
 from vitdeploy.tensorrt.rtx import requirements
-from vitdeploy.tensorrt.rtx.worker import ANSWER, LOG, MODEL, REQUEST
+from vitdeploy.tensorrt.rtx.worker import ANSWER, ENGINE, LOG, MODEL, REQUEST
 
 BUILT, REFUSED, FAILED, CRASHED, TIMED_OUT = "built", "refused", "failed", "crashed", "timed out"
 TIME_LIMIT = 600.0  # seconds; the networks of the zoo take 2 to 6
@@ -43,6 +43,7 @@ class Outcome:
     errors  of the parser: node, operator, code and why
     log     severity and text of everything that the libraries said
     ended   how the process ended, in words, where it crashed or ran out of time
+    plan    the engine, where it was asked for
     """
 
     state: str
@@ -52,6 +53,7 @@ class Outcome:
     plan_bytes: int = 0
     seconds: float = 0.0
     ended: str = ""
+    plan: bytes = field(default=b"", repr=False)
 
     @property
     def engine(self) -> str:
@@ -88,16 +90,25 @@ class Outcome:
         return next((int(match[1]) for match in found if match), None)
 
 
-def run_compiler(model: bytes, sm: int, shapes: Shapes, *, time_limit: float = TIME_LIMIT) -> Outcome:
-    """Parses and builds `model` for compute capability `sm`.
+def run_compiler(
+    model: bytes,
+    sm: int | Sequence[int],
+    shapes: Shapes,
+    *,
+    time_limit: float = TIME_LIMIT,
+    engine: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Parses and builds `model` for compute capability `sm`, or for several.
 
-    `shapes` are the smallest, usual and largest of each input with a free axis. A crash of NVIDIA's libraries and the
-    end of `time_limit` (seconds) are outcomes; BackendError is raised where the libraries do not load.
+    `shapes` are the smallest, usual and largest of each input with a free axis; `engine` asks for the engine too, with
+    `tf32` (whether FP32 may be multiplied so) and `workspace` (bytes). A crash of NVIDIA's libraries and the end of
+    `time_limit` (seconds) are outcomes; BackendError is raised where the libraries do not load.
     """
+    kinds = [sm] if isinstance(sm, int) else list(sm)
     with tempfile.TemporaryDirectory(prefix="vitdeploy-rtx-") as name:
         folder = Path(name)
         (folder / MODEL).write_bytes(model)
-        (folder / REQUEST).write_text(json.dumps({"sm": sm, "shapes": shapes}))
+        (folder / REQUEST).write_text(json.dumps({"sm": kinds, "shapes": shapes, "engine": engine}))
         start = time.monotonic()
         ended = _run(folder, time_limit)
         seconds = time.monotonic() - start
@@ -108,6 +119,7 @@ def run_compiler(model: bytes, sm: int, shapes: Shapes, *, time_limit: float = T
             state = TIMED_OUT if ended is None else CRASHED
             words = f"it ran longer than {time_limit:g} s" if ended is None else ended
             return Outcome(state, requirements.version(), log=log, seconds=seconds, ended=words)
+        plan = (folder / ENGINE).read_bytes() if (folder / ENGINE).exists() else b""
     if "unusable" in answer:
         raise BackendError(
             f"{requirements.NAME} cannot be imported",
@@ -123,6 +135,7 @@ def run_compiler(model: bytes, sm: int, shapes: Shapes, *, time_limit: float = T
         log,
         answer["plan_bytes"] or 0,
         seconds,
+        plan=plan,
     )
 
 

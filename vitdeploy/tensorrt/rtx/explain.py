@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Whose documented rules say what to do: the newest of the line that the compiler is of.
-RULES = PLATFORMS["tensorrt10"].newest
+# Whose documented rules say what to do.
+RULES = PLATFORMS["tensorrt_rtx"].newest
 _PLUGIN = (
     "TensorRT itself may have it as a plug-in, which this product lacks: vitdeploy check BUNDLE --target tensorrt10"
 )

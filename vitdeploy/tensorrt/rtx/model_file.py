@@ -55,7 +55,11 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def free_shapes(model: onnx.ModelProto, lengths: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+def free_shapes(
+    model: onnx.ModelProto,
+    lengths: Mapping[str, Sequence[int]] | None = None,
+    batch: tuple[int, int, int] = BATCH_PROFILE,
+) -> Shapes:
     """Smallest, usual and largest shape of every input with a free axis: the batch as `vitdeploy build` takes it.
 
     `lengths` are shapes of the inputs, of which other free axes get theirs. Raises UsageError for one without.
@@ -75,7 +79,7 @@ def free_shapes(model: onnx.ModelProto, lengths: Mapping[str, Sequence[int]] | N
                 fix="vitdeploy export MODEL.onnx --target tensorrt10, and check the bundle",
             )
         if None in dims:
-            found[value.name] = tuple(tuple(images if n is None else n for n in fixed) for images in BATCH_PROFILE)
+            found[value.name] = tuple(tuple(images if n is None else n for n in fixed) for images in batch)
     return found
 
 

@@ -1,17 +1,21 @@
 """The child's end: parses and builds one ONNX file with NVIDIA's libraries, whose crashes end this process alone.
 
 It reads and writes files in one folder: `request.json`, `model.onnx`; `log` gets a JSON value a line while the
-libraries speak, so that their last words survive a crash; `answer.json` is written last.
+libraries speak, so that their last words survive a crash; `engine` is what was built, if it was asked for;
+`answer.json` is written last.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-REQUEST, MODEL, LOG, ANSWER = "request.json", "model.onnx", "log", "answer.json"
+from vitdeploy.tensorrt.rtx.requirements import import_bindings
+
+REQUEST, MODEL, LOG, ENGINE, ANSWER = "request.json", "model.onnx", "log", "engine", "answer.json"
 
 
 def serve() -> None:
@@ -26,19 +30,11 @@ def serve() -> None:
 def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str, Any]:
     """What the parser and the builder make of the model; `unusable` where the libraries do not load."""
     try:
-        import tensorrt_rtx_libs  # noqa: F401  loads the libraries that the bindings look for
-        import tensorrt_rtx_bindings as trt  # isort: skip
+        trt = import_bindings()
     except Exception as error:
         return {"unusable": f"{type(error).__name__}: {error}"}
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            log.write(json.dumps([str(severity).rpartition(".")[2], message]) + "\n")
-
-    logger = Log()
+    logger = logger_of(trt, lambda severity, message: log.write(json.dumps([severity, message]) + "\n"))
     builder = trt.Builder(logger)
     # Strongly typed in any case: this product knows no other networks.
     network = builder.create_network(0)
@@ -61,10 +57,12 @@ def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str,
     }
     if parsed:
         config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{request['sm']}"), 0)
+        config.num_compute_capabilities = len(request["sm"])
+        for index, sm in enumerate(request["sm"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.max_aux_streams = 0  # so that no layers that wait for others are counted
+        _set_up(config, request["engine"] or {}, trt)
         if request["shapes"]:
             profile = builder.create_optimization_profile()
             for name, shapes in request["shapes"].items():
@@ -72,4 +70,27 @@ def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str,
             config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         answer["plan_bytes"] = None if plan is None else int(plan.nbytes)
+        if plan is not None and request["engine"] is not None:
+            model.with_name(ENGINE).write_bytes(memoryview(plan))
     return answer
+
+
+def logger_of(trt: Any, say: Callable[[str, str], object]) -> Any:
+    """A logger of the bindings that hands the name of the severity and the words to `say`."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            say(str(severity).rpartition(".")[2], message)
+
+    return Log()
+
+
+def _set_up(config: Any, asked: dict[str, Any], trt: Any) -> None:
+    """What was asked of an engine that is to be kept."""
+    if "tf32" in asked and not asked["tf32"]:
+        config.clear_flag(trt.BuilderFlag.TF32)  # it is set from the start
+    if asked.get("workspace") is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, asked["workspace"])

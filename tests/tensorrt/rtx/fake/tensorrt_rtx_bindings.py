@@ -1,4 +1,6 @@
-"""A stand-in for the bindings of TensorRT for RTX, which plays what `play.json` beside it says.
+"""A stand-in for the builder of TensorRT for RTX, which plays what `play.json` beside it says.
+
+What it builds is the model itself behind `ENGINE`, with its profile as metadata; `told.json` gets what it was told.
 
 log, errors   what is said and refused, always
 parsed, built  what comes out
@@ -18,12 +20,15 @@ from typing import Any
 
 import onnx
 
-PLAY: dict[str, Any] = json.loads((Path(__file__).parent / "play.json").read_text())
+HERE = Path(__file__).parent
+PLAY: dict[str, Any] = json.loads((HERE / "play.json").read_text())
 if "unusable" in PLAY:
     raise ImportError(PLAY["unusable"])
 __version__ = "1.7.1.116"
 ComputeCapability = SimpleNamespace(SM75=75, SM80=80, SM86=86, SM89=89, SM120=120, SM121=121)
 ProfilingVerbosity = SimpleNamespace(DETAILED=2)
+BuilderFlag = SimpleNamespace(TF32="TF32")
+MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
 
 
 class Severity:
@@ -39,7 +44,7 @@ class ILogger:
 
 
 class Network:
-    nodes: tuple[str, ...] = ()
+    model = onnx.ModelProto()
 
 
 class Profile:
@@ -51,11 +56,25 @@ class Profile:
 
 
 class Config:
-    def set_compute_capability(self, value: int, index: int) -> None:
-        assert (value, index) == (PLAY.get("sm", 86), 0)
+    num_compute_capabilities = 0
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {"flags": ["TF32"], "sm": []}
+
+    def set_compute_capability(self, value: int, index: int) -> bool:
+        assert index == len(self.told["sm"]) < self.num_compute_capabilities
+        self.told["sm"].append(value)
+        return True
+
+    def clear_flag(self, flag: str) -> None:
+        self.told["flags"].remove(flag)
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.told[pool] = size
 
     def add_optimization_profile(self, profile: Profile) -> None:
         assert profile.shapes
+        self.told["profile"] = profile.shapes
 
 
 class Builder:
@@ -75,11 +94,15 @@ class Builder:
         for severity, message in PLAY.get("log", ()):
             self.logger.log(Severity(severity), message)
         time.sleep(PLAY.get("sleep", 0))
-        if PLAY.get("crash_on") in network.nodes:
+        (HERE / "told.json").write_text(json.dumps(config.told))
+        nodes = [node.name for node in network.model.graph.node]
+        if PLAY.get("crash_on") in nodes:
             os.kill(os.getpid(), signal.SIGSEGV)
-        if PLAY.get("fail_on") in network.nodes or not PLAY.get("built", True):
+        if PLAY.get("fail_on") in nodes or not PLAY.get("built", True):
             return None
-        return memoryview(b"plan")
+        profile = network.model.metadata_props.add()
+        profile.key, profile.value = "profile", json.dumps(config.told.get("profile", {}))
+        return memoryview(b"ENGINE" + network.model.SerializeToString())
 
 
 class OnnxParser:
@@ -92,7 +115,7 @@ class OnnxParser:
         self.num_errors = len(self._errors)
 
     def parse(self, data: bytes) -> bool:
-        self._network.nodes = tuple(node.name for node in onnx.load_model_from_string(data).graph.node)
+        self._network.model = onnx.load_model_from_string(data)
         return bool(PLAY.get("parsed", True))
 
     def get_error(self, index: int) -> Any:

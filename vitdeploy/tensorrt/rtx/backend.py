@@ -1,0 +1,258 @@
+"""TensorRT for RTX: engines that are built ahead on a CPU, compiled to the end and run on an RTX GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BackendError, MissingDependencyError
+from vitdeploy.machine.hardware import driver_version
+from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.runtime.backends.base import one_line
+from vitdeploy.tensorrt.backend import EngineBackend
+from vitdeploy.tensorrt.build import BuildError, Built
+from vitdeploy.tensorrt.cache import EngineCache, EngineKey, keep
+from vitdeploy.tensorrt.library import Library
+from vitdeploy.tensorrt.options import BuildOptions
+from vitdeploy.tensorrt.rtx import requirements
+from vitdeploy.tensorrt.rtx.compiler import BUILT, REFUSED, TIME_LIMIT, TIMED_OUT, Outcome, run_compiler
+from vitdeploy.tensorrt.rtx.worker import logger_of
+
+log = logging.getLogger(__name__)
+
+COMMAND = "vitdeploy build {bundle} --runtime tensorrt_rtx"
+_LETTERS = {"INTERNAL_ERROR": "E", "ERROR": "E", "WARNING": "W", "INFO": "I"}
+
+
+class RtxLibrary(Library):
+    """The bindings of TensorRT for RTX, whose engines are compiled to the end when a context is made.
+
+    Kernels are compiled for every shape before it runs (EAGER): else the first calls, and so the proof, would be
+    computed by other kernels than the later ones.
+    """
+
+    product = requirements.NAME
+    command = COMMAND.format(bundle="BUNDLE")
+
+    def __init__(self, kernels: Path | None = None) -> None:
+        super().__init__(kernels)
+        self._lines: list[str] | None = None
+        # Held as long as the engine is: the library keeps plain pointers to them.
+        self._logger: Any = None
+        self._runtime: Any = None
+        self._config: Any = None
+        self._compiled: Any = None
+
+    @property
+    def module(self) -> Any:
+        """The bindings, under the name that they are installed as."""
+        return requirements.import_bindings()
+
+    @property
+    def version(self) -> str:
+        """That of the installed package: asking for it loads nothing."""
+        return requirements.version()
+
+    @property
+    def rules(self) -> tuple[int, ...]:
+        """The newest of the line of TensorRT that its parser and compiler are of."""
+        return PLATFORMS["tensorrt_rtx"].newest
+
+    @contextmanager
+    def log(self) -> Iterator[list[str]]:
+        """What the libraries say; errors at other times go to the log of this module."""
+        lines: list[str] = []
+        self._lines = lines
+        try:
+            yield lines
+        finally:
+            self._lines = None
+
+    def deserialize(self, serialized: bytes) -> Any:
+        """The engine; ValueError where the library refuses the bytes, which it explains in its log."""
+        trt = self.module
+        self._logger = logger_of(trt, self._say)
+        self._runtime = trt.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(serialized)
+        if engine is None:
+            raise ValueError(f"{self.product} refused the engine and said nothing")
+        return engine
+
+    def create_context(self, engine: Any) -> Any:
+        """A context that shares what the others compiled, and what this device compiled before."""
+        if self._config is None:
+            config = engine.create_runtime_config()
+            strategy = self.module.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+            compiled = config.create_runtime_cache()
+            if self._kernels is not None and self._kernels.exists():
+                # What was compiled for another driver or GPU is refused, and compiled anew.
+                compiled.deserialize(self._kernels.read_bytes())
+            config.set_runtime_cache(compiled)
+            self._config, self._compiled = config, compiled
+        return engine.create_execution_context(self._config)
+
+    def keep_kernels(self) -> None:
+        """Keeps what this device compiled, for the next load; that it cannot be kept is no error."""
+        if self._kernels is None or self._compiled is None:
+            return
+        data = bytes(self._compiled.serialize())
+        try:
+            if not self._kernels.exists() or self._kernels.read_bytes() != data:
+                keep(self._kernels, data)
+        except (OSError, BackendError) as error:
+            log.info("the kernels that this device compiled are not kept: %s", error)
+
+    def _say(self, severity: str, message: str) -> None:
+        letter, lines = _LETTERS.get(severity, "V"), self._lines
+        if lines is not None:
+            lines.extend(f"[{letter}] {line}" for line in message.splitlines())
+        elif letter == "E":
+            log.warning("%s: %s", self.product, message)
+
+
+class TensorRtRtxBackend(EngineBackend):
+    """Computes in the types of the graph, by an engine that was built ahead and is proven where it is first loaded."""
+
+    name = "tensorrt_rtx"
+    package = "tensorrt_rtx_bindings"
+    extra = requirements.EXTRA
+    library_type = RtxLibrary
+    build_command = COMMAND
+    auto_rank = 15
+    auto_reason = "there is an RTX GPU, and an engine that was built for it"
+    build_refuses: ClassVar[Mapping[str, str]] = {
+        "dla": "RTX GPUs have no accelerator",
+        "timing_cache": "it times no kernels; the device chooses them",
+    }
+
+    @classmethod
+    def require(cls) -> None:
+        """Looks for the bindings and a GPU that they serve; a BackendError says what is missing and what brings it."""
+        if requirements.bindings() is None:
+            if not requirements.has_wheels():
+                raise BackendError(
+                    f"{requirements.NAME} is not installed, and there are no wheels of it for this machine",
+                    why="NVIDIA publishes them for x86-64 Linux",
+                    fix="--runtime onnxruntime; on a Jetson --runtime tensorrt, whose engines the board builds",
+                )
+            package = next(iter(requirements.PACKAGES.values()))
+            raise MissingDependencyError(package, needed_for=f"the runtime {cls.name}", extra=cls.extra)
+        gpu = cls.gpu()
+        if gpu is None:
+            raise BackendError(
+                "there is no NVIDIA GPU that a driver serves here",
+                why=f"engines of {requirements.NAME} are built on the CPU, but run on the GPU",
+                fix="--runtime onnxruntime, or a machine with an RTX GPU and its driver",
+            )
+        if gpu.sm is not None and gpu.sm not in requirements.COMPUTE_CAPABILITIES:
+            known = ", ".join(map(str, requirements.COMPUTE_CAPABILITIES))
+            raise BackendError(
+                f"{requirements.NAME} does not serve {gpu.name}",
+                why=f"its compute capability is {gpu.sm}, and engines are built for {known}",
+                fix="--runtime tensorrt, whose engines this machine builds",
+            )
+        try:
+            requirements.import_bindings()
+        except Exception as error:
+            raise BackendError(
+                f"{requirements.NAME} cannot be imported",
+                why=one_line(error),
+                fix=f"pip install --force-reinstall 'vitdeploy[{cls.extra}]'; it takes glibc 2.28 or newer",
+            ) from error
+
+    @classmethod
+    def version(cls) -> str:
+        """That of the installed package, under whichever name."""
+        return requirements.version()
+
+    @classmethod
+    def require_builder(cls) -> None:
+        """BackendError where the compiler does not run; it needs no GPU."""
+        requirements.require(COMMAND.format(bundle="BUNDLE"))
+
+    @classmethod
+    def admit_build(cls, asked: BuildOptions) -> BuildOptions:
+        """The options, for every kind of GPU from compute capability 8.0 on where none is named."""
+        asked = super().admit_build(asked)
+        return asked if asked.sm else replace(asked, sm=requirements.DEFAULT_KINDS)
+
+    @classmethod
+    def key(cls, model: bytes, asked: BuildOptions) -> EngineKey:
+        """What the engine is called wherever it was built: no GPU is part of it, the kinds of them are options."""
+        version = f"rtx-{requirements.version()}"
+        return EngineKey(hashlib.sha256(model).hexdigest(), version, "", None, asked.identity())
+
+    @classmethod
+    def device(cls) -> str | None:
+        """The GPU and its driver, which have a part in compiling the engine."""
+        gpu = cls.gpu()
+        return f"{gpu.name}, compute capability {gpu.sm}, driver {driver_version() or 'unknown'}" if gpu else None
+
+    @classmethod
+    def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None) -> bool:
+        """Whether an engine of these options runs on this GPU and is what was asked for."""
+        gpu, kinds = cls.gpu(), options.get("sm", ())
+        if gpu is not None and gpu.sm is not None and gpu.sm not in kinds:
+            return False
+        return asked is None or options == {**asked.identity(), "sm": list(asked.sm) or kinds}
+
+    @classmethod
+    def kernels(cls, cache: EngineCache, key: EngineKey) -> Path | None:
+        """File of the kernels that this device compiled."""
+        device = cls.device()
+        return cache.kernels_file(key, device) if device else None
+
+    @classmethod
+    def build_engine(cls, model: bytes, asked: BuildOptions, timing: Path) -> Built:
+        """An engine of `model`, built in a process of its own that a crash or the time limit ends alone."""
+        from vitdeploy.tensorrt.rtx.model_file import free_shapes, parse, serialized, with_names
+
+        proto = with_names(parse(model, "the bundle"))
+        outcome = run_compiler(
+            serialized(proto, "the model"),
+            asked.sm,
+            free_shapes(proto, batch=asked.profile),
+            time_limit=asked.time_limit or TIME_LIMIT,
+            engine={"tf32": asked.tf32, "workspace": asked.workspace},
+        )
+        said = "\n".join(f"[{severity}] {text}" for severity, text in outcome.log)
+        if outcome.state != BUILT:
+            raise _not_built(outcome, proto, said)
+        return Built(outcome.plan, said, layers=outcome.engine)
+
+    def prove_ahead(self, bundle: Bundle) -> None:
+        """Besides the proof, the kernels that it had compiled are kept."""
+        super().prove_ahead(bundle)
+        self._keep_kernels()
+
+    def close(self) -> None:
+        """Keeps what was compiled since it was loaded, and frees the engine."""
+        self._keep_kernels()
+        super().close()
+
+    def _keep_kernels(self) -> None:
+        native, library = self._native, self._library
+        if native is not None and isinstance(library, RtxLibrary):
+            native.cuda.enter()
+            library.keep_kernels()
+
+
+def _not_built(outcome: Outcome, model: Any, said: str) -> BuildError:
+    from vitdeploy.tensorrt.rtx.explain import describe_failure, describe_refusals
+
+    what = f"{requirements.NAME} {outcome.version} does not build this model ({outcome.state})"
+    if outcome.state == REFUSED:
+        first = describe_refusals(outcome, model)[0]
+        return BuildError(what, log=said, why=f"{first.operator} {first.node}: {first.why}", fix=first.fix)
+    failure = describe_failure(outcome)
+    fix = failure.fix if outcome.state == TIMED_OUT else "vitdeploy check BUNDLE --compile, which finds the part"
+    if "for Turing" in failure.message:  # whose tensor cores take no FP32
+        fix = "leave 75 out of --sm, or vitdeploy export --fp16"
+    return BuildError(what, log=said, why=failure.message, fix=fix)
