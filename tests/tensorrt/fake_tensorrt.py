@@ -223,6 +223,9 @@ class Context(Recorded):
         self._addresses[name] = address
         return self.world.driver.holds(address, self._size(name))
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self.world.refuses_recording
+
     def execute_async_v3(self, stream: int) -> bool:
         """Refuses what the real one refuses: to be recorded before it ran once in this shape."""
         driver = self.world.driver

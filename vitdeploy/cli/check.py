@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="T",
-        help="tensorrt8, tensorrt10, tensorrt11, one version (tensorrt10.7), or a board: jetson-orin-nano-jp6, …",
+        help="tensorrt8, tensorrt10, tensorrt11, tensorrt_rtx, one version (tensorrt10.7), or a board: "
+        "jetson-orin-nano-jp6, …",
     )
     group = parser.add_argument_group("NVIDIA's own parser and compiler")
     group.add_argument("--compile", action="store_true", help="compile the graph with TensorRT for RTX, on the CPU")

@@ -24,7 +24,7 @@ class Options:
                   means the one the backend was made for
     cache         folder in which compiled models wait for the next load; it must be trusted like a program
     checkpoint    file with the weights of the bundle, for the backend `torch`
-    build         which engine, for the backend `tensorrt`: the options that `vitdeploy build` made it with; None means
+    build         which engine, for `tensorrt` and its kin: the options that `vitdeploy build` made it with; None means
                   the one that was built last
     """
 

@@ -54,7 +54,8 @@ def load(
     """The bundle, loaded by a runtime and ready to run.
 
     Loading never builds anything: where TensorRT has no proven engine for the bundle on this device, that is said,
-    with the `vitdeploy build` that makes one.
+    with the `vitdeploy build` that makes one. An engine of TensorRT for RTX, which was built ahead, is proven by its
+    first load on each device.
 
     Args:
         bundle: the bundle, or its folder.
@@ -67,8 +68,9 @@ def load(
         device: `CPU`, `GPU` or `NPU`, or a name of the runtime's own; None for the one the runtime is made for.
         cache: folder in which compiled models wait for the next load; it must be trusted like a program.
         checkpoint: file with the weights, for the runtime `torch`.
-        build: which engine, for the runtime `tensorrt`: the options that `vitdeploy.build` made it with (`workspace`,
-            `profile`, `dla`, `tf32`, `workarounds`); None for the one that was built last for this bundle here.
+        build: which engine, for the runtimes `tensorrt` and `tensorrt_rtx`: the options that `vitdeploy.build` made it
+            with (`workspace`, `profile`, `dla`, `tf32`, `workarounds`, `sm`); None for the one that was built last for
+            this bundle here.
 
     Returns:
         A session, which is a context manager.
@@ -79,7 +81,8 @@ def load(
             runtime that it would take, instead of taking a slower one.
         MissingDependencyError: the runtime is not installed.
         BackendError: the runtime refuses the model, or has no engine for it.
-        GateError: `auto` finds no runtime that reproduces the reference.
+        GateError: `auto` finds no runtime that reproduces the reference, or an engine that was built ahead gives other
+            numbers on this device.
     """
     options = Options(
         threads=threads,

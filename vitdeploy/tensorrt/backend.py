@@ -81,13 +81,13 @@ class EngineBackend(Backend):
         return next(iter(read_gpus()), None)
 
     @classmethod
-    def device(cls) -> str | None:
+    def device(cls, gpu: Gpu | None) -> str | None:
         """What proofs are noted under where the key of an engine names no GPU; None where it names one."""
         return None
 
     @classmethod
-    def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None) -> bool:
-        """Whether an engine of these options is what was asked for here; None asks for any."""
+    def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None, gpu: Gpu | None) -> bool:
+        """Whether an engine of these options runs on `gpu` and is what was asked for; None asks for any."""
         return asked is None or options == asked.identity()
 
     @classmethod
@@ -100,10 +100,11 @@ class EngineBackend(Backend):
         """
         options = cls._admit(options)
         asked = None if options.build is None else BuildOptions.of(options.build)
-        cache, model, device = EngineCache(options.cache), bundle.read(MODEL), cls.device()
+        cache, model, gpu = EngineCache(options.cache), bundle.read(MODEL), cls.gpu()
+        device = cls.device(gpu)
         reference = bundle.manifest.files[REFERENCE].sha256
         given = asked or BuildOptions()
-        latest = cache.latest_options(cls.key(model, given), lambda found: cls.fits(found, asked))
+        latest = cache.latest_options(cls.key(model, given), lambda found: cls.fits(found, asked, gpu))
         chosen = BuildOptions.of(latest) if latest else given
         key = cls.key(model, chosen)
         engine = cache.find(key, reference=reference, device=device)
@@ -118,7 +119,7 @@ class EngineBackend(Backend):
                 fix=command,
             )
         try:
-            backend = cls(engine, options, chosen, cache.workaround(key), cls.kernels(cache, key))
+            backend = cls(engine, options, chosen, cache.workaround(key), cls.kernels(cache, key, device))
         except EngineError as error:
             raise BackendError(
                 f"the {cls.library_type.product} engine of {bundle.path} does not load any more",
@@ -147,8 +148,8 @@ class EngineBackend(Backend):
             )
 
     @classmethod
-    def kernels(cls, cache: EngineCache, key: EngineKey) -> Path | None:
-        """File of what this device compiles of the engine; None where engines are complete."""
+    def kernels(cls, cache: EngineCache, key: EngineKey, device: str | None) -> Path | None:
+        """File of what the device compiles of the engine; None where engines are complete."""
         return None
 
     @classmethod

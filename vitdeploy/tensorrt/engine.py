@@ -220,6 +220,11 @@ class _Context:
             self._buffers[name].download(_bytes(port.dtype, self._shapes[name]), self._stream)
 
     def _record(self) -> None:
+        # TensorRT for RTX tells beforehand; the others only by failing.
+        capturable = getattr(self.native, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._stream):
+            self._unrecordable = f"{self._library.product} says that this engine cannot be recorded"
+            return
         try:
             self._graph = self._cuda.capture(self._stream, self._enqueue)
         except BackendError as error:

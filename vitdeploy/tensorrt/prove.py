@@ -132,7 +132,7 @@ def _kept(job: Job) -> BuildReport | None:
     if job.unusable:
         return BuildReport({**report, "passed": None, "unproven": job.unusable}, cached=True)
     try:
-        backend = job.kind(engine, job.options, job.asked, workaround, job.kind.kernels(job.cache, job.key))
+        backend = job.kind(engine, job.options, job.asked, workaround, job.kind.kernels(job.cache, job.key, job.device))
     except EngineError:
         log.warning("the engine kept in %s does not load any more", job.cache.folder)
         return None

@@ -30,7 +30,7 @@ class Job:
     def __init__(self, kind: type[EngineBackend], bundle: Bundle, options: Options, asked: BuildOptions) -> None:
         self.kind, self.bundle, self.options, self.asked = kind, bundle, options, asked
         self.unusable = _unusable(kind)
-        self.device = None if self.unusable else kind.device()
+        self.device = None if self.unusable else kind.device(kind.gpu())
         self.library = kind.library_type()
         self.cache = EngineCache(options.cache)
         self.model = bundle.read(MODEL)

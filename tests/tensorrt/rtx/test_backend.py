@@ -199,6 +199,20 @@ def test_a_free_batch_is_cut_to_the_profile_that_was_asked_for(
         load(bundle, runtime=NAME, build={})
 
 
+@pytest.mark.parametrize("recordable", [True, False])
+def test_calls_are_replayed_where_the_library_says_that_they_can_be(
+    bundle: Bundle, world: RtxWorld, recordable: bool
+) -> None:
+    built_ahead(bundle, world)
+    world.refuses_recording = not recordable
+    with load(bundle, runtime=NAME) as session:
+        for _ in range(3):
+            session(tiny_images(2))
+        replay = session.describe()["cuda_graph"]
+    assert replay == ("replayed" if recordable else "no: TensorRT for RTX says that this engine cannot be recorded")
+    assert bool(world.driver.calls["cuStreamBeginCapture_v2"]) is recordable
+
+
 def test_fp32_is_not_rounded_to_tf32_unless_it_was_asked_for(bundle: Bundle, world: RtxWorld, tmp_path: Path) -> None:
     built_ahead(bundle, world)
     assert told(tmp_path)["flags"] == []

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError
-from vitdeploy.machine.hardware import driver_version
+from vitdeploy.machine.hardware import Gpu, driver_version
 from vitdeploy.platforms.capabilities import PLATFORMS
 from vitdeploy.runtime.backends.base import one_line
 from vitdeploy.tensorrt.backend import EngineBackend
@@ -190,23 +190,21 @@ class TensorRtRtxBackend(EngineBackend):
         return EngineKey(hashlib.sha256(model).hexdigest(), version, "", None, asked.identity())
 
     @classmethod
-    def device(cls) -> str | None:
+    def device(cls, gpu: Gpu | None) -> str | None:
         """The GPU and its driver, which have a part in compiling the engine."""
-        gpu = cls.gpu()
         return f"{gpu.name}, compute capability {gpu.sm}, driver {driver_version() or 'unknown'}" if gpu else None
 
     @classmethod
-    def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None) -> bool:
+    def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None, gpu: Gpu | None) -> bool:
         """Whether an engine of these options runs on this GPU and is what was asked for."""
-        gpu, kinds = cls.gpu(), options.get("sm", ())
+        kinds = options.get("sm", ())
         if gpu is not None and gpu.sm is not None and gpu.sm not in kinds:
             return False
         return asked is None or options == {**asked.identity(), "sm": list(asked.sm) or kinds}
 
     @classmethod
-    def kernels(cls, cache: EngineCache, key: EngineKey) -> Path | None:
-        """File of the kernels that this device compiled."""
-        device = cls.device()
+    def kernels(cls, cache: EngineCache, key: EngineKey, device: str | None) -> Path | None:
+        """File of the kernels that the device compiled."""
         return cache.kernels_file(key, device) if device else None
 
     @classmethod

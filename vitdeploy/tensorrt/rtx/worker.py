@@ -61,7 +61,7 @@ def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str,
         for index, sm in enumerate(request["sm"]):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.max_aux_streams = 0  # so that no layers that wait for others are counted
+        config.max_aux_streams = 0  # so that no layers that only wait for others are made, and counted
         _set_up(config, request["engine"] or {}, trt)
         if request["shapes"]:
             profile = builder.create_optimization_profile()
