@@ -26,6 +26,7 @@ CLASSES = (
     "IExecutionContext",
     "IHostMemory",
     "ILayer",
+    "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
     "IRuntimeCache",
@@ -52,7 +53,7 @@ ENUMS = (
 NAMES = ("bfloat16", "bool", "float16", "float32", "int32", "int64", "int8", "nptype", "uint8")
 
 PROBE = """
-import json, re, %s as trt
+import json, re
 def arguments(line):
     inside = re.search(r"\\((.*)\\)", line)[1]
     names = re.findall(r"(?:^|, )(\\*{0,2}\\w+)(?::|$|,|=)", inside)
@@ -72,9 +73,14 @@ print(json.dumps({
 """
 
 
-def record(folder: Path) -> dict[str, object]:
-    """What the bindings in `folder` offer; see BINDINGS for what `version` begins with."""
-    module = next(name for name in BINDINGS if (folder / name).is_dir())
+def record(folder: Path, module: str) -> dict[str, object]:
+    """What the bindings called `module` in `folder` offer; see BINDINGS for what `version` begins with."""
+    found: dict[str, object] = json.loads(ask(folder, module, PROBE % (CLASSES, ENUMS, NAMES)))
+    return {**found, "version": f"{BINDINGS[module]}{found['version']}"}
+
+
+def ask(folder: Path, module: str, code: str) -> str:
+    """What `code` prints in a process of its own, where `trt` are the bindings called `module` in `folder`."""
     library = next((folder / module).glob("tensorrt*.so"))
     needed = set(re.findall(r"\[(lib(?:nv|tensorrt)\w+\.so\.\d+)\]", run("readelf", "-d", str(library))))
     undefined = re.findall(r" U (\S+)$", run("nm", "-D", "--undefined-only", str(library)), re.MULTILINE)
@@ -84,11 +90,12 @@ def record(folder: Path) -> dict[str, object]:
         source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in wanted))
         for name in needed:
             run("gcc", "-shared", "-fPIC", "-o", str(Path(place) / name), str(source), f"-Wl,-soname,{name}")
-        code = PROBE % (module, CLASSES, ENUMS, NAMES)
+        program = f"import {module} as trt\n{code}"
         environment = {"LD_LIBRARY_PATH": place, "PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
-        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, object] = json.loads(said.stdout)
-    return {**found, "version": f"{BINDINGS[module]}{found['version']}"}
+        said = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+    return said.stdout
 
 
 def run(*command: str) -> str:
@@ -97,7 +104,8 @@ def run(*command: str) -> str:
 
 
 if __name__ == "__main__":
-    recorded = [record(Path(folder)) for folder in sys.argv[1:]]
+    found = [(Path(folder), name) for folder in sys.argv[1:] for name in BINDINGS if (Path(folder) / name).is_dir()]
+    recorded = [record(folder, name) for folder, name in found]
     target = Path(__file__).with_name("tensorrt_api.json")
     lines = [f"{json.dumps(one.pop('version'))}: {json.dumps(one, sort_keys=True)}" for one in recorded]
     target.write_text("{\n" + ",\n".join(lines) + "\n}\n")

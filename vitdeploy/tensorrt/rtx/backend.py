@@ -87,9 +87,9 @@ class RtxLibrary(Library):
     def create_context(self, engine: Any) -> Any:
         """A context that shares what the others compiled, and what this device compiled before."""
         if self._config is None:
-            config = engine.create_runtime_config()
-            strategy = self.module.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+            trt, config = self.module, engine.create_runtime_config()
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
             compiled = config.create_runtime_cache()
             if self._kernels is not None and self._kernels.exists():
                 # What was compiled for another driver or GPU is refused, and compiled anew.
