@@ -235,6 +235,11 @@ _INTEGER_OPERATORS = """
 """
 INTEGER_OPERATORS = frozenset(_INTEGER_OPERATORS.split())
 
+# In the heads of the tables, in ONNX's words; bfloat16 has a rule of its own. Some come by quantization only.
+QUANTIZED_TYPES = frozenset({"float8e4m3fn", "float4e2m1", "int4"})
+QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
+ELEMENT_TYPES_8 = frozenset({"double", "float", "float16", "int8", "int32", "int64", "uint8", "bool"})
+ELEMENT_TYPES_10 = ELEMENT_TYPES_8 | QUANTIZED_TYPES
 BFLOAT16_SINCE: Version = (10, 0)
 INT64_SINCE: Version = (10, 0)
 

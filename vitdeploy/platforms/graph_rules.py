@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, producer
 from vitdeploy.platforms import capabilities as can
 from vitdeploy.platforms.capabilities import Platform, dotted
 from vitdeploy.platforms.fusion_rules import type_name
 from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
-from vitdeploy.platforms.parser_reports import PARSER, REFUSED, also
+from vitdeploy.platforms.node_rules import node_findings, title
+from vitdeploy.platforms.parser_reports import LACKING, OTHER_REASONS, PARSER, beside, takes, takes_form
 from vitdeploy.platforms.report import BLOCKS, WARNS, Block, Finding
+
+_TABLES = "parser 8.5 and 10.15"
 
 # Issues that a rule of `fusion_rules` decides on the graph at hand.
 _DECIDED_BY_RULES = (
@@ -29,18 +31,17 @@ def check_graph(model: ir.Model, platform: Platform) -> Iterator[Finding]:
     for node in model.graph:
         if node.domain not in ("", "ai.onnx"):
             what, fix = f"an operator of domain {node.domain}", "vitdeploy export, which ships standard operators"
-            yield Finding(BLOCKS, _name(node), what, fix, "parser 10.15")
+            yield Finding(BLOCKS, title(node), what, fix, "parser 10.15")
             continue
         yield from _operator(node, platform)
         yield from _element_types(node, platform)
-        for rule in _NODE_RULES.get(node.op_type, ()):
-            yield from rule(node, platform)
+        yield from node_findings(node, platform)
 
 
 def unreadable(model: ir.Model, platform: Platform) -> Iterator[tuple[ir.Node, Finding]]:
     """The nodes that block the build on `platform`, each with the first finding that says why."""
     for node in model.graph:
-        rules = (_operator, _element_types, *_NODE_RULES.get(node.op_type, ()))
+        rules = (_operator, _element_types, node_findings)
         findings = (finding for rule in rules for finding in rule(node, platform) if finding.level == BLOCKS)
         first = next(findings, None)
         if first is not None:
@@ -88,10 +89,10 @@ def _operator(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         return
     if kind in can.INTEGER_OPERATORS:
         what, fix = f"{kind} is an integer operator", "quantize with QuantizeLinear and DequantizeLinear pairs"
-        yield Finding(BLOCKS, _name(node), what, fix, "parser 10.15")
+        yield Finding(BLOCKS, title(node), what, fix, "parser 10.15")
     elif newcomer is None:
         fix = "replace it in the model by other operators"
-        yield Finding(BLOCKS, _name(node), f"TensorRT has no {kind}", fix, "parser 8.5 and 10.15")
+        yield Finding(BLOCKS, title(node), f"TensorRT has no {kind}", fix, "parser 8.5 and 10.15")
     else:
         oldest, present = dotted(platform.oldest), dotted(newcomer.present)
         known = platform.oldest[:2] <= newcomer.absent
@@ -99,123 +100,74 @@ def _operator(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         fix = (
             "vitdeploy export … --target tensorrt8" if kind in ("LayerNormalization", "Gelu") else f"{present} or newer"
         )
-        yield Finding(BLOCKS if known else WARNS, _name(node), what, fix, newcomer.source)
+        yield Finding(BLOCKS if known else WARNS, title(node), what, fix, newcomer.source)
 
 
 def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     kinds = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None}
+    known = can.ELEMENT_TYPES_8 if platform.oldest < (10, 0) else can.ELEMENT_TYPES_10
+    for unknown in sorted({kind.name.lower() for kind in kinds} - known - {"bfloat16", "undefined"}):
+        what, source = f"TensorRT has no {unknown}", beside(f"{_TABLES}: element types", takes("Identity", unknown))
+        yield Finding(BLOCKS, title(node), what, "cast to int32 or float32 before the export", source)
+        return
     if ir.DataType.BFLOAT16 in kinds and platform.oldest < can.BFLOAT16_SINCE:
         what = f"bfloat16 is there from TensorRT {dotted(can.BFLOAT16_SINCE)}"
-        yield Finding(BLOCKS, _name(node), what, "--precision fp16 or fp32", "parser 8.5")
-    read = {value.dtype for value in node.inputs if value is not None}
-    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_CONSUMERS:
-        source = also(can.UINT8_SOURCE, node.op_type, "uint8")
-        yield Finding(BLOCKS, _name(node), "it reads uint8", "a Cast to float before it", source)
-    float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
+        yield Finding(BLOCKS, title(node), what, "--precision fp16 or fp32", "parser 8.5")
     first = node.inputs[0] if node.inputs else None
+    kind = None if first is None or first.dtype is None else first.dtype.name.lower()
+    measured = None if kind is None or platform.oldest < (10, 0) else takes(node.op_type, kind)
+    read = {value.dtype for value in node.inputs if value is not None}
+    documented = list(_documented_types(node, platform, read, measured))
+    if documented:
+        yield from () if platform.product and measured else documented
+    elif measured is False and has_operator(platform, node.op_type) and not _another_reason(node, platform):
+        what = f"{node.op_type} of {kind} is refused by {PARSER}, and the operator tables do not say so"
+        level = BLOCKS if platform.product else WARNS
+        yield Finding(level, title(node), what, "cast to float32 before it", f"{PARSER}; parser 10.15")
+
+
+def _documented_types(
+    node: ir.Node, platform: Platform, read: Collection[ir.DataType | None], measured: bool | None
+) -> Iterator[Finding]:
+    """What the operator tables say against the types that a node reads."""
+    first = node.inputs[0] if node.inputs else None
+    touched = {kind.name.lower() for kind in (*read, *(out.dtype for out in node.outputs)) if kind is not None}
+    narrow = touched & can.QUANTIZED_TYPES
+    if narrow and node.op_type not in can.QUANTIZATION:
+        what, fix = (
+            f"{' and '.join(sorted(narrow))} outside of quantization",
+            "QuantizeLinear and DequantizeLinear around float",
+        )
+        asked = first is not None and first.dtype is not None and first.dtype.name.lower() in narrow
+        taken = measured if asked else takes("Cast", min(narrow))
+        source = "parser 10.15: such types come by quantization only"
+        yield Finding(BLOCKS, title(node), what, fix, beside(source, taken))
+    if ir.DataType.UINT8 in read and node.op_type not in can.UINT8_CONSUMERS:
+        # The parser was asked with the first input of this type.
+        taken = measured if first is not None and first.dtype == ir.DataType.UINT8 else None
+        source = beside(can.UINT8_SOURCE, taken)
+        yield Finding(BLOCKS, title(node), "it reads uint8", "a Cast to float before it", source)
+    elif any(_is_computed_uint8(value) for value in node.inputs):
+        what, source = (
+            "it reads uint8 that is computed",
+            beside(can.UINT8_SOURCE, takes_form("Cast", "through", "uint8")),
+        )
+        yield Finding(BLOCKS, title(node), what, "stay in int32 or float32", source)
+    float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
     if node.op_type in float_only and first is not None and first.dtype is not None and first.dtype.is_integer():
         what = f"{node.op_type} of {type_name(first)} is not taken"
-        source = also("parser 8.5 and 10.15", node.op_type, type_name(first))
-        yield Finding(BLOCKS, _name(node), what, "cast to float before it", source)
-    elif first is not None and first.dtype is not None and platform.oldest >= (10, 0):
-        kind = first.dtype.name.lower()
-        if kind in REFUSED.get(node.op_type, ()):
-            what = f"{node.op_type} of {kind} is refused by {PARSER}, and the operator tables do not say so"
-            yield Finding(WARNS, _name(node), what, "cast to float32 before it", f"{PARSER}; parser 10.15")
+        yield Finding(BLOCKS, title(node), what, "cast to float before it", beside(_TABLES, measured))
 
 
-def _top_k(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    count = constant(node.inputs[1])
-    if count is None:
-        yield Finding(BLOCKS, _name(node), "K is computed", "make K a constant", can.TOPK_SOURCE)
-    elif int(count.item()) >= can.TOPK_LIMIT:
-        what = f"K is {int(count.item())}, the limit is below {can.TOPK_LIMIT}"
-        yield Finding(BLOCKS, _name(node), what, "choose a smaller K", can.TOPK_SOURCE)
-    if not attribute(node, "sorted", 1):
-        yield Finding(BLOCKS, _name(node), "sorted is 0", "sorted=True in torch.topk", can.TOPK_SOURCE)
+def _is_computed_uint8(value: ir.Value | None) -> bool:
+    """Whether a node gives it that does not quantize: the parser takes uint8 as an input or output of the network."""
+    source = None if value is None or value.dtype != ir.DataType.UINT8 else value.producer()
+    return source is not None and source.op_type not in ("QuantizeLinear", "Constant")
 
 
-def _quantization(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    source = "parser 10.15: zero points are 0"
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        zero = constant(node.inputs[2])
-        if zero is None or zero.any():
-            yield Finding(BLOCKS, _name(node), "the zero point is not 0", "quantize symmetrically", source)
-    integer = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-    if integer is not None and integer.dtype == ir.DataType.UINT8:
-        yield Finding(BLOCKS, _name(node), "uint8 is not taken", "quantize to int8", source)
-    scale = constant(node.inputs[1])
-    if scale is None or not (scale > 0).all():
-        why = "the scale is computed" if scale is None else "the scale is not positive"
-        yield Finding(BLOCKS, _name(node), why, "constant positive scales", "TensorRT: explicit quantization")
-
-
-def _layer_norm(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    if any(out.name for out in node.outputs[1:]):
-        what, fix = "it gives mean or deviation, and only Y is taken", "compute them by ReduceMean"
-        yield Finding(BLOCKS, _name(node), what, fix, PARSER)
-
-
-def _deconvolution(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    weight = node.inputs[1]
-    if weight is None or weight.shape is None or not all(isinstance(n, int) for n in weight.shape):
-        return
-    group = int(attribute(node, "group", 1))
-    sides = int(weight.shape[0]) // group, int(weight.shape[1])  # type: ignore[arg-type]
-    if group > 1 and any(side % can.INT8_DECONVOLUTION_MULTIPLE for side in sides):
-        int8 = producer(weight, "DequantizeLinear") is not None
-        yield Finding(
-            BLOCKS if int8 else WARNS,
-            _name(node),
-            f"{sides[0]} and {sides[1]} channels a group, not a multiple of {can.INT8_DECONVOLUTION_MULTIPLE}",
-            "vitdeploy export …, which takes Resize and Conv there",
-            can.DECONVOLUTION_SOURCE,
-        )
-
-
-def _resize(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    for name, allowed, default in (
-        ("coordinate_transformation_mode", can.RESIZE_COORDINATES, "half_pixel"),
-        ("mode", can.RESIZE_MODES, "nearest"),
-        ("antialias", (0,), 0),
-    ):
-        value = attribute(node, name, default)
-        if value not in allowed:
-            fix = f"one of {', '.join(map(str, allowed))}"
-            yield Finding(BLOCKS, _name(node), f"{name} is {value}", fix, "parser 8.5 and 10.15")
-
-
-def _scatter(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    if attribute(node, "reduction", "none") != "none":
-        yield Finding(BLOCKS, _name(node), "it reduces", "scatter without a reduction", "parser 10.15")
-
-
-def _grid_sample(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    if attribute(node, "mode", "bilinear") in ("linear", "cubic"):
-        what = "its interpolation is named as in opset 20, which the parser takes for nearest"
-        yield Finding(BLOCKS, _name(node), what, "opset 19 or older", "NVIDIA/TensorRT#4646, onnx/onnx-tensorrt#1060")
-    image = node.inputs[0]
-    if image is not None and image.shape is not None and len(image.shape) != 4:
-        yield Finding(BLOCKS, _name(node), "it samples a volume", "sample planes", "NVIDIA/TensorRT#4618")
-
-
-def _data_dependent(node: ir.Node, platform: Platform) -> Iterator[Finding]:
-    what = "the shape behind it depends on the values"
-    yield Finding(WARNS, _name(node), what, "TopK with a constant K and Gather", "parser 8.5")
-
-
-_NODE_RULES: dict[str, tuple[Callable[[ir.Node, Platform], Iterator[Finding]], ...]] = {
-    "TopK": (_top_k,),
-    "LayerNormalization": (_layer_norm,),
-    "QuantizeLinear": (_quantization,),
-    "DequantizeLinear": (_quantization,),
-    "ConvTranspose": (_deconvolution,),
-    "Resize": (_resize,),
-    "ScatterND": (_scatter,),
-    "ScatterElements": (_scatter,),
-    "GridSample": (_grid_sample,),
-    "NonZero": (_data_dependent,),
-}
+def _another_reason(node: ir.Node, platform: Platform) -> bool:
+    """Whether the parser refuses the operator for a reason that is none of its type's, and of no product's either."""
+    return node.op_type in OTHER_REASONS and not (platform.product and node.op_type in LACKING)
 
 
 def check_known_bad(
@@ -247,7 +199,3 @@ def _concerns(row: KnownBad, precisions: Mapping[str, set[str]]) -> bool:
     found = next(kinds for part, kinds in precisions.items() if part in row.affects)
     wanted = {kind for kind in ("fp16", "int8") if kind.upper() in row.affects}
     return bool(found) and (not wanted or "even in" in row.affects or bool(wanted & found))
-
-
-def _name(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name}"

@@ -1,46 +1,54 @@
-"""Where NVIDIA's own parser says something else about an element type than the operator tables: both, with versions.
+"""NVIDIA's own parser beside the operator tables: what both say is kept, with their versions.
 
-The tables are those that `capabilities` names. The parser is that of TensorRT for RTX, asked by
-benchmarks/nvidia_operators.py, whose results tests/platforms/test_parser_reports.py holds these rows to. It is another
-product than TensorRT: what it refuses is worth a warning, and what it takes lifts no rule.
+The tables are those that `capabilities` names. The parser is that of TensorRT for RTX, whose measured answers are in
+`parser_table`. It is another product than TensorRT: for a platform of TensorRT, what it refuses alone is worth a
+warning, and what it takes alone lifts no rule. For a platform of that product it decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-PARSER = "the parser of TensorRT for RTX 1.7.1"
+from vitdeploy.platforms.parser_table import COMPILER, FORMS, TYPES, VERSION
 
-# Taken by the tables, or not mentioned there: element types by operator, in ONNX's words.
-REFUSED: Mapping[str, frozenset[str]] = {
-    "DepthToSpace": frozenset({"bool"}),
-    "MeanVarianceNormalization": frozenset({"float16", "bfloat16"}),
-    "Mod": frozenset({"int8"}),
-    "ReduceL2": frozenset({"int32", "int64"}),
-    "ReduceLogSum": frozenset({"int32", "int64"}),
-    "ReduceLogSumExp": frozenset({"int32", "int64"}),
-    "ReduceMax": frozenset({"bool"}),
-    "ReduceMin": frozenset({"bool"}),
-    "Relu": frozenset({"int32"}),
-    "Resize": frozenset({"bool"}),
-    "SpaceToDepth": frozenset({"bool"}),
-    "TensorScatter": frozenset({"int8", "int32", "int64", "bool"}),
-    "Upsample": frozenset({"bool"}),
+PARSER = f"the parser of {COMPILER} {VERSION.rpartition('.')[0]}"
+
+# Refused for a reason that is none of the element type's, so that it says nothing of TensorRT itself.
+OTHER_REASONS: Mapping[str, str] = {
+    "Attention": "its kernels take some sizes and types, see the rules of fused attention",
+    "BlackmanWindow": "the probe computes its length",
+    "DeformConv": "a plug-in, which TensorRT for RTX lacks",
+    "GridSample": "the rule is about wrong numbers, which no compiler tells",
+    "HammingWindow": "the probe computes its length",
+    "HannWindow": "the probe computes its length",
+    "Loop": "the form, whose result grows with every turn",
+    "NonMaxSuppression": "no kernels in TensorRT for RTX",
+    "NonZero": "a plug-in, which TensorRT for RTX lacks",
+    "RoiAlign": "a plug-in, which TensorRT for RTX lacks",
+    "Scan": "the form",
 }
-
-# Refused by the tables, or by an issue.
-TAKEN: Mapping[str, frozenset[str]] = {
-    "Clip": frozenset({"int32", "int64"}),
-    "Equal": frozenset({"uint8"}),
-    "Identity": frozenset({"uint8"}),
-    "MaxPool": frozenset({"int8"}),
-    "Resize": frozenset({"int8"}),
-    "Shape": frozenset({"uint8"}),
-    "Size": frozenset({"uint8"}),
-    "Upsample": frozenset({"int8"}),
-}
+# Those that TensorRT for RTX does not have at all.
+LACKING = frozenset({"DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
 
 
-def also(source: str, op_type: str, kind: str) -> str:
-    """`source` of a rule against an operator of an element type, with the parser's word where that takes it."""
-    return f"{source}; {PARSER} takes it" if kind in TAKEN.get(op_type, ()) else source
+def takes(op_type: str, kind: str) -> bool | None:
+    """Whether the parser takes the operator with a first input of type `kind` (ONNX's word); None: not measured."""
+    taken, refused = TYPES.get(op_type, ("", ""))
+    return True if kind in taken.split() else False if kind in refused.split() else None
+
+
+def takes_form(op_type: str, *words: str) -> bool | None:
+    """Whether the parser takes every measured form of the operator that has these words; None: not measured, or some.
+
+    Words are attributes and constants as `parser_table.FORMS` has them, such as `sorted=0`.
+    """
+    wanted = {op_type, *words}
+    found = {taken for name, taken in FORMS.items() if wanted <= set(name.split()) and name.split()[0] == op_type}
+    return found.pop() if len(found) == 1 else None
+
+
+def beside(source: str, taken: bool | None) -> str:
+    """The source of a documented refusal, with what the parser says about it."""
+    if taken is None:
+        return source
+    return f"{source}; {PARSER} {'takes it' if taken else 'refuses it too'}"
