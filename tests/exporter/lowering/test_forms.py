@@ -79,7 +79,7 @@ def require_valid(graph: ir.Model, target: str) -> None:
     proto = ir.to_proto(graph)
     declared = {entry.domain: entry.version for entry in proto.opset_import}
     modes = {node.attributes["mode"].as_string() for node in graph.graph if node.op_type == "GridSample"}
-    older = "tensorrt" in TARGETS[target].runtimes and modes - {"nearest"}
+    older = TARGETS[target].for_nvidia and modes - {"nearest"}
     assert declared[""] == (min(GRID_SAMPLE_OPSET, TARGETS[target].opset) if older else TARGETS[target].opset)
     onnx.checker.check_model(proto, full_check=True)
     if target in PLATFORMS:

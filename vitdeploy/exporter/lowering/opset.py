@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from vitdeploy.exporter.lowering.opset_rules import NEW_OPERATORS, RULES
+from vitdeploy.exporter.lowering.opset_rules import NEW_OPERATORS, RULES, reduction_of_flags
 from vitdeploy.exporter.lowering.validity import require_valid
 from vitdeploy.graph.edit import attribute, of_type
 from vitdeploy.platforms.capabilities import PLATFORMS
@@ -30,7 +30,9 @@ def lower_opset(model: ir.Model, target: Target) -> list[str]:
     changes = []
     for since, rules in RULES.items():
         for op_type, rule in rules.items():
-            if not target.opset < since <= have and not (op_type in NEW_OPERATORS and _lacks(target, op_type)):
+            newer = target.opset < since <= have
+            refused = target.for_nvidia and rule is reduction_of_flags
+            if not (newer or refused or (op_type in NEW_OPERATORS and _lacks(target, op_type))):
                 continue
             for node in of_type(model.graph, op_type):
                 name = node.name

@@ -88,13 +88,13 @@ def _reduction_by_sums(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
     return True
 
 
-def _reduction_of_flags(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
-    """The largest and the smallest flag are of opset 20; before, those of zeros and ones."""
+def reduction_of_flags(graph: ir.Graph, node: ir.Node, target: Target) -> bool:
+    """The largest and the smallest flag are of opset 20, and NVIDIA's parser refuses them; those of zeros and ones."""
     x, out = input_of(node, 0), node.outputs[0]
     if x.dtype != ir.DataType.BOOL:
         return False
     add = Builder(graph, node)
-    kind = ir.DataType.FLOAT  # older TensorRT reduces no integers
+    kind = ir.DataType.FLOAT  # older TensorRT reduces no integers either
     numbers = add.op("Cast", [x], x.shape, dtype=kind, to=int(kind))
     attributes = {name: attribute(node, name) for name in node.attributes}
     reduced = add.op(node.op_type, [numbers, *node.inputs[1:]], out.shape, dtype=kind, **attributes)
@@ -275,8 +275,8 @@ RULES: dict[int, dict[str, Rule]] = {
         "DFT": _dft,
         "GridSample": _grid_sample,
         "IsInf": _is_inf,
-        "ReduceMax": _reduction_of_flags,
-        "ReduceMin": _reduction_of_flags,
+        "ReduceMax": reduction_of_flags,
+        "ReduceMin": reduction_of_flags,
     },
     19: {
         "Pad": _pad_wrap,
