@@ -182,7 +182,7 @@ def package_table(document: Mapping[str, Any]) -> str:
         "",
         "from collections.abc import Mapping",
         "",
-        f'COMPILER, VERSION = "{document["compiler"]}", "{document["version"]}"',
+        f'PRODUCT, VERSION = "{document["compiler"]}", "{document["version"]}"',
         "",
         "# Element types of the first input, in ONNX's words: those that are taken, those that are not.",
         "TYPES: Mapping[str, tuple[str, str]] = {",

@@ -35,6 +35,11 @@ def ask(models: Sequence[bytes]) -> list[str]:
 
     REFUSED is the parser's word and FAILED the compiler's; a model that ends the process CRASHED or TIMED_OUT.
     """
+    return [verdict for verdict, _ in compiled(models)]
+
+
+def compiled(models: Sequence[bytes]) -> list[tuple[str, list[str]]]:
+    """What `ask` says of each model, and the names of the layers of its engine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for index, data in enumerate(models):
@@ -48,8 +53,8 @@ def ask(models: Sequence[bytes]) -> list[str]:
                 slow = ended.returncode == -signal.SIGALRM
                 verdict = f"{TIMED_OUT}: after {TIME_LIMIT} s" if slow else f"{CRASHED}: exit code {ended.returncode}"
                 with answers.open("a") as file:
-                    file.write(json.dumps(verdict) + "\n")
-        return [json.loads(line) for line in answers.read_text().splitlines()]
+                    file.write(json.dumps([verdict, []]) + "\n")
+        return [(verdict, layers) for verdict, layers in map(json.loads, answers.read_text().splitlines())]
 
 
 def rules(data: bytes) -> str:
@@ -84,7 +89,9 @@ def _answer(folder: Path, first: int, end: int) -> None:
             else:
                 built = answer["plan_bytes"] is not None
                 verdict = OK if built else f"{FAILED}: {_line(errors[-1] if errors else '')}"
-            answers.write(json.dumps(verdict) + "\n")
+            lines = [line for _, text in said for line in text.splitlines() if ", LayerType: " in line]
+            layers = [line.partition(", LayerType: ")[0].removeprefix("Name: ") for line in lines]
+            answers.write(json.dumps([verdict, layers]) + "\n")
 
 
 def _line(text: str) -> str:

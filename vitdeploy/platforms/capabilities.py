@@ -259,10 +259,16 @@ RESIZE_MODES = ("nearest", "linear")
 
 @dataclass(frozen=True)
 class AttentionRules:
-    """When TensorRT's attention kernels are taken, by type of the products' inputs."""
+    """When TensorRT's attention kernels are taken, by type of the products' inputs.
+
+    measured_head    the smallest and largest that TensorRT for RTX fuses in half precision, multiple of 8 or not
+    vector_multiple  of the heads of one query, which it fuses in FP32 too
+    """
 
     min_sm: Version = (7, 5)
     half_head: tuple[int, int, int] = (16, 256, 8)
+    measured_head: tuple[int, int] = (9, 256)
+    vector_multiple: int = 8
     int8_heads: tuple[int, ...] = (16, 32, 64)
     int8_max_sequence: int = 512
     half_max_keys: int = 65504

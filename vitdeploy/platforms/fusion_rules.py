@@ -18,6 +18,7 @@ from vitdeploy.platforms.capabilities import (
     Platform,
     dotted,
 )
+from vitdeploy.platforms.parser_reports import COMPILER
 from vitdeploy.platforms.report import Block, Rule, Verdict
 
 Sizes = tuple[int | str, ...]
@@ -37,20 +38,49 @@ def judge_attention(found: Attention, platform: Platform) -> Block:
     """The attention held against every rule of fused attention."""
     query, key, value = (sizes(operand) for operand in found.operands)
     precision, shape = _precision(found), "unknown shape"
+    half = precision in _HALF
     if query is None or key is None or value is None or {len(query), len(key), len(value)} != {4}:
-        rules = [Rule("rank", False, "query, key and value are not of rank 4", "[batch, heads, tokens, head size]")]
+        rule = Rule("rank", False, "query, key and value are not of rank 4", "[batch, heads, tokens, head size]")
+        stacks = (
+            query is not None and len(query) == 3 and not _is_single(query) and _head_size(query[2], precision).holds
+        )
+        rules = [measured(rule, (half and stacks) or None, platform)]
         verdict = Verdict("no", "no fused kernel takes this form")
     else:
         shape = f"{query[1]} heads, {query[2]} x {key[3]} tokens, head size {query[3]}"
         rules = [
             Rule("rank", True, "[batch, heads, tokens, head size]"),
             _batch(query, key, value),
-            _head_size(query[3], precision),
-            _lengths(query[2], key[3], precision),
+            *_single_matrix(query, key, platform),
+            measured(_head_size(query[3], precision), _is_measured_head(query, precision) or None, platform),
+            measured(_lengths(query[2], key[3], precision), half or None, platform),
         ]
         verdict = _int8_verdict(query, key, platform)
-    rules += [_scale(found), _between(found), _types(found), *_quantization(found), _gpu(platform, precision)]
+    between = measured(_between(found), (half and _is_cast_alone(found)) or None, platform)
+    vector = query is not None and len(query) == 4 and query[2] == 1 and precision == "fp32" and _multiple(query[3])
+    rules += [
+        measured(_scale(found), half or None, platform),
+        between,
+        measured(_types(found), vector or None, platform),
+        *_quantization(found),
+        _gpu(platform, precision),
+    ]
     return Block(found.name, shape, precision, tuple(rules), verdict)
+
+
+def measured(rule: Rule, fused: bool | None, platform: Platform) -> Rule:
+    """A rule of the guide, beside what NVIDIA's compiler makes of such a form (`fused`, None where it was not asked).
+
+    The compiler is that of TensorRT for RTX: there it decides; for TensorRT 10 and 11, whose line it is of, a rule that
+    it contradicts may hold or not; for TensorRT 8 it says nothing.
+    """
+    if fused is None or fused is rule.holds or platform.oldest < (10, 0):
+        return rule
+    does = "fuses it" if fused else "does not fuse it"
+    if platform.product:
+        return Rule(rule.name, fused, f"{rule.detail}; {COMPILER} {does}", rule.fix)
+    said = "allows it" if rule.holds else "does not"
+    return Rule(rule.name, None, f"{rule.detail}; the guide {said}, {COMPILER} {does}", rule.fix)
 
 
 def judge_layer_norms(graph: ir.Graph, platform: Platform) -> Iterator[Block]:
@@ -80,6 +110,42 @@ def _batch(query: Sizes, key: Sizes, value: Sizes) -> Rule:
     return Rule("batch", fits, f"{detail}; heads: {heads}, {groups}", None if fits else "as many key as value heads")
 
 
+def _single_matrix(query: Sizes, key: Sizes, platform: Platform) -> Iterator[Rule]:
+    """One matrix of queries or keys is multiplied as a plain product, which the compiler does not fuse."""
+    if _is_single(query) or _is_single(key):
+        rule = Rule("one matrix", True, "batch 1 and one head", "a larger batch, or more heads")
+        yield measured(rule, False, platform)
+
+
+def _is_single(operand: Sizes) -> bool:
+    return all(size == 1 for size in operand[:-2])
+
+
+def _is_measured_head(query: Sizes, precision: str) -> bool:
+    """Whether the head is of a size beyond the guide's that was seen to fuse; one query has a kernel of its own."""
+    (queries, head), (low, high) = query[-2:], ATTENTION.measured_head
+    if not isinstance(head, int) or head > high:
+        return False
+    if precision in _HALF:
+        return head >= (low if queries != 1 else ATTENTION.vector_multiple)
+    return precision == "fp32" and queries == 1 and _multiple(head)
+
+
+def _multiple(head: int | str) -> bool:
+    return isinstance(head, int) and head % ATTENTION.vector_multiple == 0
+
+
+def _is_cast_alone(found: Attention) -> bool:
+    """Whether nothing but a softmax in FP32 between two Casts breaks the rule of what may stand between."""
+    passable = {"Cast", *_MASKS}
+    nodes = [node for node in (*found.before, *found.after) if not _scales(node)]
+    return all(node.op_type in passable for node in nodes) and len(_masks(found)) <= 1
+
+
+def _masks(found: Attention) -> list[ir.Node]:
+    return [node for node in found.before if node.op_type in _MASKS]
+
+
 def _head_size(head: int | str, precision: str) -> Rule:
     low, high, step = ATTENTION.half_head
     if precision == "int8":
@@ -107,7 +173,7 @@ def _scale(found: Attention) -> Rule:
 
 
 def _between(found: Attention) -> Rule:
-    masks = [node for node in found.before if node.op_type in _MASKS]
+    masks = _masks(found)
     quantized = {_QUANTIZE, _DEQUANTIZE} if _precision(found) == "int8" else set()
     path = [node for node in (*found.before, *found.after) if node.op_type not in quantized and not _scales(node)]
     others = [node for node in path if node not in masks]

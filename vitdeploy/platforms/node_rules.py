@@ -10,13 +10,12 @@ from vitdeploy.graph.edit import attribute, constant, producer
 from vitdeploy.platforms import capabilities as can
 from vitdeploy.platforms.capabilities import Platform
 from vitdeploy.platforms.fusion_rules import type_name
-from vitdeploy.platforms.parser_reports import PARSER, beside, takes_form
+from vitdeploy.platforms.parser_reports import COMPILER, PARSER, beside, takes_form
 from vitdeploy.platforms.report import BLOCKS, WARNS, Finding
 
 Rule = Callable[[ir.Node, Platform], Iterator[Finding]]
 
 _TABLES, _TABLE_10 = "parser 8.5 and 10.15", "parser 10.15"
-_COMPILER = PARSER.replace("parser", "compiler")
 _REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
 _NO_DILATION = ("MaxPool", "AveragePool", "LpPool")
 
@@ -165,10 +164,10 @@ def _attention(node: ir.Node, platform: Platform) -> Iterator[Finding]:
     low, high, _ = can.ATTENTION.half_head
     head = query.shape[-1] if query.shape is not None and len(query.shape) == 4 else None
     if isinstance(head, int) and not low <= head <= high:
-        source = f"{_TABLE_10} allows it; {_COMPILER} has no kernel for it"
+        source = f"{_TABLE_10} allows it; {COMPILER} has no kernel for it"
         yield Finding(WARNS, title(node), f"its head size is {head}", fix, source)
     if query.dtype == ir.DataType.FLOAT:
-        source = f"{_TABLE_10} allows it; {_COMPILER} has no kernel for it"
+        source = f"{_TABLE_10} allows it; {COMPILER} has no kernel for it"
         yield Finding(WARNS, title(node), f"it computes in {type_name(query)}", "--fp16", source)
 
 

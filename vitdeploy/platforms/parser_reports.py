@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vitdeploy.platforms.parser_table import COMPILER, FORMS, TYPES, VERSION
+from vitdeploy.platforms.parser_table import FORMS, PRODUCT, TYPES, VERSION
 
-PARSER = f"the parser of {COMPILER} {VERSION.rpartition('.')[0]}"
+PARSER = f"the parser of {PRODUCT} {VERSION.rpartition('.')[0]}"
+COMPILER = f"the compiler of {PRODUCT} {VERSION.rpartition('.')[0]}"
 
 # Refused for a reason that is none of the element type's, so that it says nothing of TensorRT itself.
 OTHER_REASONS: Mapping[str, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-COMPILER, VERSION = "TensorRT for RTX", "1.7.1.116"
+PRODUCT, VERSION = "TensorRT for RTX", "1.7.1.116"
 
 # Element types of the first input, in ONNX's words: those that are taken, those that are not.
 TYPES: Mapping[str, tuple[str, str]] = {
