@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vitdeploy.graph.qdq import S8, U8, QScheme
 from vitdeploy.registry import Registry
@@ -54,7 +55,8 @@ class Target:
 
     opset          ONNX opset of what ships
     deconvolution  forms in order of preference; the first that fits the node is taken:
-                   `depth_to_space` (kernel equals stride), `conv_transpose`, `resize_conv`
+                   `broadcast` (kernel equals stride, one channel a group), `depth_to_space` (kernel equals stride),
+                   `conv_transpose`, `resize_conv`
     min_deconvolution_group  fewest channels a group of ConvTranspose may have on either side; smaller ones take
                    another form
     gelu           `erf` (decomposed, the pattern the target fuses) or `gelu` (one operator, opset 20)
@@ -64,6 +66,10 @@ class Target:
     drops_batch    tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1
     linear         of matrices: `matmul` (MatMul and Add) or `gemm`
     channels_last_maps  tokens become a map by [B, H, W, C] (or by [B, C, HW])
+    projection_bias  of queries, keys and values: in the `projection`, or what is left of it by the `heads`
+    columns_at_once  linear layers that read what another one reads have a multiple of so many columns
+    shared_streams what token streams of the same weights have in common: their `linear` layers, or their `attention`
+                   too, under a mask
     runtimes       the runtimes that the file is for, the first of which proves every export
     native         the runtime whose own files are written beside model.onnx, if there is one
     int8           where the target wants 8-bit integers; None for a target that takes no INT8
@@ -81,6 +87,9 @@ class Target:
     drops_batch: bool = False
     linear: str = "matmul"
     channels_last_maps: bool = False
+    projection_bias: str = "projection"
+    columns_at_once: int = 1
+    shared_streams: str = "linear"
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "tensorrt")
     native: str | None = None
     int8: Int8Rules | None = None
@@ -102,6 +111,15 @@ _JOINED = (
     "OpenVINO keeps 10 to 20 dB of a convolution that reads int8 of a Concat, and all of it with anything in between "
     "that the rounding does not absorb (2026.4.1, tests/quantize/test_placement.py)"
 )
+
+# What NVIDIA's graph compiler makes the fewest layers of (benchmarks/graph_forms.py, docs/benchmarks.md).
+_COMPILED: dict[str, Any] = {
+    "deconvolution": ("broadcast", "depth_to_space", "conv_transpose", "resize_conv"),
+    "channels_last_maps": True,
+    "projection_bias": "heads",
+    "columns_at_once": 8,
+    "shared_streams": "attention",
+}
 
 _ROWS = (
     Target(
@@ -167,6 +185,7 @@ _ROWS = (
         layer_norm="decomposed",
         source="8.5 has no INormalizationLayer, and its FP16 layer norm overflows (NVIDIA/TensorRT#2564), hence "
         "primitives in FP32; ConvTranspose groups NVIDIA/TensorRT#1934",
+        **_COMPILED,
     ),
     Target(
         "tensorrt10",
@@ -181,6 +200,7 @@ _ROWS = (
         description="TensorRT 10.3 (JetPack 6.1, 6.2) to 10.16",
         source="guide: scale before the first product, no Cast or Reshape between the two; parser 10.1 reads opset 9 "
         "to 20, and Q/DQ are of FP16 since opset 19; erf GELU is the pattern fused by every 10.x",
+        **_COMPILED,
     ),
     Target(
         "tensorrt11",
@@ -191,6 +211,7 @@ _ROWS = (
         description="TensorRT 11 (JetPack 7.2.2 and newer), strongly typed only",
         source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
         "primitives",
+        **_COMPILED,
     ),
     Target(
         "tensorrt_rtx",
@@ -202,6 +223,7 @@ _ROWS = (
         source="parser of 1.7.1, asked: opset 17 to 25, Gelu, ConvTranspose of any group; opset 20 is that of the "
         "capture; the operator Attention ends the compiler in FP32 (tests/tensorrt/rtx/test_wheels.py), hence "
         "primitives",
+        **_COMPILED,
     ),
 )
 

@@ -13,7 +13,8 @@ from tests.exporter.zoo_models import BlockOfMaps
 from tests.graph_cases import batch, folded, ops, parsed, prove
 from vitdeploy.graph.edit import sizes
 from vitdeploy.models.lemevit import CrossBlock, DualCrossBlock, StandardBlock
-from vitdeploy.passes.merge_shared_linear import MAX_SHORT_TOKENS, MergeSharedLinear
+from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
+from vitdeploy.passes.streams import MAX_SHORT_TOKENS
 
 WEIGHTS = {
     "w": batch(8, 8, seed=1),

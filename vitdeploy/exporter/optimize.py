@@ -16,12 +16,14 @@ from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
 from vitdeploy.exporter.lowering.layer_norm import lower_layer_norm
 from vitdeploy.exporter.lowering.opset import lower_opset
 from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.bias_after_heads import BiasAfterHeads
 from vitdeploy.passes.channels_last_maps import ChannelsLastMaps
 from vitdeploy.passes.drop_batch_axis import DropBatchAxis
 from vitdeploy.passes.drop_key_bias import DropKeyBias
 from vitdeploy.passes.fold_batch_norm import FoldBatchNorm
 from vitdeploy.passes.fold_query_scale import FoldQueryScale
 from vitdeploy.passes.fold_residual_conv import FoldResidualConv
+from vitdeploy.passes.fold_value_bias import FoldValueBias
 from vitdeploy.passes.fuse_layer_norm import FuseLayerNorm
 from vitdeploy.passes.gelu_form import GeluForm
 from vitdeploy.passes.gemm_form import GemmForm
@@ -29,8 +31,10 @@ from vitdeploy.passes.hoist_broadcast import HoistBroadcast
 from vitdeploy.passes.key_form import KeyForm
 from vitdeploy.passes.merge_parallel_conv import MergeParallelConv
 from vitdeploy.passes.merge_parallel_linear import MergeParallelLinear
+from vitdeploy.passes.merge_shared_attention import MergeSharedAttention
 from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
 from vitdeploy.passes.merge_transposes import MergeTransposes
+from vitdeploy.passes.pad_columns import PadColumns
 from vitdeploy.passes.separate_projections import SeparateProjections
 from vitdeploy.passes.simplify import Simplify
 from vitdeploy.passes.split_qkv import SplitQKV
@@ -56,13 +60,17 @@ PASSES: tuple[type[GraphPass], ...] = (
     FoldResidualConv,
     MergeParallelConv,
     MergeParallelLinear,
+    MergeSharedAttention,
     MergeSharedLinear,
+    FoldValueBias,
     MergeTransposes,
+    BiasAfterHeads,
     KeyForm,
     SeparateProjections,
     ChannelsLastMaps,
     DropBatchAxis,
     GemmForm,
+    PadColumns,
     GeluForm,
 )
 _ANNOUNCED: Registry[type[GraphPass]] = Registry("vitdeploy.passes", kind="pass", option="", kept={})

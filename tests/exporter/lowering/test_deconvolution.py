@@ -21,7 +21,7 @@ from vitdeploy.errors import ExportError
 from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
 
-FORMS = ("depth_to_space", "conv_transpose", "resize_conv")
+FORMS = ("broadcast", "depth_to_space", "conv_transpose", "resize_conv")
 
 Pair = tuple[int, int]
 
@@ -153,6 +153,19 @@ def test_any_kernel_equal_to_its_stride_becomes_depth_to_space(layer: nn.ConvTra
     assert "depth_to_space" in assert_forms_equal_pytorch(layer, size, batch=2, dynamic=True)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("kernel", "padding", "extra"), [((2, 2), 0, 0), ((2, 3), 1, 1), ((4, 1), 0, 0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_channel_a_group_is_multiplied_by_its_kernel(
+    outputs: int, kernel: Pair, padding: int, extra: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    pads, extras = (min(padding, kernel[0] - 1), min(padding, kernel[1] - 1)), (extra, extra)
+    layer = nn.ConvTranspose2d(4, 4 * outputs, kernel, kernel, pads, extras, groups=4, bias=bias).eval()
+    assert "broadcast" in assert_forms_equal_pytorch(layer, (3, 5), batch=2, dynamic=True)
+    assert "broadcast" in assert_forms_equal_pytorch(layer, (5, 2), batch=1, dynamic=False)
+
+
 def test_one_dimensional_layers_are_captured_too() -> None:
     layer = nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, groups=2).eval()
     x = torch.randn(2, 4, 7)
@@ -169,8 +182,10 @@ def test_depthwise_recovery_holds_no_conv_transpose_on_any_target() -> None:
     for target in TARGETS.values():
         model = captured.clone()
         lower_deconvolution(model, target)
-        assert ops(model)["ConvTranspose"] == 0
-        assert ops(model)["DepthToSpace"] == 1
+        found = ops(model)
+        assert found["ConvTranspose"] == 0
+        assert found["DepthToSpace"] + found["Mul"] == 1
+        assert bool(found["Mul"]) is ("broadcast" in target.deconvolution)
 
 
 @pytest.fixture(scope="module")

@@ -96,12 +96,10 @@ def _choose(case: _Deconvolution, target: Target) -> str:
     if case.weight is None:  # a computed kernel: only the operator itself takes it
         return "conv_transpose"
     sized = case.has_size
+    apart = sized and len(case.kernel) == 2 and case.kernel == case.strides and all(d == 1 for d in case.dilations)
     fits = {
-        "depth_to_space": sized
-        and len(case.kernel) == 2
-        and case.kernel == case.strides
-        and case.strides[0] == case.strides[1]
-        and all(d == 1 for d in case.dilations),
+        "broadcast": apart and case.weight.shape[0] == case.group,
+        "depth_to_space": apart and case.strides[0] == case.strides[1],
         # PyTorch allows an output padding below max(stride, dilation); runtimes want it below the stride.
         "conv_transpose": all(e < s for e, s in zip(case.extra, case.strides, strict=True))
         and min(case.weight.shape[0] // case.group, case.weight.shape[1])
@@ -202,7 +200,32 @@ def _resize_conv(add: Builder, case: _Deconvolution) -> ir.Value:
     )
 
 
-_FORMS = {"conv_transpose": _conv_transpose, "depth_to_space": _depth_to_space, "resize_conv": _resize_conv}
+def _broadcast(add: Builder, case: _Deconvolution) -> ir.Value:
+    """Kernel equals stride, and one input channel a group: every value is multiplied by the kernel of its channel.
+
+    Channels come last, which is how tokens that became a map lie already.
+    """
+    (rows, columns), (high, wide), batch = case.size, case.strides, case.batch
+    channels, *each = case.weights.shape[:2] if case.weights.shape[1] > 1 else case.weights.shape[:1]
+    last = add.op("Transpose", [case.x], [batch, rows, columns, channels], perm=[0, 2, 3, 1])
+    apart, full = [rows, 1, columns, 1, channels] + [1 for _ in each], [rows * high, columns * wide]
+    x = add.op("Reshape", [last, add.constant(np.asarray([0, *apart], dtype=np.int64), "apart")], [batch, *apart])
+    kernel = np.moveaxis(case.weights, (2, 3), (0, 1)).reshape(1, high, 1, wide, channels, *each)
+    spread = [batch, rows, high, columns, wide, channels, *each]
+    y = add.op("Mul", [x, add.constant(kernel, "kernel")], spread)
+    last_shape = [*full, case.out_channels]
+    target = add.constant(np.asarray([0, *last_shape], dtype=np.int64), "together")
+    y = add.op("Reshape", [y, target], [batch, *last_shape])
+    y = _crop(add, case, add.op("Transpose", [y], case.shape(full), perm=[0, 3, 1, 2]), full)
+    return y if case.bias is None else _add_bias(add, case, y, case.bias)
+
+
+_FORMS = {
+    "broadcast": _broadcast,
+    "conv_transpose": _conv_transpose,
+    "depth_to_space": _depth_to_space,
+    "resize_conv": _resize_conv,
+}
 
 
 def _as_conv_weight(weight: Array, group: int) -> Array:
