@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from vitdeploy.quantize import latency
 from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.latency import LatencyReport, time_layers
 from vitdeploy.quantize.placement import place, restrict, tensors
+from vitdeploy.runtime import race
 
 RULE = RULES["portable"]
 CONVOLUTIONS = {"stem_Conv", "down_Conv"}
@@ -60,7 +62,7 @@ class Kernels:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> type[Kernels]:
     monkeypatch.setattr(latency, "find_backend", lambda name: Kernels)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: Kernels.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Kernels.now)
     monkeypatch.setattr(Kernels, "int8", {"Conv": 250, "MatMul": 40, "Gemm": 40})
     monkeypatch.setattr(Kernels, "loaded", 0)
     return Kernels
@@ -113,8 +115,8 @@ def test_the_number_of_rounds_does_not_depend_on_what_is_seen(
     """Who looks after every round and stops when it is clear is wrong more often than 5 times in 100."""
     monkeypatch.setattr(Kernels, "int8", int8)
     pairs: list[int] = []
-    original = latency.paired_ratio
-    monkeypatch.setattr(latency, "paired_ratio", lambda a, b: pairs.append(len(a)) or original(a, b))
+    original = race.paired_ratio
+    monkeypatch.setattr(race, "paired_ratio", lambda a, b: pairs.append(len(a)) or original(a, b))
     found = tuned(tmp_path)
     assert pairs == [latency.ROUNDS] * (len(found.groups) + 1)
 

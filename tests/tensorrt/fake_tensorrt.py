@@ -236,6 +236,7 @@ class Context(Recorded):
         return True
 
     def _compute(self) -> None:
+        self.world.clock += self.world.cost(self._engine._model)
         feeds = {port.name: self._memory(port.name).copy() for port in self._engine._inputs}
         outputs = self._engine._session.get_outputs()
         for port, value in zip(outputs, self._engine._session.run(None, feeds), strict=True):
@@ -270,7 +271,8 @@ class Profile(dict[str, Any]):
 class World:
     """What the stand-ins share: versions, layers, what was asked for, what goes wrong.
 
-    `miscompile` makes of a model the one that the engine really computes.
+    `miscompile` makes of a model the one that the engine really computes, and `cost` says how many seconds it takes;
+    `clock` is what has gone by of them.
     """
 
     def __init__(self, version: str = TEN) -> None:
@@ -285,6 +287,8 @@ class World:
         self.complaint: str | None = None
         self.inspection = ""
         self.miscompile: Callable[[bytes], bytes] = lambda model: model
+        self.cost: Callable[[bytes], float] = lambda model: 0.0
+        self.clock = 0.0
         self.refuses_engines = self.refuses_recording = False
         self.dla_cores, self.dla_layers = 0, frozenset[str]()
         self.logger = logging.getLogger("Polygraphy")

@@ -4,6 +4,7 @@
   vitdeploy build lemevit --workspace 2G --timing-cache kernels.cache
   vitdeploy build lemevit --profile 1,8,32          (a bundle of free batch: min, opt, max)
   vitdeploy build lemevit --dla 0                   (what the accelerator cannot compute runs on the GPU)
+  vitdeploy build lemevit --int8-if-faster          (an INT8 bundle: INT8 stays where it is measured to be faster)
   vitdeploy build lemevit --runtime tensorrt_rtx --sm 86,89,120        (on a CPU, for RTX GPUs)
 
 The engine is cached. vitdeploy.load, predict, verify and benchmark with the runtime tensorrt use the one that was built
@@ -53,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="auto (default), none, or some of defuse,fp32,bf16",
     )
+    parser.add_argument(
+        "--int8-if-faster",
+        action="store_true",
+        help="keep INT8 only where this device is measured to be at least 1.02 times as fast with it",
+    )
+    parser.add_argument(
+        "--max-builds", type=int, metavar="N", help="engines that --int8-if-faster may build (default 8)"
+    )
     group = parser.add_argument_group("TensorRT for RTX")
     group.add_argument(
         "--sm", metavar="N,…", help="compute capabilities: 75, 80, 86, 89, 120, 121 (default: from 80 on)"
@@ -78,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         workarounds=args.workaround,
         timing_cache=args.timing_cache,
         time_limit=args.time_limit,
+        int8_if_faster=args.int8_if_faster,
+        max_builds=args.max_builds,
         cache=args.cache,
         log_file=args.log,
         rebuild=args.rebuild,

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -30,13 +29,12 @@ from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.placement import Layer, Plan, restrict, tensors
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
-from vitdeploy.statistics import Ratio, paired_ratio
+from vitdeploy.runtime.race import ROUNDS, TURN_SECONDS, race
+from vitdeploy.statistics import Ratio
 from vitdeploy.targets import Int8Rules
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 30  # in which two graphs take turns; fixed, so that the interval of their ratio is what it says
-TURN_SECONDS = 0.02  # of calls that a graph makes in its turn, at least
 SMALL = 0.01  # part of the arithmetic; what less than that changes is lost in the noise of a measurement
 _RANGE = 4.0  # any range: it changes what is computed, not how long that takes
 
@@ -205,24 +203,7 @@ class _Race:
 
     def run(self, first: Backend, second: Backend) -> Ratio:
         """Time of `first` over time of `second`."""
-        self._turn(second, 1)
-        calls = max(1, round(TURN_SECONDS / self._turn(first, 1)))
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for number in range(ROUNDS):
-            for index in (0, 1) if number % 2 else (1, 0):
-                seconds[index].append(self._turn((first, second)[index], calls))
-        ratio = paired_ratio(*seconds)
-        # Rounded, so that a result that is kept in a file decides the same.
-        low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
-        return Ratio(round(ratio.value, 4), low, high, paired=True)
-
-    def _turn(self, backend: Backend, calls: int) -> float:
-        """Mean seconds of a call. The first one is not counted: workers of the other graph may still be spinning."""
-        backend.run(self._inputs)
-        begin = time.perf_counter()
-        for _ in range(calls):
-            backend.run(self._inputs)
-        return (time.perf_counter() - begin) / calls
+        return race(first, second, self._inputs, rounds=ROUNDS, turn_seconds=TURN_SECONDS)
 
 
 def _fingerprint(model: ir.Model, settings: Mapping[str, Any]) -> str:

@@ -17,6 +17,9 @@ BATCH_PROFILE = (1, 8, 32)
 # What may be tried, in this order, where an engine does not reproduce the reference: see workarounds.py.
 WORKAROUNDS = ("defuse", "fp32", "bf16")
 
+# All of INT8, and none.
+LEAST_BUILDS = 2
+
 _UNITS = {"": 2**20, "M": 2**20, "G": 2**30}
 
 
@@ -32,6 +35,8 @@ class BuildOptions:
     timing_cache  file of kernel timings, read and brought up to date; None means the one of this device
     sm            compute capabilities, ten times each, that tensorrt_rtx builds for; empty means its default
     time_limit    seconds that the builder of tensorrt_rtx may take; None means its default
+    int8_if_faster  whether Q/DQ stays only where it was measured to be faster on this device
+    max_builds    engines that this may build; None means its default
     """
 
     workspace: int | None = None
@@ -42,6 +47,8 @@ class BuildOptions:
     timing_cache: Path | None = None
     sm: tuple[int, ...] = ()
     time_limit: float | None = None
+    int8_if_faster: bool = False
+    max_builds: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]:
@@ -52,6 +59,18 @@ class BuildOptions:
             raise UsageError(f"there is no DLA core {self.dla}", fix="--dla 0")
         if self.time_limit is not None and not self.time_limit > 0:
             raise UsageError(f"a time limit of {self.time_limit:g} s leaves no time", fix="--time-limit 600")
+        if self.max_builds is not None and not self.int8_if_faster:
+            raise UsageError(
+                "one engine is built, or one for each workaround",
+                why="max_builds bounds the search for the layers that are faster in INT8",
+                fix="--int8-if-faster, or leave --max-builds out",
+            )
+        if self.max_builds is not None and self.max_builds < LEAST_BUILDS:
+            raise UsageError(
+                f"{self.max_builds} builds decide nothing",
+                why="all of INT8 and none of it are an engine each",
+                fix="--max-builds 8, and at least 2",
+            )
         for workaround in self.workarounds:
             if workaround not in WORKAROUNDS:
                 raise UsageError(
@@ -88,6 +107,7 @@ class BuildOptions:
             "dla": self.dla,
             "tf32": self.tf32,
             **({"sm": list(self.sm)} if self.sm else {}),
+            **({"int8_if_faster": True} if self.int8_if_faster else {}),
         }
 
 

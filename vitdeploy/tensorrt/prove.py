@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
 from vitdeploy.proof.prove import prove
 from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.runtime.options import Options
@@ -42,6 +42,8 @@ def build(
     workarounds: tuple[str, ...] | str | None = None,
     timing_cache: str | Path | None = None,
     time_limit: float | None = None,
+    int8_if_faster: bool = False,
+    max_builds: int | None = None,
     cache: str | Path | None = None,
     log_file: str | Path | None = None,
     rebuild: bool = False,
@@ -64,6 +66,9 @@ def build(
             `bf16`.
         timing_cache: file of kernel timings, read and brought up to date.
         time_limit: seconds that the builder of `tensorrt_rtx` may take.
+        int8_if_faster: of an INT8 bundle for TensorRT, compute in 8-bit integers only where the device was measured to
+            be at least 1.02 times as fast with them; the report says what was dropped.
+        max_builds: engines that this search may build, at least 2; by default 8.
         cache: folder of the engines; it must be trusted like a program.
         log_file: another place for what the builder says.
         rebuild: build even where there is a proven engine.
@@ -82,6 +87,7 @@ def build(
     opened.check_files()
     given: dict[str, Any] = {"workspace": workspace, "profile": profile, "dla": dla, "tf32": tf32, "sm": sm}
     given |= {"workarounds": workarounds, "timing_cache": timing_cache, "time_limit": time_limit}
+    given |= {"int8_if_faster": int8_if_faster, "max_builds": max_builds}
     asked = kind.admit_build(BuildOptions.of(given))
     batch = opened.manifest.inputs[0].shape[0]
     if profile is not None and isinstance(batch, int):
@@ -90,6 +96,8 @@ def build(
             why=f"it was exported for batches of exactly {batch}",
             fix="vitdeploy export --batch dynamic, or leave --profile out",
         )
+    if asked.int8_if_faster:
+        _require_int8(opened)
     kind.require_builder()
     job = Job(kind, opened, Options(cache=cache, build=asked), asked)
     try:
@@ -99,6 +107,24 @@ def build(
         said = job.cache.log_file(job.key)
         if log_file is not None and said.exists():
             keep(Path(log_file), said.read_bytes())
+
+
+def _require_int8(bundle: Bundle) -> None:
+    """Raise where there is no INT8 to choose from, or nothing that could take it out of the graph."""
+    manifest = bundle.manifest
+    try:
+        readable = find_target(manifest.target).for_nvidia_alone
+    except UsageError:  # of a package that is not installed here
+        readable = False
+    if manifest.precision != "int8" or not readable:
+        raise UsageError(
+            f"{bundle.path} has no INT8 for TensorRT to choose from",
+            why=f"it is {manifest.precision} for the target {manifest.target}",
+            fix="vitdeploy export … --int8 --target tensorrt10, or leave --int8-if-faster out",
+        )
+    for module, package in (("onnx", "onnx"), ("onnx_ir", "onnx-ir")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(package, needed_for="--int8-if-faster", extra="tensorrt")
 
 
 def _default_runtime(bundle: Bundle) -> str:
@@ -153,7 +179,7 @@ def _kept(job: Job) -> BuildReport | None:
 def _proven(job: Job) -> BuildReport:
     """Build, prove and, where that is allowed and needed, repair; keep what holds, and the report in any case."""
     found: dict[str, Any] = {"diverges": None, "diagnosis": ""}
-    trial = try_model(job, job.model, "")
+    trial = _first(job, found)
     if trial.passed is False:
         trial = _repair(job, trial, found)
     passed = trial.passed
@@ -181,6 +207,16 @@ def _proven(job: Job) -> BuildReport:
         contents["engine"] = str(stored)
     job.cache.write_report(job.key, contents)
     return BuildReport(contents, cached=False)
+
+
+def _first(job: Job, found: dict[str, Any]) -> Trial:
+    """The engine of the model, or of as much of its INT8 as is worth it, before any workaround."""
+    if not job.asked.int8_if_faster:
+        return try_model(job, job.model, "")
+    from vitdeploy.tensorrt.int8_choice import MAX_BUILDS, choose_int8
+
+    chosen, found["int8"] = choose_int8(job, job.asked.max_builds or MAX_BUILDS)
+    return chosen or try_model(job, job.model, "")
 
 
 def _repair(job: Job, failed: Trial, found: dict[str, Any]) -> Trial:

@@ -58,6 +58,7 @@ class BuildReport:
             f"log: {of['log']}",
             f"report: {of['report']}",
             *_attempts(of["attempts"]),
+            *_int8(of.get("int8")),
             *_diagnosis(of),
             *_dla(of["dla"]),
         ]
@@ -95,6 +96,20 @@ def _attempts(attempts: list[Mapping[str, Any]]) -> list[str]:
         else:
             lines.append(f"{title}: {'; '.join(attempt['failures'])}")
     return lines
+
+
+def _int8(found: Mapping[str, Any] | None) -> list[str]:
+    """Where INT8 stayed, and what was measured."""
+    if found is None:
+        return []
+    lines = [
+        f"INT8 kept in {', '.join(found['kept']) or 'nothing'}; dropped in {', '.join(found['dropped']) or 'nothing'}"
+    ]
+    for region in found["regions"]:
+        speedup = f" ({region['speedup']:.3f} times)" if "speedup" in region else ""
+        lines.append(f"  {region['layers']} {region['name']}: {region.get('why', 'no layer')}{speedup}")
+    lines += [f"  measured: {row['speedup']:.3f} times as fast, {row['what']}" for row in found["races"]]
+    return [*lines, f"  {found['builds']} of at most {found['max_builds']} builds, batch {found['batch']}"]
 
 
 def _diagnosis(of: Mapping[str, Any]) -> list[str]:

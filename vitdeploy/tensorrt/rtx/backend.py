@@ -130,6 +130,7 @@ class TensorRtRtxBackend(EngineBackend):
     build_refuses: ClassVar[Mapping[str, str]] = {
         "dla": "RTX GPUs have no accelerator",
         "timing_cache": "it times no kernels; the device chooses them",
+        "int8_if_faster": "it builds ahead of any device, on which INT8 could be measured",
     }
 
     @classmethod

@@ -1,0 +1,42 @@
+"""Two loaded models that take turns on one machine: how much longer one takes than the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from vitdeploy.runtime.backends.base import Array, Backend
+from vitdeploy.statistics import Ratio, paired_ratio
+
+ROUNDS = 30  # in which the two take turns; fixed, so that the interval of their ratio is what it says
+TURN_SECONDS = 0.02  # of calls that one makes in its turn, at least
+
+
+def race(
+    first: Backend,
+    second: Backend,
+    inputs: Mapping[str, Array],
+    *,
+    rounds: int = ROUNDS,
+    turn_seconds: float = TURN_SECONDS,
+) -> Ratio:
+    """Time of `first` over time of `second`, both called with `inputs`; rounded to four digits."""
+    _turn(second, inputs, 1)
+    calls = max(1, round(turn_seconds / _turn(first, inputs, 1)))
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        for index in (0, 1) if number % 2 else (1, 0):
+            seconds[index].append(_turn((first, second)[index], inputs, calls))
+    ratio = paired_ratio(*seconds)
+    # Rounded, so that a result that is kept in a file decides the same.
+    low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
+    return Ratio(round(ratio.value, 4), low, high, paired=True)
+
+
+def _turn(backend: Backend, inputs: Mapping[str, Array], calls: int) -> float:
+    """Mean seconds of a call. The first one is not counted: workers of the other model may still be spinning."""
+    backend.run(inputs)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        backend.run(inputs)
+    return (time.perf_counter() - begin) / calls
