@@ -18,6 +18,7 @@ from tests.bundles import LABELS, SIZE, write_tiny_bundle
 from tests.rows import TARGETS
 from tests.tensorrt.conftest import world as world
 from tests.tensorrt.fake_tensorrt import World
+from tests.tensorrt.int8 import write_int8_bundle
 from vitdeploy import build
 from vitdeploy.cli import _parser, main
 from vitdeploy.machine.settings import machine_conditions, machine_settings
@@ -49,7 +50,12 @@ def test_every_build_does_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     dynamic = "dynamic" in command
-    write_tiny_bundle(tmp_path / ("lemevit-dynamic" if dynamic else "lemevit"), "batch" if dynamic else 2)
+    if "lemevit-int8" in command:
+        write_int8_bundle(tmp_path / "lemevit-int8")
+        world.cost = lambda model: 1.0
+        monkeypatch.setattr(time, "perf_counter", lambda: world.clock)
+    else:
+        write_tiny_bundle(tmp_path / ("lemevit-dynamic" if dynamic else "lemevit"), "batch" if dynamic else 2)
     _, *words = shlex.split(command)
     words = [word.removeprefix("/opt/vitdeploy/") for word in words]
     code = main(words)
