@@ -8,6 +8,12 @@ import onnx_ir as ir
 
 # They give a tensor another shape, or nothing at all, and copy no byte of it.
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Constant", "Shape"})
+# They move or convert data and compute nothing.
+_MOVING = """
+    Cast Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape ScatterElements
+    ScatterND Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze
+"""
+MOVING = frozenset(_MOVING.split())
 
 
 def bytes_moved(graph: ir.Graph) -> int:

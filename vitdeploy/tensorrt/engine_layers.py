@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vitdeploy.graph.traffic import MOVING as MOVING_OPERATORS
+
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 FOREIGN = re.compile(r"ForeignNode\[(.*?)\.\.\.(.*?)\]")
 # Between precisions and layouts, or between streams: work, but none of the network's own.
@@ -39,11 +41,6 @@ MOVING = {
     "Scat": "scatter",
     "Cast": "cast",
 }
-_MOVING_OPERATORS = """
-    Cast Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape ScatterElements
-    ScatterND Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze
-"""
-_MOVING_NODES = frozenset(_MOVING_OPERATORS.split())
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class EngineLayer:
             words = dict.fromkeys(_OPERATION.findall(kernel[1]))
             return tuple(MOVING[word] for word in words) if words.keys() <= MOVING.keys() else ()
         kinds = {op_types.get(node, "") for node in self.nodes}
-        return tuple(sorted(kinds)) if kinds and kinds <= _MOVING_NODES and not self.opaque else ()
+        return tuple(sorted(kinds)) if kinds and kinds <= MOVING_OPERATORS and not self.opaque else ()
 
 
 def read_layers(inspected: str) -> list[EngineLayer]:

@@ -53,6 +53,8 @@ def test_a_bundle_for_tensorrt_alone_gets_the_counts_and_the_version(model: Path
         "attention": {"fused": 3, "of": 3},
         "layer_norm": {"fused": 3, "of": 3},
         "GELU": {"fused": 0, "of": 0},
+        "moved_bytes": 71880,
+        "flop": 217252,
         "weights_bytes": 28672,
         "activation_bytes": 8196608,
     }
@@ -60,6 +62,7 @@ def test_a_bundle_for_tensorrt_alone_gets_the_counts_and_the_version(model: Path
     assert shown["compiler"] == "TensorRT for RTX 1.7.1.116, sm 86"
     assert shown["attention fused"] == "3 of 3"
     assert shown["layers"] == "28, of which 4 only move or convert data"
+    assert shown["work of a run"] == "0.1 MiB moved, 0.000217 GFLOP"
     assert "state" not in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,14 @@ from tests.tensorrt.rtx.conftest import recorded
 from tests.transformer import transformer
 from vitdeploy import build
 from vitdeploy.errors import BackendError
+from vitdeploy.graph.flop import flop_by_node
+from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.machine.hardware import read_gpus
 from vitdeploy.runtime.session import load
 from vitdeploy.tensorrt.rtx.compile import compile_check
 from vitdeploy.tensorrt.rtx.compiler import run_compiler
 from vitdeploy.tensorrt.rtx.requirements import COMPUTE_CAPABILITIES, unavailable
+from vitdeploy.tensorrt.rtx.roofline import read_roofline
 
 MISSING = unavailable()
 pytestmark = [
@@ -37,6 +41,19 @@ def test_the_recorded_layers_are_still_what_it_makes(name: str, half: bool) -> N
 
     outcome = run_compiler(transformer(half=half, batch=1), 86, {})
     assert names([list(pair) for pair in outcome.log]) == names(recorded(name)["log"])
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_every_tensor_that_it_lists_has_a_size(half: bool) -> None:
+    model = transformer(half=half, batch=1)
+    outcome = run_compiler(model, 86, {})
+    lines = [line for _, text in outcome.log for line in text.splitlines() if "LayerType: " in line]
+    layers = json.loads(outcome.engine)["Layers"]
+    sides = [side for layer in layers for side in (layer["Inputs"], layer["Constants"], layer["Outputs"])]
+    assert len(layers) == len(lines)
+    assert sum(map(len, sides)) == sum(line.count("Datatype: ") for line in lines)
+    found = read_roofline(outcome.engine, model)
+    assert found.flop == sum(count or 0 for count in flop_by_node(read_graph(model).graph).values())
 
 
 @pytest.mark.parametrize("sm", COMPUTE_CAPABILITIES)

@@ -16,6 +16,7 @@ from vitdeploy.tensorrt.rtx.explain import RULES, describe_failure, describe_ref
 from vitdeploy.tensorrt.rtx.model_file import free_shapes, open_model, serialized, with_names
 from vitdeploy.tensorrt.rtx.receipt import receipt
 from vitdeploy.tensorrt.rtx.report import CompilerReport, Failure
+from vitdeploy.tensorrt.rtx.roofline import Roofline, read_roofline
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +100,7 @@ def fusion_receipt(path: Path, target: Target) -> dict[str, Any]:
 def _report(
     outcome: Outcome, model: onnx.ModelProto, data: bytes, sm: int, where: str, what: str, failure: Failure | None
 ) -> CompilerReport:
-    fusion, note = _fusion(outcome, data, sm) if outcome.state == BUILT else (None, "")
+    fusion, roofline, note = _layers(outcome, data, sm) if outcome.state == BUILT else (None, None, "")
     return CompilerReport(
         model=where,
         what=what,
@@ -111,6 +112,7 @@ def _report(
         failure=failure,
         warnings=outcome.warnings,
         fusion=fusion,
+        roofline=roofline,
         note=note,
         weights_bytes=outcome.weights_bytes,
         activation_bytes=outcome.activation_bytes,
@@ -118,13 +120,16 @@ def _report(
     )
 
 
-def _fusion(outcome: Outcome, model: bytes, sm: int) -> tuple[FusionReport | None, str]:
-    """The engine's layers against the graph; a note in place of them where the graph cannot be read."""
+def _layers(outcome: Outcome, model: bytes, sm: int) -> tuple[FusionReport | None, Roofline | None, str]:
+    """The engine's layers against the graph, and how long they take; a note in place of what cannot be read."""
+    fusion = None
     try:
-        return read_fusion(outcome.engine, model, why=broken_rules(model, RULES, sm)), ""
+        fusion = read_fusion(outcome.engine, model, why=broken_rules(model, RULES, sm))
+        return fusion, read_roofline(outcome.engine, model), ""
     except Exception as error:  # onnx's shape inference has errors of its own for graphs that TensorRT takes
         log.debug("the layers are not read", exc_info=True)
-        return None, f"what fused is not known: {' '.join(str(error).split())[:200]}"
+        unknown = "no time is estimated" if fusion else "what fused is not known"
+        return fusion, None, f"{unknown}: {' '.join(str(error).split())[:200]}"
 
 
 def _unused(path: Path) -> Path:

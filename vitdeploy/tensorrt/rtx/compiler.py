@@ -24,10 +24,13 @@ TIME_LIMIT = 600.0  # seconds; the networks of the zoo take 2 to 6
 # The search path is the parent's, so that the child runs the same vitdeploy and the same libraries.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from vitdeploy.tensorrt.rtx.worker import serve; serve()"
 _LAYER = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>\[.*?\]), (?:Constants: .*?, )?"
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>\[.*?\]), (?:Constants: (?P<constants>.*?), )?"
     r"Outputs: (?P<outputs>\[.*\]), TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
 )
-_TENSOR_TYPE = re.compile(r"Datatype: ([\w+]+)")
+_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\],(?: Strides: \[(?P<strides>[^\]]*)\],)?"
+    r"[^{}]*?Datatype: (?P<type>[\w+]+)"
+)
 # Without a driver every error has this appended; it is none of the model's faults.
 _NO_DRIVER = re.compile(r"\[?[^\[\n]*(?:catchCudaError|CUDA driver version is insufficient)[^\n]*\)?", re.MULTILINE)
 _SERIOUS = ("INTERNAL_ERROR", "ERROR")
@@ -185,13 +188,30 @@ def _layer(line: str) -> dict[str, Any] | None:
     found = _LAYER.match(line)
     if found is None:
         return None
-    sides = (_TENSOR_TYPE.findall(found[side]) for side in ("inputs", "outputs"))
-    inputs, outputs = ([{"Datatype": kind} for kind in kinds] for kinds in sides)
     return {
         "Name": found["name"],
         "LayerType": found["kind"],
-        "Inputs": inputs,
-        "Outputs": outputs,
+        "Inputs": _tensors(found["inputs"]),
+        "Constants": _tensors(found["constants"] or ""),
+        "Outputs": _tensors(found["outputs"]),
         "TacticName": found["tactic"],
         "Metadata": found["metadata"],
     }
+
+
+def _tensors(text: str) -> list[dict[str, Any]]:
+    """One side of a layer; strides are in elements, and None where the line states none."""
+    return [
+        {
+            "Name": tensor["name"],
+            "Dimensions": _numbers(tensor["dims"]),
+            "Strides": None if tensor["strides"] is None else _numbers(tensor["strides"]),
+            "Datatype": tensor["type"],
+        }
+        for tensor in _TENSOR.finditer(text)
+    ]
+
+
+def _numbers(text: str) -> list[int]:
+    """Lengths or strides; -1 stands for what is free."""
+    return [int(part) if part.strip().isdecimal() else -1 for part in text.split(",") if part.strip()]

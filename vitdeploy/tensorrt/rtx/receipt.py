@@ -29,6 +29,8 @@ def receipt(report: CompilerReport) -> dict[str, Any]:
             title.replace(" ", "_"): {"fused": sum(bool(block.fused) for block in blocks), "of": len(blocks)}
             for title, blocks in report.fusion.sections
         }
+    if report.roofline:
+        facts |= {"moved_bytes": report.roofline.moved_bytes, "flop": report.roofline.flop}
     return facts | {"weights_bytes": report.weights_bytes, "activation_bytes": report.activation_bytes}
 
 
@@ -42,6 +44,9 @@ def receipt_rows(receipt: Mapping[str, Any]) -> dict[str, str]:
     for name, counts in receipt.items():
         if isinstance(counts, Mapping) and {"fused", "of"} <= counts.keys():
             rows[f"{name.replace('_', ' ')} fused"] = f"{counts['fused']} of {counts['of']}"
+    moved, flop = receipt.get("moved_bytes"), receipt.get("flop")
+    if isinstance(moved, int) and isinstance(flop, int):
+        rows["work of a run"] = f"{mebibytes(moved)} moved, {gigaflop(flop)}"
     for name in ("weights", "activation"):
         size = receipt.get(f"{name}_bytes")
         if isinstance(size, int):
@@ -52,3 +57,8 @@ def receipt_rows(receipt: Mapping[str, Any]) -> dict[str, str]:
 def mebibytes(size: int) -> str:
     """15.8 MiB for a number of bytes."""
     return f"{size / 2**20:.1f} MiB"
+
+
+def gigaflop(count: int) -> str:
+    """1.24 GFLOP for a number of operations."""
+    return f"{count / 1e9:.3g} GFLOP"

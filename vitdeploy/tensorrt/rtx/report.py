@@ -9,6 +9,7 @@ from vitdeploy.tensorrt.fusion import FusionReport
 from vitdeploy.tensorrt.rtx.compiler import BUILT
 from vitdeploy.tensorrt.rtx.receipt import mebibytes
 from vitdeploy.tensorrt.rtx.requirements import NAME
+from vitdeploy.tensorrt.rtx.roofline import Roofline
 
 CARRIES_OVER = (
     "the ONNX parser and the graph compiler are of the TensorRT 10 and 11 line, so what they refuse and which blocks "
@@ -70,9 +71,10 @@ class Failure:
 class CompilerReport:
     """The outcome of `check --compile`; `str()` is for people.
 
-    state    built, refused, failed, crashed or timed out
-    sm       compute capability times ten
-    fusion   the layers of the engine; None where there is none, or `note` says why they are not read
+    state     built, refused, failed, crashed or timed out
+    sm        compute capability times ten
+    fusion    the layers of the engine; None where there is none, or `note` says why they are not read
+    roofline  an estimate of time; None as `fusion`
     """
 
     model: str
@@ -85,6 +87,7 @@ class CompilerReport:
     failure: Failure | None = None
     warnings: tuple[str, ...] = ()
     fusion: FusionReport | None = None
+    roofline: Roofline | None = None
     note: str = ""
     weights_bytes: int | None = None
     activation_bytes: int | None = None
@@ -116,6 +119,7 @@ class CompilerReport:
             "failure": asdict(self.failure) if self.failure else None,
             "warnings": list(self.warnings),
             "fusion": self.fusion.to_dict() if self.fusion else None,
+            "roofline": self.roofline.to_dict() if self.roofline else None,
             "note": self.note,
             "weights_bytes": self.weights_bytes,
             "activation_bytes": self.activation_bytes,
@@ -128,6 +132,7 @@ class CompilerReport:
         lines += self.failure.lines(self.state) if self.failure else []
         lines += [f"warned  {_short(warning)}" for warning in self.warnings]
         lines += [str(self.fusion)] if self.fusion else []
+        lines += [str(self.roofline)] if self.roofline else []
         lines += [self.note] if self.note else []
         sizes = {"weights": self.weights_bytes, "activations": self.activation_bytes}
         memory = ", ".join(f"{name} {mebibytes(size)}" for name, size in sizes.items() if size is not None)
