@@ -19,6 +19,7 @@ from tests.rows import RULES, TARGETS
 from tests.test_plugins import ENTRY_POINTS
 from vitdeploy import bundle, registry
 from vitdeploy.cli import _parser, main
+from vitdeploy.platforms.devices import DEVICES
 from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,13 @@ def test_the_int8_rules_of_the_targets_are_the_rows() -> None:
             yes(row.half_rest),
         ]
         for name, row in RULES.items()
+    ]
+
+
+def test_the_devices_of_the_estimate_are_the_rows() -> None:
+    assert table("targets.md", "device") == [
+        [device.name, *(f"{value:g}" for value in (device.bandwidth, device.int8, device.fp16, device.fp32))]
+        for device in DEVICES
     ]
 
 

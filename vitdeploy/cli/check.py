@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jetson-orin-nano-jp6, …",
     )
     group = parser.add_argument_group("NVIDIA's own parser and compiler")
-    group.add_argument("--compile", action="store_true", help="compile the graph with TensorRT for RTX, on the CPU")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the graph with TensorRT for RTX, on the CPU; also estimates the time on Jetsons",
+    )
     group.add_argument(
         "--sm", metavar="N", help="compute capability: 75, 80, 86 (default, nearest to Orin's 87), 89, 120 or 121"
     )

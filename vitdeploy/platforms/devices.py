@@ -4,6 +4,9 @@ Peaks are dense ones of the GPU alone: the headline TOPS of Orin are sparse and 
 AGX Orin Series Technical Brief 1.2 (July 2022), `Super` the table in NVIDIA's blog "Jetson Orin Nano Developer Kit Gets
 a Super Boost" (December 2024), and `Thor` the table of the Jetson Thor product page. FP16 of Orin is half of INT8, as
 `Super` publishes it for this GPU. FP32 without a published figure is 2 operations of every CUDA core in a clock.
+
+The figures were taken from quotations of these documents, not from the documents themselves, and checked against cores,
+clocks and the rate of the tensor cores.
 """
 
 from __future__ import annotations
