@@ -93,6 +93,17 @@ def test_the_forms_of_the_targets_are_the_rows() -> None:
         ]
         for name, row in TARGETS.items()
     ]
+    assert table("targets.md", "target | one channel a group") == [
+        [
+            name,
+            row.deconvolution[0].replace("_", " "),
+            row.projection_bias,
+            row.shared_streams,
+            str(row.columns_at_once),
+            yes(row.int8 is not None and row.int8.packed_heads),
+        ]
+        for name, row in TARGETS.items()
+    ]
 
 
 def test_the_int8_rules_of_the_targets_are_the_rows() -> None:
@@ -158,6 +169,15 @@ def test_the_tables_of_other_peoples_networks_are_the_results() -> None:
     command = [sys.executable, str(script), "--table"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(printed) > 60
+    shown = set(TEXT["benchmarks.md"].splitlines())
+    assert [line for line in printed if line and line not in shown] == []
+
+
+def test_the_table_of_graph_forms_is_the_results() -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, str(ROOT / "benchmarks" / "graph_forms.py"), "--table"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(printed) > 10
     shown = set(TEXT["benchmarks.md"].splitlines())
     assert [line for line in printed if line and line not in shown] == []
 

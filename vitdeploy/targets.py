@@ -32,6 +32,7 @@ class Int8Rules:
     min_convolution_inputs  convolutions of fewer input channels stay in float
     joined_convolutions  convolutions may read integers of maps that were concatenated
     half_rest      what is not quantized computes in FP16, for builders that take the precision from the graph alone
+    packed_heads   queries, keys and values are cut apart once their heads are laid out
     pair_on_weight weights ship as float with a Q/DQ pair, for readers that take no integer initializer
     source         where the facts are from
     """
@@ -45,6 +46,7 @@ class Int8Rules:
     min_convolution_inputs: int = 1
     joined_convolutions: bool = True
     half_rest: bool = False
+    packed_heads: bool = False
     pair_on_weight: bool = False
     source: str = ""
 
@@ -180,7 +182,11 @@ _ROWS = (
         opset=17,
         min_deconvolution_group=4,
         runtimes=("tensorrt",),
-        int8=Int8Rules(pair_on_weight=True, source="the parser of 8.6 takes no int8 initializers as weights"),
+        int8=Int8Rules(
+            packed_heads=True,
+            pair_on_weight=True,
+            source="the parser of 8.6 takes no int8 initializers as weights; packed_heads as tensorrt10",
+        ),
         description="TensorRT 8.5 and 8.6 (JetPack 5.1 and 6.0)",
         layer_norm="decomposed",
         source="8.5 has no INormalizationLayer, and its FP16 layer norm overflows (NVIDIA/TensorRT#2564), hence "
@@ -194,8 +200,10 @@ _ROWS = (
         runtimes=("tensorrt",),
         int8=Int8Rules(
             half_rest=True,
+            packed_heads=True,
             source="Model-Optimizer, int8.py: attention and LayerNorm stay in FP16; a strongly typed network runs in "
-            "FP32 whatever the graph types FP32",
+            "FP32 whatever the graph types FP32; a Split of columns makes the compiler dequantize the weights at every "
+            "call (docs/benchmarks.md)",
         ),
         description="TensorRT 10.3 (JetPack 6.1, 6.2) to 10.16",
         source="guide: scale before the first product, no Cast or Reshape between the two; parser 10.1 reads opset 9 "
@@ -207,7 +215,7 @@ _ROWS = (
         opset=20,
         gelu="gelu",
         runtimes=("tensorrt",),
-        int8=Int8Rules(half_rest=True, source="as tensorrt10"),
+        int8=Int8Rules(half_rest=True, packed_heads=True, source="as tensorrt10"),
         description="TensorRT 11 (JetPack 7.2.2 and newer), strongly typed only",
         source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
         "primitives",
@@ -218,7 +226,9 @@ _ROWS = (
         opset=20,
         gelu="gelu",
         runtimes=("tensorrt_rtx",),
-        int8=Int8Rules(half_rest=True, source="as tensorrt10: its networks are strongly typed, all of them"),
+        int8=Int8Rules(
+            half_rest=True, packed_heads=True, source="as tensorrt10: its networks are strongly typed, all of them"
+        ),
         description="TensorRT for RTX 1.7, whose engines are built on a CPU for RTX GPUs",
         source="parser of 1.7.1, asked: opset 17 to 25, Gelu, ConvTranspose of any group; opset 20 is that of the "
         "capture; the operator Attention ends the compiler in FP32 (tests/tensorrt/rtx/test_wheels.py), hence "

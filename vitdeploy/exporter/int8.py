@@ -24,7 +24,7 @@ from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.pipeline import Int8Report, quantize
 from vitdeploy.quantize.samples import BATCH, CalibrationSet
 from vitdeploy.statistics import json_number
-from vitdeploy.targets import Int8Rules
+from vitdeploy.targets import Int8Rules, Target
 
 # What FP16 may cost where it takes the rest; INT8 alone is 100 times as coarse.
 HALF_REST_DB = 2.0
@@ -33,7 +33,7 @@ HALF_REST_DB = 2.0
 def eight_bits(
     graph: ir.Model,
     samples: CalibrationSet,
-    rules: Int8Rules,
+    target: Target,
     options: Int8Options,
     inputs: Inputs,
     expected: Mapping[str, Array],
@@ -42,6 +42,7 @@ def eight_bits(
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A copy of an optimized FP32 graph with Q/DQ, and what the manifest records of it.
 
+    target      in whose form the graph is, with its rules for INT8
     expected    what PyTorch FP32 makes of `inputs`, by output name: the reference of the bundle
     natural     which of the samples look like those in use: what INT8 keeps of others depends on how far they lie
                 outside of the calibrated ranges, and is measured but not judged
@@ -50,13 +51,21 @@ def eight_bits(
     Raises GateError for what misses a gate of `options`, or the floor below which INT8 is not to be trusted; where the
     loss is accepted, the record names it under `missed`. Further errors as of `quantize`.
     """
-    labels = None
+    labels, rules = None, target.int8 or Int8Rules()
     if options.max_drop is not None:
         _check_classes(samples, next(iter(expected.values())))
         labels = samples.labels()
     evaluator = Evaluator(graph, samples.evaluation(), labels)
     quantized, report = quantize(
-        graph, rules, samples.recipe, samples.calibration(), evaluator, options, pinned(graph), samples.images
+        graph,
+        rules,
+        samples.recipe,
+        samples.calibration(),
+        evaluator,
+        options,
+        pinned(graph),
+        samples.images,
+        target=target,
     )
     if broken := violations(quantized.graph, rules):
         raise ExportError("the INT8 graph breaks a rule of its target", why="; ".join(broken[:3]), fix=REPORT)

@@ -228,7 +228,7 @@ def _precision(
     else:
         with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
             natural, options = natural_images(reference.kinds), request.quantization
-            made, record = eight_bits(graph, samples, request.rules, options, inputs, expected, natural, selections)
+            made, record = eight_bits(graph, samples, request.row, options, inputs, expected, natural, selections)
     hide_scores(made, reference.outputs)
     return made, record
 

@@ -7,7 +7,18 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Array, Builder, constant, consumers, dtype_of, of_type, only_consumer, sizes
+from vitdeploy.graph.edit import (
+    Array,
+    Builder,
+    constant,
+    consumers,
+    dtype_of,
+    of_type,
+    only_consumer,
+    producer,
+    set_constant,
+    sizes,
+)
 from vitdeploy.graph.layout import MOVERS, Movement, after
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.projection import Projection, find_columns
@@ -48,20 +59,29 @@ def _bias(operand: ir.Value) -> tuple[Projection, slice, Array] | None:
         return None
     if any(constant(one) is not None for user in users for one in user.inputs):
         return None
+    added, value = _added(operand)
     movement: Movement | None = Movement.still(shape)
-    value: ir.Value | None = operand
-    node = operand.producer()
+    node, user = value.producer(), added
     while movement is not None and node is not None and node.op_type in MOVERS:
-        movement, value = after(node, movement), node.inputs[0]
-        if value is None or only_consumer(value) is not node:
+        if value is not operand and only_consumer(value) is not user:
             return None
-        node = value.producer()
-    found = None if value is None or value is operand else find_columns(value)
+        movement, user, moved_value = after(node, movement), node, node.inputs[0]
+        if moved_value is None:
+            return None
+        value, node = moved_value, moved_value.producer()
+    found = find_columns(value) if user is not None and user is not added and only_consumer(value) is user else None
     bias = None if found is None else found[0].bias_of(found[1])
     if movement is None or found is None or bias is None or not bias.any():
         return None
     moved = movement.move(bias)
     return None if moved is None else (*found, _reduced(moved))
+
+
+def _added(operand: ir.Value) -> tuple[ir.Node | None, ir.Value]:
+    """The Add of a bias of the heads that makes `operand`, if one does, and the heads before it."""
+    node = producer(operand, "Add")
+    heads = None if node is None or constant(node.inputs[1]) is None else node.inputs[0]
+    return (node, heads) if heads is not None and sizes(heads) == sizes(operand) else (None, operand)
 
 
 def _reduced(array: Array) -> Array:
@@ -74,7 +94,12 @@ def _reduced(array: Array) -> Array:
 
 
 def _add(graph: ir.Graph, operand: ir.Value, bias: Array) -> None:
-    """Add `bias` to `operand` for all its consumers."""
+    """Add `bias` to `operand` for all its consumers, in the Add that makes it if there is one."""
+    added, _ = _added(operand)
+    old = None if added is None else constant(added.inputs[1])
+    if added is not None and old is not None:
+        set_constant(added, 1, (old.astype(np.float64) + bias).astype(old.dtype), "head_bias")
+        return
     users = consumers(operand)
     add = Builder(graph, users[0])
     summed = add.op("Add", [operand, add.constant(bias.astype(dtype_of(operand).numpy()), "head_bias")], operand.shape)

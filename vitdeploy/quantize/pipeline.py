@@ -13,7 +13,11 @@ import onnx_ir as ir
 from vitdeploy.errors import ExportError, UsageError
 from vitdeploy.graph.edit import input_of
 from vitdeploy.graph.qdq import U8, QuantParams
+from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.bias_after_heads import BiasAfterHeads
 from vitdeploy.passes.drop_key_bias import DropKeyBias
+from vitdeploy.passes.fold_value_bias import FoldValueBias
+from vitdeploy.passes.pack_heads import PackHeads
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.activations import collect
 from vitdeploy.quantize.evaluator import Evaluator
@@ -30,7 +34,10 @@ from vitdeploy.quantize.samples import Images
 from vitdeploy.quantize.shift import obstacle, pixel_grid, shift
 from vitdeploy.quantize.smoothing import smooth
 from vitdeploy.statistics import Paired, json_number
-from vitdeploy.targets import Int8Rules, find_target
+from vitdeploy.targets import Int8Rules, Target, find_target
+
+# Keys need no correction of their bias, a bias that the target wants elsewhere goes there, and then heads are cut.
+CORRECTED_PASSES: tuple[type[GraphPass], ...] = (DropKeyBias, FoldValueBias, BiasAfterHeads, PackHeads)
 
 # What `min_snr` is exceeded by where the rest becomes FP16: that costs 0.4 dB of 40 dB if it has 50 dB by itself.
 HALF_RESERVE_DB = 0.5
@@ -107,18 +114,21 @@ class Quantizer:
     params  scale and zero point of every activation
     layers  the rounded weights, by node
     rules   of the target
+    target  whose passes run again on what a correction changed
     """
 
     model: ir.Model
     params: Mapping[str, QuantParams]
     layers: Mapping[str, RoundedLayer]
     rules: Int8Rules
+    target: Target
 
     def build(self, plan: Plan) -> ir.Model:
         """The graph whose layers of `plan` are quantized and the others not."""
         nodes = [layer.node for layer in plan if layer.quantized and layer.node in self.layers]
         corrected = correct_biases(self.model, {node: self.layers[node].mean_error for node in nodes})
-        DropKeyBias(find_target("portable"))(corrected)  # keys need no correction, and where they had no bias, no Add
+        for kind in CORRECTED_PASSES:
+            kind(self.target)(corrected)
         return insert(corrected, plan, self.params, {node: self.layers[node].weight for node in nodes}, self.rules)
 
     def extra_bytes(self, plan: Plan) -> dict[str, int]:
@@ -136,6 +146,8 @@ def quantize(
     options: Int8Options,
     pinned: Mapping[str, str],
     image_inputs: Collection[str] | None = None,
+    *,
+    target: Target | None = None,
 ) -> tuple[ir.Model, Int8Report]:
     """A copy of an optimized FP32 graph whose products compute in 8-bit integers as the target's rules say.
 
@@ -144,6 +156,7 @@ def quantize(
     evaluator  holds the result against FP32, on other images
     pinned     nodes that stay in float, with the reason
     image_inputs  the inputs that are images; None where the only input is one
+    target     in whose form the graph is; None for portable
 
     Raises UsageError for a pattern that matches nothing, ExportError where nothing is left to quantize, and GateError
     where no mixture of INT8 and float keeps `min_snr`, `goals` or `max_drop`, unless the loss is accepted. The result
@@ -179,7 +192,7 @@ def quantize(
     layers = round_layers(model, plan, params, images)
     repairs += [{"repair": "rounding", "node": node, **layer.to_dict()} for node, layer in layers.items()]
 
-    quantizer = Quantizer(model, params, layers, rules)
+    quantizer = Quantizer(model, params, layers, rules, target or find_target("portable"))
     measures = Measures(quantizer.build, evaluator)
     reserve_db = HALF_RESERVE_DB if rules.half_rest else 0.0
     extra_bytes = quantizer.extra_bytes(plan)
