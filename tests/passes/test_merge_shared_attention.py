@@ -119,6 +119,42 @@ def test_a_mask_of_its_own_stays() -> None:
     assert prove(MergeSharedAttention, model, batch(2, 8, 8), target=COMPILED).changes == []
 
 
+class Twice(Streams):
+    """Two attentions of the same queries, keys and values in each stream."""
+
+    def attention(self, tokens: Tensor, layers: nn.ModuleList) -> Tensor:
+        q, k, v = layers[0](self.norm(tokens)).chunk(3, dim=2)
+        return attend(q, k, v, heads=self.heads) + attend(k, v, q, heads=self.heads)
+
+
+class Tied(Streams):
+    """The queries of one stream are the keys of the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = (part.sin() for part in x.split([self.cut, x.shape[1] - self.cut], 1))
+        (p, u), (r, v) = (self.first[0](part).split([8, 16], 2) for part in (one, two))
+        return torch.cat([attend(p, r, v[..., :8], heads=2), attend(r, p, u[..., :8], heads=2)], 1).tanh()
+
+
+class Reduced(Streams):
+    """Keys and values are every other token of a stream."""
+
+    def attention(self, tokens: Tensor, layers: nn.ModuleList) -> Tensor:
+        q = layers[0](tokens)[..., :8]
+        k, v = layers[0](tokens[:, ::2])[..., 8:].chunk(2, dim=2)
+        return attend(q, k, v, heads=self.heads)
+
+
+@pytest.mark.parametrize("kind", [Twice, Tied, Reduced])
+@pytest.mark.parametrize("cut", [2, 4, 5])
+def test_whatever_the_streams_share_is_computed_right(kind: type[Streams], cut: int) -> None:
+    torch.manual_seed(0)
+    model = folded(kind(cut, 2), torch.randn(2, 8, 8), dynamic_batch=True)
+    before = len(find_attentions(model.graph))
+    prove(MergeSharedAttention, model, batch(2, 8, 8), target=COMPILED)
+    assert len(find_attentions(model.graph)) == (before // 2 if kind is Twice else before)
+
+
 def test_long_streams_stay_apart() -> None:
     model = streams(200, tokens=400, batch=1, free=False)
     assert prove(MergeSharedAttention, model, batch(1, 400, 8), target=COMPILED).changes == []

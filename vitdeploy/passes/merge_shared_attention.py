@@ -13,7 +13,7 @@ import onnx_ir as ir
 from vitdeploy.graph.attention import Attention, find_attentions
 from vitdeploy.graph.edit import Builder, attribute, constant, need, only_consumer, reshape_target, sizes
 from vitdeploy.passes.base import GraphPass
-from vitdeploy.passes.streams import MAX_SHORT_TOKENS, Merger, independent, mergeable, same_operator
+from vitdeploy.passes.streams import MAX_SHORT_TOKENS, Merger, independent, joined, mergeable, same_operator, tokens_of
 
 MASK = -10000.0  # exp of it is 0, and half precision holds it with room for the score
 
@@ -73,21 +73,20 @@ class _Joint:
 
 def _join(model: ir.Model, pair: Sequence[Attention], lengths: Sequence[int]) -> bool:
     """Make the two attentions one, if they are of the same weights; whether they were."""
-    graph = model.graph
-    ends = [one.second.outputs[0] for one in pair]
-    steps: list[list[ir.Node]] = []
-    while all(only_consumer(end) is not None for end in ends):
-        following = [need(only_consumer(end), "a consumer") for end in ends]
+    graph, rows = model.graph, [[one.second.outputs[0] for one in pair]]
+    while all(only_consumer(end) is not None for end in rows[-1]):
+        following = [need(only_consumer(end), "a consumer") for end in rows[-1]]
         if {node.op_type for node in following} not in ({"Reshape"}, {"Transpose"}):
             break
-        ends = [node.outputs[0] for node in following]
-        steps.append(following)
+        rows.append([node.outputs[0] for node in following])
     plan = _Plan(graph, pair, lengths)
-    joint = plan.of(ends)
-    if joint is None or not independent([one.second for one in pair]):
+    found = next(((ends, joint) for ends in reversed(rows) if (joint := plan.made(ends)) is not None), None)
+    if found is None or not independent([one.second for one in pair]):
         return False
-    whole = joint.make()
-    parts = Builder(graph, plan.last).split(whole, lengths, joint.axis)
+    ends, joint = found
+    if any(end.is_graph_output() for end in ends):
+        return False
+    parts = Builder(graph, plan.last).split(joint.make(), lengths, joint.axis)
     for end, part in zip(ends, parts, strict=True):
         ir.convenience.replace_all_uses_with(end, part)
     graph.sort()
@@ -104,17 +103,26 @@ class _Plan:
         self.last = max((one.second for one in pair), key=lambda node: order[node])
         self._splits: dict[ir.Node, list[ir.Value]] = {}
         self._known: dict[tuple[ir.Value, ...], _Joint | None] = {}
+        self._taken: dict[ir.Node, ir.Node] = {}
 
     def of(self, values: Sequence[ir.Value]) -> _Joint | None:
         """The joint of `values`, one of each stream in the order of the pair; None where they differ in more."""
         key = tuple(values)
         if key not in self._known:
-            self._known[key] = self._joint(values)
+            self._known[key] = self._present(values) or self.made(values)
         return self._known[key]
 
-    def _joint(self, values: Sequence[ir.Value]) -> _Joint | None:
+    def _present(self, values: Sequence[ir.Value]) -> _Joint | None:
+        """Where the streams are one already, or a Concat makes them one."""
+        whole = joined(values)
+        if whole is None or [tokens_of(value) for value in values] != list(self.lengths):
+            return None
+        return _Joint(1, need(sizes(whole), "a shape"), lambda: whole)
+
+    def made(self, values: Sequence[ir.Value]) -> _Joint | None:
+        """The joint of `values` by what makes them: where an attention ends, a Concat of its results is no help."""
         nodes = [node for node in (value.producer() for value in values) if node is not None]
-        if len(nodes) != len(values) or len({node.op_type for node in nodes}) != 1:
+        if len(set(nodes)) != len(values) or len({node.op_type for node in nodes}) != 1:
             return None
         if nodes == [one.second for one in self.pair]:
             return self._attention()
@@ -126,9 +134,11 @@ class _Plan:
 
     def _by_token(self, nodes: list[ir.Node], values: Sequence[ir.Value]) -> _Joint | None:
         """Linear layers, their bias, and what else works on each token alone."""
-        operands = _varying(nodes)
-        if not mergeable(nodes) or operands is None:
+        operands, tokens = _varying(nodes), [(sizes(value) or (None, None))[1] for value in values]
+        if not mergeable(nodes) or operands is None or tokens != list(self.lengths):
             return None
+        if any(self._taken.setdefault(node, nodes[0]) is not nodes[0] for node in nodes):
+            return None  # one stream's queries are the other's keys
         before = None if nodes[0].op_type == "MatMul" else self.of(operands)
         if before is None and nodes[0].op_type != "MatMul":
             return None

@@ -76,7 +76,7 @@ def test_every_family_compiles(tmp_path: Path, family: str, target: str, precisi
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("family", SHALLOW)
-def test_every_form_of_an_export_compiles(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+def test_other_kinds_of_export_compile(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
     assert compiled(tmp_path, family, "tensorrt10", "fp16", **options)["state"] == "built"
 
 
