@@ -19,9 +19,9 @@ from vitdeploy.graph.edit import (
     set_constant,
     sizes,
 )
-from vitdeploy.graph.layout import MOVERS, Movement, after
+from vitdeploy.graph.layout import MOVERS
 from vitdeploy.passes.base import GraphPass
-from vitdeploy.passes.projection import Projection, find_columns
+from vitdeploy.passes.projection import Projection, bias_at
 
 
 class BiasAfterHeads(GraphPass):
@@ -59,22 +59,12 @@ def _bias(operand: ir.Value) -> tuple[Projection, slice, Array] | None:
         return None
     if any(constant(one) is not None for user in users for one in user.inputs):
         return None
-    added, value = _added(operand)
-    movement: Movement | None = Movement.still(shape)
-    node, user = value.producer(), added
-    while movement is not None and node is not None and node.op_type in MOVERS:
-        if value is not operand and only_consumer(value) is not user:
-            return None
-        movement, user, moved_value = after(node, movement), node, node.inputs[0]
-        if moved_value is None:
-            return None
-        value, node = moved_value, moved_value.producer()
-    found = find_columns(value) if user is not None and user is not added and only_consumer(value) is user else None
-    bias = None if found is None else found[0].bias_of(found[1])
-    if movement is None or found is None or bias is None or not bias.any():
+    added, heads = _added(operand)
+    mover = producer(heads)
+    if mover is None or mover.op_type not in MOVERS or (added is not None and only_consumer(heads) is not added):
         return None
-    moved = movement.move(bias)
-    return None if moved is None else (*found, _reduced(moved))
+    found = bias_at(heads)
+    return None if found is None else (*found[:2], _reduced(found[2]))
 
 
 def _added(operand: ir.Value) -> tuple[ir.Node | None, ir.Value]:

@@ -7,10 +7,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import Array, attribute, constant, of_type, only_consumer, producer, sizes
-from vitdeploy.graph.layout import MOVERS, Movement, after
+from vitdeploy.graph.edit import Array, attribute, constant, of_type, only_consumer, sizes
 from vitdeploy.passes.base import GraphPass
-from vitdeploy.passes.projection import Projection, find_columns
+from vitdeploy.passes.projection import Projection, bias_at
 
 
 class DropKeyBias(GraphPass):
@@ -67,22 +66,11 @@ def _summands(value: ir.Value, consumer: ir.Node) -> list[ir.Node]:
 
 def _key_bias(product: ir.Node) -> tuple[Projection, slice] | None:
     """The projection that makes the right factor of `product`, and the columns whose bias no row of it can see."""
-    value, consumer = product.inputs[1], product
-    if value is None or producer(value) is None or not sizes(value) or product.inputs[0] is value:
+    keys = product.inputs[1]
+    if keys is None or only_consumer(keys) is not product or product.inputs[0] is keys:
         return None
-    movement: Movement | None = Movement.still(sizes(value) or ())
-    while movement is not None and value is not None and only_consumer(value) is consumer:
-        node = value.producer()
-        if node is None or node.op_type not in MOVERS:
-            break
-        movement, value, consumer = after(node, movement), node.inputs[0], node
-    found = None if value is None or producer(value, "Expand") is not None else find_columns(value)
-    if movement is None or found is None:
-        return None
-    projection, columns = found
-    bias = projection.bias_of(columns)
-    moved = None if bias is None or not bias.any() else movement.move(bias)
-    return found if moved is not None and _alike(moved) else None
+    found = bias_at(keys)
+    return found[:2] if found is not None and _alike(found[2]) else None
 
 
 def _alike(bias: Array) -> bool:

@@ -17,14 +17,13 @@ from vitdeploy.graph.edit import (
     dtype_of,
     of_type,
     only_consumer,
-    producer,
     replace,
     set_constant,
     sizes,
 )
 from vitdeploy.graph.layout import MOVERS, Movement, after
 from vitdeploy.passes.base import GraphPass
-from vitdeploy.passes.projection import Projection, find_columns, find_projection
+from vitdeploy.passes.projection import Projection, bias_at, find_projection
 
 
 class FoldValueBias(GraphPass):
@@ -67,23 +66,11 @@ def _bias_of_values(attention: Attention) -> tuple[Projection, slice, Array] | N
     axis, rank = attribute(attention.softmax, "axis", -1), len(sizes(weights) or ())
     if attention.after or product.inputs[0] is not weights or axis not in (-1, rank - 1):
         return None
-    value, consumer = product.inputs[1], product
-    if value is None or producer(value) is None or not sizes(value):
+    values = product.inputs[1]
+    found = bias_at(values) if values is not None and only_consumer(values) is product else None
+    if found is None or found[2].ndim < 2 or not np.all(found[2] == found[2][..., :1, :]):
         return None
-    movement: Movement | None = Movement.still(sizes(value) or ())
-    while movement is not None and value is not None and only_consumer(value) is consumer:
-        node = value.producer()
-        if node is None or node.op_type not in MOVERS:
-            break
-        movement, value, consumer = after(node, movement), node.inputs[0], node
-    found = None if value is None or producer(value, "Expand") is not None else find_columns(value)
-    if movement is None or found is None:
-        return None
-    projection, columns = found
-    bias = projection.bias_of(columns)
-    moved = None if bias is None or not bias.any() else movement.move(bias)
-    if moved is None or moved.ndim < 2 or not np.all(moved == moved[..., :1, :]):
-        return None
+    projection, columns, moved = found
     return projection, columns, moved[..., :1, :]
 
 

@@ -18,7 +18,9 @@ from vitdeploy.graph.edit import (
     only_consumer,
     producer,
     set_constant,
+    sizes,
 )
+from vitdeploy.graph.layout import MOVERS, Movement, after
 
 _KEEPS_ELEMENTS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand")
 
@@ -122,6 +124,24 @@ def find_columns(value: ir.Value) -> tuple[Projection, slice] | None:
             found = find_projection(value)
             return None if found is None else (found, columns)
     return None
+
+
+def bias_at(operand: ir.Value) -> tuple[Projection, slice, Array] | None:
+    """The layer, and the columns of it, that make `operand` by changes of layout, and their bias as it arrives there.
+
+    None where the layer has no bias for them, or what it gives is used for something else on the way.
+    """
+    shape, value, node = sizes(operand), operand, operand.producer()
+    movement = Movement.still(shape) if shape else None
+    while movement is not None and node is not None and node.op_type in MOVERS:
+        before = node.inputs[0]
+        if before is None or only_consumer(before) is not node:
+            return None
+        movement, value, node = after(node, movement), before, before.producer()
+    found = None if movement is None or producer(value, "Expand") is not None else find_columns(value)
+    bias = None if found is None else found[0].bias_of(found[1])
+    moved = None if movement is None or bias is None or not bias.any() else movement.move(bias)
+    return None if found is None or moved is None else (*found, moved)
 
 
 def _last_axis_part(split: ir.Node, part: ir.Value) -> slice | None:
