@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.tensorrt.rtx.units import gigaflop, mebibytes
+
 if TYPE_CHECKING:
     from vitdeploy.tensorrt.rtx.report import CompilerReport
 
@@ -52,13 +54,3 @@ def receipt_rows(receipt: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(size, int):
             rows[f"memory of {name.removesuffix('s')}s"] = mebibytes(size)
     return rows
-
-
-def mebibytes(size: int) -> str:
-    """15.8 MiB for a number of bytes."""
-    return f"{size / 2**20:.1f} MiB"
-
-
-def gigaflop(count: int) -> str:
-    """1.24 GFLOP for a number of operations."""
-    return f"{count / 1e9:.3g} GFLOP"

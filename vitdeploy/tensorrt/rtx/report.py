@@ -7,9 +7,9 @@ from typing import Any
 
 from vitdeploy.tensorrt.fusion import FusionReport
 from vitdeploy.tensorrt.rtx.compiler import BUILT
-from vitdeploy.tensorrt.rtx.receipt import mebibytes
 from vitdeploy.tensorrt.rtx.requirements import NAME
 from vitdeploy.tensorrt.rtx.roofline import Roofline
+from vitdeploy.tensorrt.rtx.units import mebibytes
 
 CARRIES_OVER = (
     "the ONNX parser and the graph compiler are of the TensorRT 10 and 11 line, so what they refuse and which blocks "

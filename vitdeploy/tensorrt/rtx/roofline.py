@@ -13,7 +13,7 @@ from typing import Any
 
 from vitdeploy.platforms.devices import DEVICES, Device
 from vitdeploy.table import render
-from vitdeploy.tensorrt.rtx.receipt import gigaflop, mebibytes
+from vitdeploy.tensorrt.rtx.units import gigaflop, mebibytes
 from vitdeploy.tensorrt.rtx.workload import LayerWork, layer_works
 
 TITLE = "estimate (roofline, nothing was measured)"
