@@ -352,6 +352,19 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(world: World, m
     assert "no NVIDIA GPU" in str(backend.available())
 
 
+def test_without_a_gpu_building_and_loading_have_other_ways_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = find_backend("tensorrt")
+    assert issubclass(backend, backend_module.EngineBackend)
+    backend.require_builder()
+    monkeypatch.setattr(backend_module, "read_gpus", lambda: ())
+    with pytest.raises(BackendError) as building:
+        backend.require_builder()
+    with pytest.raises(BackendError) as loading:
+        backend.require()
+    assert "check BUNDLE --compile" in str(building.value.fix)
+    assert "--runtime onnxruntime" in str(loading.value.fix)
+
+
 def test_every_polygraphy_call_fits_the_real_signatures(capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("polygraphy") is None:
         pytest.skip("needs polygraphy")

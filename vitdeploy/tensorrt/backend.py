@@ -257,6 +257,18 @@ class TensorRtBackend(EngineBackend):
             )
 
     @classmethod
+    def require_builder(cls) -> None:
+        """As `require`; what to do without a GPU is another matter where an engine is to be built."""
+        if cls.gpu() is None:
+            raise BackendError(
+                "there is no NVIDIA GPU that a driver serves here",
+                why="TensorRT builds an engine on the GPU that runs it",
+                fix="vitdeploy build on the device; without a GPU, vitdeploy check BUNDLE --compile asks NVIDIA's "
+                "compiler",
+            )
+        cls.require()
+
+    @classmethod
     def key(cls, model: bytes, asked: BuildOptions) -> EngineKey:
         """What the engine of `model` is called on this device."""
         gpu = cls.gpu() or Gpu("unknown", None)
