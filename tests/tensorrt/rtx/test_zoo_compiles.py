@@ -20,6 +20,7 @@ from tests.image_cases import reference_pixels
 from tests.rows import TARGETS
 from vitdeploy import export
 from vitdeploy.bundle import Bundle
+from vitdeploy.exporter.sources.stand_in import without_torchvision
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.targets import find_target
 from vitdeploy.tensorrt.rtx.compile import compile_check
@@ -118,7 +119,8 @@ def test_no_network_has_more_layers_than_a_plain_export(network: str) -> None:
 
 def test_networks_of_timm_compile(tmp_path: Path) -> None:
     """One of each kind of those in benchmarks/any_model_networks.py; the table of that benchmark has all of them."""
-    pytest.importorskip("timm")
+    with without_torchvision():
+        pytest.importorskip("timm")
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from timm_network import input_size, library, realistic
 
