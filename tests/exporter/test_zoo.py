@@ -200,7 +200,7 @@ def check_form(proto: onnx.ModelProto, target: Target, *, dynamic: bool) -> None
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", target.opset)]
     assert proto.ir_version <= 10
     operators = Counter(node.op_type for node in proto.graph.node)
-    if dynamic and "tensorrt" in target.runtimes:
+    if dynamic and target.for_nvidia:
         # The one query that does not depend on the image gets its batch for TensorRT's fused attention.
         assert operators.pop("Shape", 0) == operators.pop("Expand", 0) <= 1
     assert not operators.keys() & {*SHAPE_OPERATORS, "Expand"}
