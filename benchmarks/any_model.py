@@ -30,6 +30,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from failure import without_paths
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results/any_model.json"
 PACKAGES = ("vitdeploy", "torch", "timm", "transformers", "onnx", "onnxsim", "onnxruntime", "openvino")
@@ -66,7 +68,9 @@ def run(name: str, forms: Sequence[str], images: Path, calibration: Path) -> tup
             left = [form for form in left if form not in rows]
             if left and (over or process.returncode):
                 ended = (
-                    f"not done after {SECONDS} s" if over else f"exit {process.returncode}: {log.read_text()[-2000:]}"
+                    f"not done after {SECONDS} s"
+                    if over
+                    else f"exit {process.returncode}: {without_paths(log.read_text())[-2000:]}"
                 )
                 rows[left.pop(0)] = {"crashed": ended}
             elif left:  # there is nothing to compare with

@@ -10,7 +10,6 @@ import importlib
 import json
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import onnx
 from any_model_networks import Made, find_network
 from export import graph_cost
+from failure import describe, without_paths
 from naive_export import naive
 from unseen import difficult, figures, largest_error, natural
 
@@ -149,9 +149,13 @@ def row_of(form: str, made: Made, original: Original, size: int, folder: Path, c
             return against_naive(made, size, folder)
         return measure(form, made, original, folder, calibration)
     except VitDeployError as error:
-        return {"refused": str(error), "kind": type(error).__name__, **conditioning(form, made, original, folder)}
-    except Exception:
-        return {"crashed": traceback.format_exc()[-3000:]}
+        return {
+            "refused": without_paths(str(error)),
+            "kind": type(error).__name__,
+            **conditioning(form, made, original, folder),
+        }
+    except Exception as error:
+        return {"crashed": describe(error)}
 
 
 def translate_operators_once() -> None:

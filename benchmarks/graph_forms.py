@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from failure import describe, without_paths
 from naive_export import naive
 from timm_network import realistic
 from torch import nn
@@ -114,7 +115,7 @@ def count(model: onnx.ModelProto) -> Counts:
     data = named.SerializeToString()
     outcome = run_compiler(data, DEFAULT_SM, free_shapes(named))
     if outcome.state != BUILT:
-        return {"failed": f"{outcome.state}: {outcome.last_words[:200]}"}
+        return {"failed": f"{outcome.state}: {without_paths(outcome.last_words)[:200]}"}
     report = read_fusion(outcome.engine, data)
     return {
         "layers": report.layers,
@@ -138,7 +139,7 @@ def measure(name: str, ablation: bool) -> dict[str, Any]:
         try:
             rows[f"{PLAIN} {precision}"] = count(plain(made, precision))
         except Exception as error:  # torch.onnx has no common base of what it raises
-            rows[f"{PLAIN} {precision}"] = {"failed": f"torch.onnx.export: {' '.join(str(error).split())[:160]}"}
+            rows[f"{PLAIN} {precision}"] = {"failed": f"torch.onnx.export: {describe(error)}"}
     for target, precision in OURS:
         rows[f"{target} {precision}"] = count(exported(made, find_target(target), precision))
     for form in FORMS if ablation else ():
