@@ -149,6 +149,11 @@ def forge_file(bundle: Bundle, name: str, data: bytes) -> None:
     forge(bundle, lambda document: document["files"].update({name: record}))
 
 
+def append_to(path: Path, data: bytes = b"\0") -> None:
+    """Makes a file longer."""
+    path.write_bytes(path.read_bytes() + data)
+
+
 def failing_after(calls: int, error: BaseException) -> Callable[..., None]:
     """A function that raises `error` at its call number `calls`, counted from zero."""
     remaining = [calls]

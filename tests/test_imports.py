@@ -12,7 +12,10 @@ import pytest
 import vitdeploy
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "tensorrt", "polygraphy")
+HEAVY = (
+    *("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "tensorrt", "polygraphy"),
+    *("model_signing", "sigstore", "cryptography"),
+)
 
 
 def python(code: str) -> str:
@@ -37,6 +40,8 @@ def python(code: str) -> str:
         "vitdeploy.platforms.report",
         "vitdeploy.proof.parity",
         "vitdeploy.runtime.verify",
+        "vitdeploy.signing.check",
+        "vitdeploy.signing.sign",
     ],
 )
 def test_an_import_brings_no_framework_and_no_backend(module: str) -> None:

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("preprocess",),
     ("graph",),
     ("bundle",),
+    ("signing",),
     ("data", "models"),
     ("tasks",),
     ("targets",),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vitdeploy.runtime.backends import Backend
     from vitdeploy.runtime.session import Prediction, Session, load
     from vitdeploy.runtime.verify import verify
+    from vitdeploy.signing.sign import SignReport, sign
     from vitdeploy.targets import Int8Rules, Target, list_targets
     from vitdeploy.tensorrt.options import BuildOptions
     from vitdeploy.tensorrt.prove import build
@@ -77,6 +78,7 @@ __all__ = [
     "Prediction",
     "Preprocessing",
     "Session",
+    "SignReport",
     "Target",
     "UsageError",
     "VerifyReport",
@@ -92,6 +94,7 @@ __all__ = [
     "list_targets",
     "load",
     "open_data",
+    "sign",
     "validate",
     "verify",
 ]
@@ -113,6 +116,7 @@ _HOME = {
     "Prediction": "vitdeploy.runtime.session",
     "Preprocessing": "vitdeploy.preprocess",
     "Session": "vitdeploy.runtime.session",
+    "SignReport": "vitdeploy.signing.sign",
     "Target": "vitdeploy.targets",
     "VerifyReport": "vitdeploy.proof.prove",
     "benchmark": "vitdeploy.latency.benchmark",
@@ -126,6 +130,7 @@ _HOME = {
     "list_targets": "vitdeploy.targets",
     "load": "vitdeploy.runtime.session",
     "open_data": "vitdeploy.data",
+    "sign": "vitdeploy.signing.sign",
     "validate": "vitdeploy.accuracy.validate",
     "verify": "vitdeploy.runtime.verify",
 }

@@ -69,6 +69,6 @@ class MissingDependencyError(BackendError, ImportError):
 
 
 class GateError(VitDeployError):
-    """Numbers that do not hold: parity with PyTorch, or an accuracy gate."""
+    """What does not hold: parity with PyTorch, an accuracy gate, or a signature."""
 
     exit_code = 1

@@ -6,6 +6,7 @@ from vitdeploy.bundle.bundle import MODEL, REFERENCE, Bundle
 from vitdeploy.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
+    SIGNATURE,
     FileRecord,
     Manifest,
     ModelRecord,
@@ -20,6 +21,7 @@ __all__ = [
     "MODEL",
     "REFERENCE",
     "SCHEMA_VERSION",
+    "SIGNATURE",
     "Bundle",
     "BundleWriter",
     "FileRecord",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
 from vitdeploy.bundle.contradictions import contradictions
 from vitdeploy.bundle.graph_facts import GraphFacts, read_facts
-from vitdeploy.bundle.manifest import MANIFEST, FileRecord, JsonObject, Manifest, dump, parse
+from vitdeploy.bundle.manifest import MANIFEST, SIGNATURE, FileRecord, JsonObject, Manifest, dump, parse
 from vitdeploy.bundle.reference import LARGEST_REFERENCE, Reference, read_reference, too_large
 from vitdeploy.errors import BundleError
 from vitdeploy.files import hash_file, write_atomically
@@ -20,24 +21,31 @@ REFERENCE = "reference.npz"
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+log = logging.getLogger(__name__)
+
 _COPY_AGAIN = "copy the bundle again, or export it again"
 
 
 class Bundle:
-    """An opened bundle: `path`, `manifest`, and files, which are returned only when they match the manifest."""
+    """An opened bundle: `path`, `manifest`, and files, which are returned only when they match the manifest.
 
-    def __init__(self, path: Path, document: JsonObject) -> None:
-        self.path = path
+    manifest_sha256  of the file `manifest.json` as it was opened or last written, in hexadecimal
+    signed_by        fingerprint of the public key that its signature was checked with; None where none was checked
+    """
+
+    def __init__(self, path: Path, document: JsonObject, manifest_sha256: str) -> None:
+        self.path, self.manifest_sha256 = path, manifest_sha256
+        self.signed_by: str | None = None
         self.manifest = Manifest.from_dict(document, where=str(path))
         self._document = document
         self._facts: GraphFacts | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, *, manifest_sha256: str | None = None) -> Bundle:
         """The bundle in the folder `path`; its files are present but not hashed yet, see `read` and `check_files`.
 
-        Raises BundleError where there is none, where its manifest is damaged or of a newer schema, and where a file is
-        missing or lies outside the folder.
+        Raises BundleError where there is none, where its manifest is damaged or of a newer schema or not the one of
+        `manifest_sha256`, and where a file is missing or lies outside the folder.
         """
         path = Path(path)
         try:
@@ -49,7 +57,11 @@ class Bundle:
                 raise BundleError(f"{path} is not a bundle", why=f"it has no {MANIFEST}", fix=_bundle_inside(path))
         except OSError as error:
             raise cannot_read(path, error) from error
-        bundle = cls(path, parse(_read(path / MANIFEST), where=str(path)))
+        text = _read(path / MANIFEST)
+        found = hashlib.sha256(text).hexdigest()
+        if manifest_sha256 not in (None, found):
+            raise BundleError(f"the manifest of {path} was exchanged after it was checked", fix=_COPY_AGAIN)
+        bundle = cls(path, parse(text, where=str(path)), found)
         for name in bundle.manifest.files:
             bundle._locate(name)
         return bundle
@@ -113,7 +125,18 @@ class Bundle:
     def update_results(
         self, *, parity: list[JsonObject] | None = None, accuracy: list[JsonObject] | None = None
     ) -> None:
-        """Replaces the measurements given, atomically; everything else in the manifest stays as it is."""
+        """Replaces the measurements given, atomically; everything else in the manifest stays as it is.
+
+        A bundle that is signed is not written to, for its signature would not hold any more: a warning is logged.
+        """
+        if self.is_signed:
+            log.warning(
+                "%s is signed, so the results are not written into it; to have them signed: "
+                "remove its %s, run the command again, and sign it again",
+                self.path,
+                SIGNATURE,
+            )
+            return
         given = {"parity": parity, "accuracy": accuracy}
         document = {**self._document, **{key: value for key, value in given.items() if value is not None}}
         text = dump(document)
@@ -124,6 +147,12 @@ class Bundle:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         self.manifest, self._document = manifest, document
+        self.manifest_sha256 = hashlib.sha256(text).hexdigest()
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether a signature is in the folder, which says nothing about whose it is: see `signed_by`."""
+        return os.path.lexists(self.path / SIGNATURE)
 
     def _locate(self, name: str) -> Path:
         path = self.path / name

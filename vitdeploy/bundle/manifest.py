@@ -19,6 +19,7 @@ from vitdeploy.preprocess import Preprocessing
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # the name that OpenSSF model signing gives it
 ONNX = "onnx"
 PYTORCH = "PyTorch"
 WEIGHT_KINDS = ("random", "checkpoint", "module", ONNX)
@@ -180,7 +181,7 @@ class Manifest:
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:
-            allowed = len(name) <= 200 and _FILE_NAME.fullmatch(name) and name != MANIFEST
+            allowed = len(name) <= 200 and _FILE_NAME.fullmatch(name) and name not in (MANIFEST, SIGNATURE)
             _require(bool(allowed), f"{name!r} cannot be a file of a bundle")
 
     @property

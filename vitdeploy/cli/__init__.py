@@ -11,10 +11,23 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vitdeploy.cli import benchmark, build, check, doctor, export, inspect, models, predict, targets, validate, verify
+from vitdeploy.cli import (
+    benchmark,
+    build,
+    check,
+    doctor,
+    export,
+    inspect,
+    models,
+    predict,
+    sign,
+    targets,
+    validate,
+    verify,
+)
 from vitdeploy.errors import VitDeployError
 
-COMMANDS = (models, targets, export, check, build, verify, validate, predict, inspect, benchmark, doctor)
+COMMANDS = (models, targets, export, check, build, sign, verify, validate, predict, inspect, benchmark, doctor)
 INTERRUPTED = 130
 
 

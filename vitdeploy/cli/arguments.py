@@ -37,6 +37,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the bundle, for the runtime torch")
 
 
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """`--key`, the public key that a bundle has to be signed with."""
+    parser.add_argument(
+        "--key", type=Path, metavar="PUBLIC.pem", help="first check that the bundle is signed by the owner of this key"
+    )
+
+
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_load_options`, as keywords of `vitdeploy.load`."""
     return {name: getattr(args, name) for name in _LOAD_OPTIONS}

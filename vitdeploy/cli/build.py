@@ -25,12 +25,15 @@ import argparse
 import json
 from pathlib import Path
 
+from vitdeploy.cli.arguments import add_key
+
 HELP = "build and prove a TensorRT engine on this device, or one of TensorRT for RTX on a CPU"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vitdeploy build`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    add_key(parser)
     parser.add_argument(
         "--runtime", metavar="R", help="tensorrt or tensorrt_rtx (default: what the bundle is for, else tensorrt)"
     )
@@ -74,10 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit 0 where an engine reproduces the reference or is built and not proven, 1 where none reproduces it."""
+    from vitdeploy.signing.check import open_bundle
     from vitdeploy.tensorrt.prove import build
 
     report = build(
-        args.bundle,
+        open_bundle(args.bundle, args.key),
         runtime=args.runtime,
         sm=args.sm,
         workspace=args.workspace,

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vitdeploy.cli.arguments import add_runtime, load_options
+from vitdeploy.cli.arguments import add_key, add_runtime, load_options
 
 HELP = "classify images with a bundle"
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to print (default 5)")
+    add_key(parser)
     add_runtime(parser)
 
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the most probable classes of each image."""
     from vitdeploy.runtime.session import load
 
-    with load(args.bundle, runtime=args.runtime, **load_options(args)) as session:
+    with load(args.bundle, key=args.key, runtime=args.runtime, **load_options(args)) as session:
         found = session.predict(args.images, top_k=args.top_k)
     if args.json:
         images = [

@@ -58,6 +58,7 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
         kept_fp32=_kept(manifest.precision_report),
         runtimes=tuple(executed(backend, opened) for backend in backends() if backend.tells_graph),
         notes=tuple(notes),
+        signed=opened.is_signed,
     )
 
 

@@ -15,6 +15,8 @@ from vitdeploy.tensorrt.rtx.receipt import receipt_rows
 ABSENT = "-"
 EXAMPLE = 110  # characters
 
+_SIGNED = "yes, not checked here: vitdeploy verify BUNDLE --key PUBLIC.pem"
+
 Sections = dict[str, dict[str, str]]
 
 
@@ -63,6 +65,7 @@ class InspectionReport:
     kept_fp32  the nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did
     runtimes   what each runtime executes
     notes      what the reader should know first
+    signed     whether a signature is in the bundle; it is not checked
     """
 
     bundle: str
@@ -72,12 +75,14 @@ class InspectionReport:
     kept_fp32: tuple[KeptNode, ...]
     runtimes: tuple[ExecutedGraph, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
+    signed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "bundle": self.bundle,
             "notes": list(self.notes),
+            "signed": self.signed,
             "manifest": dict(self.manifest),
             "graph": asdict(self.graph) if self.graph else None,
             "rewrites": {name: list(lines) for name, lines in self.rewrites.items()},
@@ -122,7 +127,7 @@ def sections(inspection: InspectionReport) -> Sections:
     """The inspection as labelled lines of text, by section; the same for reading one bundle and for comparing two."""
     manifest = inspection.manifest
     found: Sections = {
-        "model": _model(manifest),
+        "model": {**_model(manifest), "signed": _SIGNED if inspection.signed else "no"},
         "preprocessing": {
             **{key: _short(value) for key, value in manifest["preprocessing"].items()},
             "normalised": "in the graph" if manifest["preprocessing_in_graph"] else "by the runtime",

@@ -57,6 +57,8 @@ class VerifyReport:
     parity              the outputs against the reference
     measured            what each image keeps, see `recorded.measure`
     record_failures     where that is less than what the bundle recorded at its export, in words
+    signed              whether a signature is in the bundle
+    signed_by           fingerprint of the public key that the signature was checked with; None where none was
     """
 
     runtime: Mapping[str, Any]
@@ -65,6 +67,8 @@ class VerifyReport:
     parity: ParityReport
     measured: Measured = field(default_factory=dict)
     record_failures: tuple[str, ...] = ()
+    signed: bool = False
+    signed_by: str | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -82,6 +86,8 @@ class VerifyReport:
             "passed": self.passed,
             "runtime": dict(self.runtime),
             "files": self.files,
+            "signed": self.signed,
+            "signed_by": self.signed_by,
             "signature_failures": list(self.signature_failures),
             "record_failures": list(self.record_failures),
             "parity": self.parity.to_dict(),
@@ -93,6 +99,7 @@ class VerifyReport:
         return "\n".join(
             [
                 f"{ran['bundle']}: {ran['model']}, {self.files} files unchanged",
+                *self._signature(),
                 f"{computed}, threads: {ran['threads']}",
                 *([f"chosen because {ran['reason']}"] if "reason" in ran else []),
                 *([proven_against(self.parity.against)] if self.parity.against != PYTORCH else []),
@@ -102,6 +109,11 @@ class VerifyReport:
                 "passed" if self.passed else "FAILED",
             ]
         )
+
+    def _signature(self) -> list[str]:
+        if self.signed_by is not None:
+            return [f"signed by the key {self.signed_by}"]
+        return ["signed, which was not checked: --key PUBLIC.pem"] if self.signed else []
 
 
 def proven_against(original: str) -> str:
@@ -141,6 +153,8 @@ def prove(bundle: Bundle, runner: Runner) -> VerifyReport:
             *_image_failures(manifest, bounds, measured),
             *record_failures(manifest, ran, measured),
         ),
+        bundle.is_signed,
+        bundle.signed_by,
     )
 
 

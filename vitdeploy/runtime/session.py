@@ -21,6 +21,7 @@ from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.stream import stream
+from vitdeploy.signing.check import open_bundle
 
 if TYPE_CHECKING:
     from vitdeploy.tensorrt.options import BuildOptions
@@ -43,6 +44,7 @@ def load(
     bundle: Bundle | str | Path,
     *,
     runtime: str = "auto",
+    key: str | Path | None = None,
     threads: int | None = None,
     num_requests: int | None = None,
     compute_precision: str | None = None,
@@ -61,6 +63,8 @@ def load(
         bundle: the bundle, or its folder.
         runtime: a name of `vitdeploy doctor`, or `auto`: the fastest that is installed and reproduces the reference
             outputs of the bundle.
+        key: PEM file of a public key. The bundle has to be signed by its private half, see `vitdeploy.sign`; this is
+            checked before anything of it is parsed.
         threads: threads of computation; None leaves it to the runtime.
         num_requests: calls that are computed at once, see `Session.map`; None leaves it to the runtime.
         compute_precision: `fp32`, `bf16` or `fp16` where the runtime lets one choose (OpenVINO); None for the most
@@ -82,7 +86,7 @@ def load(
         MissingDependencyError: the runtime is not installed.
         BackendError: the runtime refuses the model, or has no engine for it.
         GateError: `auto` finds no runtime that reproduces the reference, or an engine that was built ahead gives other
-            numbers on this device.
+            numbers on this device. With `key`: the bundle is not signed, not by this key, or not as it was signed.
     """
     options = Options(
         threads=threads,
@@ -93,7 +97,7 @@ def load(
         checkpoint=checkpoint,
         build=build,
     )
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = open_bundle(bundle, key)
     if runtime == "auto":
         opened.check_graph()
         attempt = load_fastest(opened, options)

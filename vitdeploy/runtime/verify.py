@@ -10,12 +10,14 @@ from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.auto import attempts
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.options import Options
+from vitdeploy.signing.check import open_bundle
 
 
 def verify(
     bundle: Bundle | str | Path,
     *,
     runtime: str = "auto",
+    key: str | Path | None = None,
     threads: int | None = None,
     num_requests: int | None = None,
     compute_precision: str | None = None,
@@ -28,6 +30,8 @@ def verify(
     Args:
         bundle: the bundle, or its folder.
         runtime: a name of `vitdeploy doctor`, or `auto`: the one that `vitdeploy.load` would take.
+        key: PEM file of a public key. The bundle has to be signed by its private half, see `vitdeploy.sign`; this is
+            checked before anything of it is parsed.
         threads, num_requests, compute_precision, device, cache, checkpoint: see `vitdeploy.load`.
 
     Returns:
@@ -36,9 +40,10 @@ def verify(
     Raises:
         BundleError: files are missing or altered, or the bundle contradicts itself: its manifest the graph, its
             reference or what the recorded preprocessing gave when it was exported.
+        GateError: with `key`: the bundle is not signed, or not by this key, or not as it was signed.
         UsageError, BackendError: as `vitdeploy.load`.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = open_bundle(bundle, key)
     opened.check_files()
     opened.check_graph()
     options = Options(
