@@ -6,6 +6,8 @@ Everything public is here and imported when it is first used, so that `import vi
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import (
@@ -51,6 +53,11 @@ if TYPE_CHECKING:
     from vitdeploy.tensorrt.report import BuildReport
 
 __version__ = "0.1.0"
+
+# No runtime reports to its maker from here. ONNX Runtime, since 1.29, reads this variable when it is imported, and our
+# processes inherit it; a value of the user's own stays. OpenVINO has no such switch, and does without the package.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __all__ = [
     "AccuracyReport",

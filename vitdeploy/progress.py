@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._begin = self._told = time.monotonic()
         self._shown = 0  # steps in the line shown last
 

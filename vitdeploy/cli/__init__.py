@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from vitdeploy.cli import (
@@ -21,44 +20,67 @@ from vitdeploy.cli import (
     models,
     predict,
     sign,
+    streams,
     targets,
     validate,
     verify,
 )
-from vitdeploy.errors import VitDeployError
+from vitdeploy.cli.failure import Parser, failure_of
 
 COMMANDS = (models, targets, export, check, build, sign, verify, validate, predict, inspect, benchmark, doctor)
-INTERRUPTED = 130
+_NAMES = tuple(module.__name__.rpartition(".")[2] for module in COMMANDS)
+# Those whose exit code is an answer.
+_GATES = ("check", "build", "verify", "validate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 a gate failed, 2 wrong usage or bad input."""
-    args = _parser().parse_args(argv)
+    """Run one command and return its exit code: 0 done, 1 a gate failed, 2 wrong usage or bad input, 130 interrupted.
+
+    The exit code is the command's own, whatever becomes of its output: standard output may be full, closed or a pipe
+    that nobody reads, which is said on standard error.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
     with contextlib.suppress(ValueError):  # not the main thread, where signals cannot be set
         signal.signal(signal.SIGTERM, _terminate)
-    _log_to_stderr(args.verbose)
-    try:
-        code: int = args.run(args)
-        sys.stdout.flush()
-    except VitDeployError as error:
-        return _fail(error.lines(), error.exit_code, as_json=args.json)
-    except KeyboardInterrupt as stop:
-        return _fail([str(stop) or "interrupted; nothing was left behind"], INTERRUPTED, as_json=args.json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError:
-        return _fail(["out of memory", "  try: --batch 1, or a smaller --image-size"], 2, as_json=args.json)
-    except Exception as error:
-        if args.verbose:
-            raise
-        lines = [
-            f"unexpected {type(error).__name__}: {error}",
-            "  why: this is a defect of vitdeploy, not of your input",
-            "  try: run the same command with --verbose, and report what it prints",
-        ]
-        return _fail(lines, 2, as_json=args.json)
+    streams.fill_descriptors()
+    printed, command, verbose = streams.Printed(), None, _gives(words, "--verbose")
+    with contextlib.redirect_stderr(streams.Told(sys.stderr)):
+        try:
+            with contextlib.redirect_stdout(printed):
+                args = _parser().parse_args(words)
+                command = str(args.command)
+                _log_to_stderr(verbose)
+                code = int(args.run(args))
+            text = printed.text()
+        except BaseException as error:
+            if command is None and isinstance(error, SystemExit):  # --help or --version
+                code, text = int(error.code or 0), printed.text()
+            else:
+                failure = failure_of(error, verbose=verbose)
+                if failure.unexpected and verbose:
+                    traceback.print_exc()
+                print(failure, file=sys.stderr)
+                code = failure.code
+                text = f"{failure.to_json()}\n" if _gives(words, "--json") else printed.text()
+        why = streams.write_out(text)
+        if why is not None:
+            print(f"warning: {_ended(command, code)} its output could not be written: {why}", file=sys.stderr)
+    streams.settle()
     return code
+
+
+def _gives(words: list[str], option: str) -> bool:
+    """Whether a command line has a flag, which argparse lets one shorten; it may be one that cannot be parsed."""
+    options = words[: words.index("--")] if "--" in words else words
+    return any(len(word) > len("--") and option.startswith(word) for word in options)
+
+
+def _ended(command: str | None, code: int) -> str:
+    """`verify passed, but`, for a command of which nothing else tells how it ended."""
+    name = command or "vitdeploy"
+    if code == 0:
+        return f"{name} passed, but" if command in _GATES else f"{name} is done, but"
+    return f"{name} failed with exit code {code}, and"
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -66,7 +88,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vitdeploy",
         description="Efficient vision transformers from PyTorch to an edge device, with proof that nothing was lost.",
     )
@@ -74,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action="version", version=f"vitdeploy {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    for name, module in zip(_NAMES, COMMANDS, strict=True):
         command = commands.add_parser(
-            module.__name__.rpartition(".")[2],
+            name,
             help=module.HELP,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,10 +124,3 @@ def _log_to_stderr(verbose: bool) -> None:
     logger.handlers[0].setFormatter(_Formatter())
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
-
-
-def _fail(lines: Sequence[str], code: int, *, as_json: bool) -> int:
-    print("error: " + "\n".join(lines), file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": "\n".join(lines), "exit_code": code}))
-    return code
