@@ -6,20 +6,18 @@ Light: imports onnx when it is called. Nothing is run, and no file is opened bes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vitdeploy.bundle.manifest import DTYPES, TensorSpec
 from vitdeploy.errors import BackendError, BundleError, MissingDependencyError
+from vitdeploy.graph.soundness import STANDARD, external_tensors, messages, shown, unsound
 
 # An axis whose length the graph leaves open and does not name.
 OPEN = "?"
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-# Messages that hold no tensors; a graph has one for each of its values.
-_NO_TENSORS = ("ValueInfoProto", "StringStringEntryProto", "OperatorSetIdProto", "TensorAnnotation")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class GraphFacts:
     inputs, outputs  in the order of the graph; an axis of any length carries its name, or OPEN
     quantized        it has QuantizeLinear or DequantizeLinear
     float_types      names of the floating-point types that its constants have and its Casts convert to
-    external_data    names of the tensors whose values are not in the file
     unusual          inputs and outputs that no bundle has, in words; they are not among the others
     """
 
@@ -39,23 +36,34 @@ class GraphFacts:
     outputs: tuple[TensorSpec, ...]
     quantized: bool
     float_types: frozenset[str]
-    external_data: tuple[str, ...]
     unusual: tuple[str, ...] = ()
 
 
 def read_facts(data: bytes, *, where: str) -> GraphFacts:
-    """The facts of an ONNX file.
+    """The facts of an ONNX file, which is one that a runtime may see.
 
-    Raises BundleError, which names `where`, for what is no ONNX file, and BackendError where onnx is not installed or
-    broken.
+    Raises BundleError, which names `where`, for what is no ONNX file, for one that refers to other files, whose
+    contents are in no hash and which runtimes read wherever they are, and for one that is not as exports are, see
+    `soundness`; BackendError where onnx is not installed or broken.
     """
     onnx = _require_onnx()
     try:
         model = onnx.load_model_from_string(data)
-        return _facts(model, onnx)
+        outside, fault = external_tensors(model), unsound(model)
+        facts = _facts(model, onnx)
     except Exception as error:  # onnx and protobuf have no common base
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise BundleError(f"{where} is not a valid ONNX model", why=why[0], fix="export the bundle again") from error
+    if outside:
+        first = shown(outside[0].name) or "a tensor without a name"
+        raise BundleError(
+            f"{where} does not hold all its weights",
+            why=f"{len(outside)} tensors are in other files, the first is {first}; no hash of the bundle covers them",
+            fix="export the bundle again",
+        )
+    if fault is not None:
+        raise BundleError(f"{where} is no model that vitdeploy exports", why=fault, fix="export the bundle again")
+    return facts
 
 
 def _require_onnx() -> Any:
@@ -75,14 +83,11 @@ def _require_onnx() -> Any:
 def _facts(model: Any, onnx: Any) -> GraphFacts:
     kinds = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
     floats: set[str] = set()
-    external: list[str] = []
     quantized = False
-    for message in _messages(model):
+    for message in messages(model):
         kind = message.DESCRIPTOR.name
         if kind == "TensorProto":
             floats.add(kinds.get(message.data_type, ""))
-            if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
-                external.append(message.name or "a tensor without a name")
         elif kind == "NodeProto":
             quantized = quantized or message.op_type in _CONVERSIONS
             floats |= {
@@ -91,28 +96,13 @@ def _facts(model: Any, onnx: Any) -> GraphFacts:
     constants = {tensor.name for tensor in model.graph.initializer}
     unusual: list[str] = []
     return GraphFacts(
-        opset=max((one.version for one in model.opset_import if one.domain in _DEFAULT_DOMAINS), default=0),
+        opset=max((one.version for one in model.opset_import if one.domain in STANDARD), default=0),
         inputs=_specs([value for value in model.graph.input if value.name not in constants], onnx, unusual),
         outputs=_specs(model.graph.output, onnx, unusual),
         quantized=quantized,
         float_types=frozenset(name for name in floats if "float" in name or name == "double"),
-        external_data=tuple(external),
         unusual=tuple(unusual),
     )
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """A protobuf message and all messages inside it: subgraphs, functions, attributes and what else a file can hold."""
-    waiting = [message]
-    while waiting:
-        message = waiting.pop()
-        yield message
-        if message.DESCRIPTOR.name == "TensorProto":  # has its values inside, and no other tensors
-            continue
-        for field, value in message.ListFields():
-            inner = field.message_type
-            if inner is not None and inner.name not in _NO_TENSORS:
-                waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def _specs(values: Iterable[Any], onnx: Any, unusual: list[str]) -> tuple[TensorSpec, ...]:

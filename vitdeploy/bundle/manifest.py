@@ -23,6 +23,9 @@ SIGNATURE = "model.sig"  # the name that OpenSSF model signing gives it
 ONNX = "onnx"
 PYTORCH = "PyTorch"
 WEIGHT_KINDS = ("random", "checkpoint", "module", ONNX)
+# Bytes of one input or output in one call, and of all that a reference holds: it is in memory at once, on a device of
+# 4 GB too. 1,700 images of 224x224 pixels in float32.
+LARGEST_REFERENCE = 1 << 30
 DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
 
 # The hash of everything else in the manifest, so that a flipped byte in it is noticed like one in any other file.
@@ -91,6 +94,11 @@ class TensorSpec:
         _require(
             all(isinstance(axis, str) or axis >= 1 for axis in self.shape),
             f"shape {list(self.shape)} has a length below 1",
+        )
+        size = math.prod(axis for axis in self.shape if isinstance(axis, int)) * (8 if "64" in self.dtype else 4)
+        _require(
+            size <= LARGEST_REFERENCE,
+            f"shape {list(self.shape)} takes {size:,} bytes: more than {LARGEST_REFERENCE:,}",
         )
 
     def admits(self, shape: tuple[int, ...]) -> bool:
@@ -178,6 +186,9 @@ class Manifest:
         names = {spec.name for spec in self.inputs}
         _require(set(self.images) <= names, f"image_inputs {list(self.images)} are not among the inputs")
         _require(bool(self.images) == (self.preprocessing is not None), "image_inputs and preprocessing do not fit")
+        if self.preprocessing is not None:
+            pixels = math.prod(self.preprocessing.size) * self.preprocessing.depth
+            _require(4 * pixels <= LARGEST_REFERENCE, f"preprocessing.size {list(self.preprocessing.size)} is absurd")
         classes = self.model.num_classes
         _require(len(self.labels) in (0, classes), f"{len(self.labels)} labels for {classes} classes")
         for name in self.files:

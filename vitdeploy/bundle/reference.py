@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdeploy.bundle.manifest import Manifest, TensorSpec
+from vitdeploy.bundle.manifest import LARGEST_REFERENCE, Manifest, TensorSpec
 from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, PreprocessingSample, sample_type
 from vitdeploy.errors import BundleError
-
-# Bytes. All of a reference is in memory at once, on a device of 4 GB too: 1,700 images of 224x224 pixels in float32.
-LARGEST_REFERENCE = 1 << 30
 
 Array = NDArray[Any]
 

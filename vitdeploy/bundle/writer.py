@@ -16,9 +16,9 @@ from types import TracebackType
 import numpy as np
 
 from vitdeploy.bundle.bundle import DISK_FULL, REFERENCE, Bundle, cannot_write
-from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, dump
+from vitdeploy.bundle.manifest import LARGEST_REFERENCE, MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, dump
 from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, sample_preprocessing
-from vitdeploy.bundle.reference import LARGEST_REFERENCE, Array, too_large
+from vitdeploy.bundle.reference import Array, too_large
 from vitdeploy.errors import BundleError
 from vitdeploy.files import hash_file, write_atomically
 from vitdeploy.preprocess import Preprocessing

@@ -9,7 +9,6 @@ the lines of a `labels.txt` beside them. In Python it may also be any iterable o
 from __future__ import annotations
 
 import hashlib
-import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +23,16 @@ from vitdeploy.data.arrays import read_arrays
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
 from vitdeploy.data.slots import Slot, only_arrays_fit
 from vitdeploy.errors import InputError, MissingDependencyError
-from vitdeploy.preprocess import ImageLike, Preprocessing, decode, holds_pixels, preprocess, to_pixels, upright_size
+from vitdeploy.preprocess import (
+    ImageLike,
+    Preprocessing,
+    decode,
+    holds_pixels,
+    open_image,
+    preprocess,
+    to_pixels,
+    upright_size,
+)
 
 __all__ = ["DataSource", "Dataset", "open_data"]
 
@@ -136,7 +144,7 @@ class Dataset:
         if isinstance(item, Image.Image):
             return upright_size(item)
         try:
-            with Image.open(io.BytesIO(item)) as image:
+            with open_image(item) as image:
                 return upright_size(image)
         except UnidentifiedImageError:  # a TIFF of channels that Pillow does not know
             found = self.read(index, recipe)

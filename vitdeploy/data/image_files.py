@@ -39,7 +39,7 @@ class ImageFiles(NamedTuple):
 
 def open_folder(path: Path) -> Files:
     """The files in a folder; links are followed."""
-    return Files(str(path), _walk(path), lambda name: (path / name).read_bytes())
+    return Files(str(path), _walk(path), lambda name: _read_regular(path / name))
 
 
 def open_zip(path: Path) -> Files:
@@ -61,11 +61,7 @@ def open_zip(path: Path) -> Files:
     def read(name: str) -> bytes:
         size = members[name].file_size
         if size > LARGEST_FILE:
-            raise InputError(
-                f"{name} is too large",
-                why=f"unpacked it has {size:,} bytes, more than {LARGEST_FILE:,}",
-                fix="scale the image down, or remove it",
-            )
+            raise _too_large(name, size)
         with lock:
             return archive.read(members[name])
 
@@ -156,6 +152,23 @@ def _walk(root: Path) -> Iterator[str]:
         yield from ((here / name).as_posix() + "/" for name in folders)
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield from ((here / name).as_posix() for name in files)
+
+
+def _read_regular(path: Path) -> bytes:
+    """The contents of a file; a FIFO would never end, and a device never fill."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file", why="it is a FIFO, a socket or a device", fix=f"rm {path}")
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise _too_large(str(path), size)
+    return path.read_bytes()
+
+
+def _too_large(name: str, size: int) -> InputError:
+    return InputError(
+        f"{name} is too large",
+        why=f"it has {size:,} bytes, more than {LARGEST_FILE:,}",
+        fix="scale the image down, or remove it",
+    )
 
 
 def _raise(error: OSError) -> None:

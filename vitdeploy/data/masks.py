@@ -8,19 +8,18 @@ or with a palette, whose entries are the numbers.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitdeploy.data.arrays import array_names, load_arrays
 from vitdeploy.data.dataset import Dataset, DataSource, open_data
 from vitdeploy.data.image_files import Files, is_hidden, is_image, open_files
 from vitdeploy.errors import InputError
+from vitdeploy.preprocess import open_image
 
 Array = NDArray[Any]
 
@@ -51,7 +50,7 @@ class MaskedImages:
         if not isinstance(item, bytes):
             return item.astype(np.int64)
         try:
-            with Image.open(io.BytesIO(item)) as image:
+            with open_image(item) as image:
                 mode, values = image.mode, np.asarray(image)
         # Pillow's decoders raise many kinds of errors on damaged files.
         except Exception as error:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BundleError, MissingDependencyError
+from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.typed_graph import read_model
+from vitdeploy.errors import MissingDependencyError
 from vitdeploy.platforms.capabilities import find_platform
 from vitdeploy.platforms.report import CheckReport
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 
 def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
@@ -39,7 +36,7 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
     _require_onnx()
     platform = find_platform(target)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    model = _load(opened)
+    model = read_model(opened)
 
     from vitdeploy.graph.attention import find_attentions
     from vitdeploy.platforms.dla import judge_dla
@@ -66,16 +63,3 @@ def _require_onnx() -> None:
     for module, package in (("onnx", "onnx"), ("onnx_ir", "onnx-ir")):
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(package, needed_for="vitdeploy check", extra="export")
-
-
-def _load(bundle: Bundle) -> ir.Model:
-    """The graph with the shapes of its values."""
-    from vitdeploy.graph.onnx_file import read_graph
-
-    data = bundle.read(MODEL)
-    try:
-        return read_graph(data)
-    except Exception as error:  # onnx and protobuf have no common base
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"{MODEL} of {bundle.path} is not a valid ONNX model"
-        raise BundleError(what, why=why[0], fix="export the bundle again") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitdeploy.preprocess.recipe import GREY, IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, MODES, Preprocessing
-from vitdeploy.preprocess.sources import PIXEL_TYPES, ImageLike, decode, holds_pixels, upright_size
+from vitdeploy.preprocess.sources import PIXEL_TYPES, ImageLike, decode, holds_pixels, open_image, upright_size
 from vitdeploy.preprocess.transform import normalise, preprocess, preprocess_batch, to_mask, to_pixels
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "decode",
     "holds_pixels",
     "normalise",
+    "open_image",
     "preprocess",
     "preprocess_batch",
     "to_mask",

@@ -22,6 +22,10 @@ ImageLike = str | Path | Image.Image | Array
 PIXEL_TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32")
 
 
+# The formats of Pillow for the suffixes of an image set. Others are not tried: some start programs, as EPS does.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+
+
 def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
     """Whether an array is an image that is still to be preprocessed, and not one as the network takes it.
 
@@ -30,6 +34,11 @@ def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
     if recipe.takes_colours:
         return array.dtype == np.uint8
     return array.dtype != np.float32 or array.shape != (recipe.depth, *recipe.size)
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """The image in a file or its bytes, of one of FORMATS; raises what Pillow raises, for others too."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -45,11 +54,10 @@ def decode(file: Path | bytes, recipe: Preprocessing | None = None) -> Image.Ima
     only, or with fewer bits; without a recipe, where Pillow does not open it. InputError says where it has other
     channels than the recipe. Pillow's many kinds of errors are left to the caller.
     """
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
     if recipe is not None and recipe.takes_colours:
-        return Image.open(source)
+        return open_image(file)
     try:
-        image = Image.open(source)
+        image = open_image(file)
     except UnidentifiedImageError:
         if not tiff.is_tiff(file):
             raise
@@ -93,7 +101,9 @@ def load(source: Any, recipe: Preprocessing) -> Raster:
         raise too_large(str(path)) from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{path} is not an image", why="Pillow does not recognise its format", fix="convert it to PNG or JPEG"
+            f"{path} is not an image",
+            why=f"it is of none of the formats {', '.join(FORMATS)}",
+            fix="convert it to PNG or JPEG",
         ) from None
     # Pillow's decoders raise many kinds of errors on damaged files.
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, ExportError
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
+from vitdeploy.runtime.backends.openvino_file import check_files
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.runtime.options import Options
 
@@ -80,7 +81,9 @@ class OpenVinoBackend(Backend):
     def _files(cls, bundle: Bundle) -> tuple[bytes, bytes]:
         """The model and, where it is apart, its weights."""
         if IR_MODEL in bundle.manifest.files:
-            return bundle.read(IR_MODEL), bundle.read(IR_WEIGHTS)
+            model, weights = bundle.read(IR_MODEL), bundle.read(IR_WEIGHTS)
+            check_files(model, weights, str(bundle.path / IR_MODEL))
+            return model, weights
         return bundle.read(MODEL), b""
 
     @classmethod
