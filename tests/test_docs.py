@@ -18,6 +18,7 @@ import vitdeploy
 from tests.rows import RULES, TARGETS
 from tests.test_plugins import ENTRY_POINTS
 from vitdeploy import bundle, registry
+from vitdeploy.bundle.sbom import SBOM
 from vitdeploy.cli import _parser, main
 from vitdeploy.platforms.devices import DEVICES
 from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
@@ -187,7 +188,7 @@ def test_the_table_of_graph_forms_is_the_results() -> None:
 
 def test_the_files_of_a_bundle_are_those_that_are_written() -> None:
     listed = ", ".join(column("README.md", "file")).split(", ")
-    assert listed == [bundle.MANIFEST, bundle.MODEL, IR_MODEL, IR_WEIGHTS, bundle.REFERENCE]
+    assert listed == [bundle.MANIFEST, bundle.MODEL, IR_MODEL, IR_WEIGHTS, bundle.REFERENCE, SBOM, bundle.SIGNATURE]
 
 
 # The public face
@@ -217,7 +218,7 @@ def test_every_call_of_a_program_fits_its_function(page: str, program: str) -> N
 def test_from_python_shows_every_command_that_is_a_function() -> None:
     section = TEXT["README.md"].partition("## From Python")[2].partition("\n## ")[0]
     shown = {name for _, program in PROGRAMS if program in section for name, _ in calls(program)}
-    assert shown >= {"load", "verify", "validate", "benchmark", "check", "inspect", "doctor", "build", "export"}
+    assert shown >= {"load", "verify", "validate", "benchmark", "check", "inspect", "doctor", "build", "export", "sign"}
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)

@@ -16,8 +16,10 @@ import onnx
 import pytest
 import torch
 
+from tests.bundle.test_sbom import schema_errors
 from tests.rows import TARGETS
 from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.sbom import SBOM
 from vitdeploy.cli import main
 from vitdeploy.exporter.reference import DIFFICULT
 from vitdeploy.preprocess import preprocess_batch
@@ -34,7 +36,7 @@ def test_the_bundle_holds_everything_a_device_needs(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     bundle.check_files()
     manifest = bundle.manifest
-    assert set(manifest.files) == {"model.onnx", "reference.npz"}
+    assert set(manifest.files) == {"model.onnx", "reference.npz", "sbom.cdx.json"}
     assert manifest.model.weights.kind == "module"
     assert manifest.model.image_size == (16, 24)
     assert (manifest.precision, manifest.target, manifest.opset) == ("fp16", "portable", 17)
@@ -44,6 +46,21 @@ def test_the_bundle_holds_everything_a_device_needs(tiny_bundle: Path) -> None:
     assert manifest.parity[0]["passed"] is True
     assert manifest.precision_report["snr_db"] >= 45
     assert any(record["changes"] for record in manifest.graph["passes"])
+
+
+def test_the_bill_of_materials_is_of_this_bundle(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    text = (tiny_bundle / SBOM).read_bytes()
+    assert schema_errors(text) is None
+    document = json.loads(text)
+    model = document["metadata"]["component"]
+    hashes = {one["name"]: one["hashes"][0]["content"] for one in model["components"]}
+    assert hashes == {name: record.sha256 for name, record in manifest.files.items() if name != SBOM}
+    libraries = {one["name"]: one["version"] for one in document["components"] if one["type"] == "library"}
+    assert libraries == manifest.tools
+    (torch,) = [one for one in document["components"] if one["name"] == "torch"]
+    assert torch["licenses"]
+    assert document["metadata"]["timestamp"] == manifest.created
 
 
 def test_the_reference_is_what_pytorch_says(tiny_bundle: Path, model_file: Path) -> None:

@@ -24,7 +24,7 @@ from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, GateError
 from vitdeploy.signing import library
 from vitdeploy.signing.check import open_signed
-from vitdeploy.signing.contents import LARGEST_SIGNATURE
+from vitdeploy.signing.contents import LARGEST_SIGNATURE, read_statement
 from vitdeploy.signing.sign import sign
 
 FILES = (MANIFEST, MODEL, REFERENCE)
@@ -269,3 +269,21 @@ def test_files_that_a_signer_left_out_with_another_tool_are_refused(signed: Path
         open_signed(signed, keys / "ours.pub")
     (signed / ".gitattributes").unlink()
     assert open_signed(signed, keys / "ours.pub").signed_by
+
+
+def test_the_package_is_given_nothing_but_what_was_read(signed: Path) -> None:
+    """Else it might read the statement of one envelope, and this package that of another."""
+    document = json.loads((signed / SIGNATURE).read_text())
+    plain = read_statement(json.dumps(document).encode())
+    document["dsse_envelope"] = document["messageSignature"] = document["dsseEnvelope"]
+    document["verificationMaterial"]["certificate"] = {"rawBytes": ""}
+    document["dsseEnvelope"]["payload_type"] = "another"
+    assert read_statement(json.dumps(document).encode()) == plain
+
+
+@pytest.mark.parametrize("name", [MODEL, "notes.txt"])
+def test_a_link_is_named_as_one(name: str, signed: Path, keys: Path) -> None:
+    (signed / name).unlink(missing_ok=True)
+    (signed / name).symlink_to(keys / "ours.pub")
+    with pytest.raises(GateError, match=rf"{name} is a symbolic link to .*ours\.pub, which no signature covers"):
+        open_signed(signed, keys / "ours.pub")

@@ -17,6 +17,7 @@ from vitdeploy import __version__
 from vitdeploy.accuracy.rows import Source
 from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
 from vitdeploy.bundle.manifest import ONNX
+from vitdeploy.bundle.sbom import SBOM
 from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
 from vitdeploy.proof.parity import compare_outputs
@@ -32,6 +33,8 @@ REFERENCE_RUNTIME = "torch"
 
 # Keys of `Session.describe` that do not affect the outputs.
 _NOT_IDENTITY = ("bundle", "reason", "num_requests")
+# Files of a bundle that do not affect them.
+_NO_PART = (REFERENCE, SBOM)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Run:
     def source(self) -> Source:
         """The session with everything that its outputs depend on: decoder, files, runtime and machine."""
         manifest = self.bundle.manifest
-        files = {name: record.sha256 for name, record in manifest.files.items() if name != REFERENCE}
+        files = {name: record.sha256 for name, record in manifest.files.items() if name not in _NO_PART}
         machine = machine_settings()
         return Source(
             self.session,

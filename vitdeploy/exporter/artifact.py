@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.bundle import MODEL, BundleWriter, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.bundle import MODEL, BundleWriter, FileRecord, Manifest, ModelRecord, TensorSpec, WeightsRecord
+from vitdeploy.bundle.sbom import SBOM, bill_of_materials
 from vitdeploy.errors import REPORT, ExportError
 from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.optimize import node_count
+from vitdeploy.files import hash_file
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.targets import Target
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 # The newest ONNX file format that every target reads.
 IR_VERSION = 10
 TOOLS = ("vitdeploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "numpy", "pillow")
+# Libraries of networks, which take part where they are imported.
+SOURCES = ("timm", "transformers")
 
 
 def standard_onnx(graph: ir.Model) -> onnx.ModelProto:
@@ -54,6 +59,13 @@ def write_model(graph: ir.Model, writer: BundleWriter, target: Target) -> None:
     if target.native is not None:
         for name, data in find_backend(target.native).convert(model).items():
             writer.write_bytes(name, data)
+
+
+def write_bill(manifest: Manifest, writer: BundleWriter) -> None:
+    """Write the bill of materials beside the files that are there; the manifest is complete but for its hashes."""
+    found = sorted(path for path in writer.path.rglob("*") if path.is_file())
+    files = {path.relative_to(writer.path).as_posix(): FileRecord(*hash_file(path)) for path in found}
+    writer.write_bytes(SBOM, bill_of_materials(manifest, files))
 
 
 def describe(
@@ -95,7 +107,7 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 def _tool_versions() -> dict[str, str]:
     versions = {}
-    for tool in TOOLS:
+    for tool in (*TOOLS, *(source for source in SOURCES if source in sys.modules)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[tool] = metadata.version(tool)
     return versions

@@ -15,7 +15,7 @@ from vitdeploy.bundle import MODEL, Bundle, BundleWriter
 from vitdeploy.data import Dataset
 from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import BackendError, GateError, UsageError
-from vitdeploy.exporter.artifact import describe, write_model
+from vitdeploy.exporter.artifact import describe, write_bill, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.free_axes import require_free
 from vitdeploy.exporter.half import half_precision, pin_modules
@@ -115,6 +115,7 @@ def run(request: ExportRequest) -> Bundle:
             manifest.graph.update(fusion_receipt(writer.path / MODEL, request.row))
             manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
             manifest.precision_report.update(precision_report)
+            write_bill(manifest, writer)
             bundle = writer.seal(manifest)
         with clock.step(f"verifying the files against {reference.network.original}"):
             _prove(bundle, request)
