@@ -121,7 +121,7 @@ def test_every_command_works_with_a_runtime_and_a_target_from_outside(site: Path
 
     manifest = found["manifest"]
     assert (manifest["target"], manifest["opset"]) == ("sample-board", 19)
-    assert set(manifest["files"]) == {"model.onnx", "reference.npz", "sample.txt"}
+    assert set(manifest["files"]) == {"model.onnx", "reference.npz", "sample.txt", "sbom.cdx.json"}
     assert [report["runtime"] for report in manifest["parity"]] == ["sample", "onnxruntime"]
     assert any(record["pass"] == "sample_count" and record["changes"] for record in manifest["graph"]["passes"])
     assert [report["runtime"] for report in found["quantized"]["parity"]] == ["sample", "onnxruntime"]

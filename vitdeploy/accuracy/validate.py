@@ -13,6 +13,7 @@ from typing import Any
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.accuracy.rows import RowStore, compute_rows
 from vitdeploy.accuracy.runs import Run, check_same_network, open_baseline, open_runs
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import DataSource
 from vitdeploy.errors import BundleError, UsageError
@@ -25,6 +26,7 @@ from vitdeploy.tasks.task import ImageSet, Row, Task
 log = logging.getLogger(__name__)
 
 
+@checked_arguments
 def validate(
     bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
     data: DataSource,
@@ -47,6 +49,7 @@ def validate(
     compute_precision: str | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
+    untrusted: bool | None = None,
 ) -> AccuracyReport:
     """Compare bundles of one network, on one or several runtimes, with its FP32 on the same samples.
 
@@ -98,7 +101,12 @@ def validate(
     dataset = task_of.dataset
     indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
     options = Options(
-        threads=threads, num_requests=num_requests, compute_precision=compute_precision, device=device, cache=cache
+        threads=threads,
+        num_requests=num_requests,
+        compute_precision=compute_precision,
+        device=device,
+        cache=cache,
+        untrusted=untrusted,
     ).given()
     with ExitStack() as closing:
         runs, skipped = open_runs(bundles, runtimes, options, closing)

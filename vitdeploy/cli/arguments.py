@@ -11,7 +11,7 @@ from typing import Any
 # A comma stands between the numbers of a value too; the next field begins where a name and `=` follow it.
 _NEXT_FIELD = re.compile(r",(?=\s*[A-Za-z_]+=)")
 
-_LOAD_OPTIONS = ("threads", "num_requests", "compute_precision", "device", "cache", "checkpoint")
+_LOAD_OPTIONS = ("threads", "num_requests", "compute_precision", "device", "cache", "checkpoint", "untrusted")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,12 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         help="fp32, bf16 or fp16, where the runtime lets one choose (default: the most exact one)",
     )
     group.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled models here; trust it like a program")
+    group.add_argument(
+        "--untrusted",
+        action="store_true",
+        default=None,
+        help="the bundle is a stranger's: run it in a process with a limit of time and memory",
+    )
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the bundle, for the runtime torch")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.data.arrays import read_arrays
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
 from vitdeploy.data.slots import Slot, only_arrays_fit
@@ -207,6 +208,7 @@ class Dataset:
 DataSource = str | Path | Dataset | Iterable[ImageLike | Array]
 
 
+@checked_arguments
 def open_data(
     data: DataSource, *, labels: Sequence[str] | None = None, targets: Sequence[int] | Array | None = None
 ) -> Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import DataSource
 from vitdeploy.exporter.request import ExportRequest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@checked_arguments
 def export(
     source: str | Path | nn.Module,
     output: str | Path,

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.bundle.manifest import PYTORCH
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.names import block_of
 from vitdeploy.inspection.report import GraphStatistics, InspectionReport, KeptNode
 from vitdeploy.proof.prove import proven_against
+from vitdeploy.runtime import isolated
 from vitdeploy.runtime.backends import Backend, backends
 from vitdeploy.runtime.executed import ExecutedGraph
 
@@ -20,6 +22,7 @@ _PRECISION_OF = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE
 _CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 
 
+@checked_arguments
 def inspect(bundle: Bundle | str | Path) -> InspectionReport:
     """Read a bundle, check its files against the manifest, and ask the installed runtimes what they execute.
 
@@ -99,7 +102,7 @@ def executed(backend: type[Backend], bundle: Bundle) -> ExecutedGraph:
     if missing:
         return ExecutedGraph(backend.name, skipped=missing)
     try:
-        return backend.executed(bundle)
+        return isolated.executed(backend, bundle)
     except BackendError as error:
         return ExecutedGraph(backend.name, skipped=error.what)
     except Exception as error:

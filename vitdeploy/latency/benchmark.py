@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, UsageError, VitDeployError
 from vitdeploy.latency.baseline import Own, find_baseline
@@ -38,6 +39,7 @@ _IDENTITY = ("bundle", "model", "weights", "precision", "backend", "reason")
 Result = TypeVar("Result")
 
 
+@checked_arguments
 def benchmark(
     bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
     *,
@@ -55,6 +57,7 @@ def benchmark(
     device: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    untrusted: bool | None = None,
 ) -> BenchmarkReport:
     """Measure one or several bundles on one or several runtimes and batches.
 
@@ -74,7 +77,7 @@ def benchmark(
         on_interrupt: Whether Ctrl-C raises KeyboardInterrupt, or ends the benchmark with a `report` of the complete
             rounds; without a complete round it always raises.
         num_requests: Number of callers at the same time.
-        threads, compute_precision, device, cache, checkpoint: See `load`.
+        threads, compute_precision, device, cache, checkpoint, untrusted: See `load`.
 
     Returns:
         The report: latency, throughput, load time and memory of every candidate, and ratios.
@@ -99,6 +102,7 @@ def benchmark(
         device=device,
         cache=cache,
         checkpoint=checkpoint,
+        untrusted=untrusted,
     )
     if seconds is None and rounds is None:
         seconds = SECONDS

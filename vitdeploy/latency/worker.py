@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitdeploy import errors
 from vitdeploy.errors import BackendError, VitDeployError
 from vitdeploy.latency.measurement import Turn
+from vitdeploy.runtime.frames import raised_there, told
+from vitdeploy.runtime.isolated import GIGABYTES, SECONDS, limit
+from vitdeploy.runtime.isolated_child import limit_memory
+from vitdeploy.runtime.options import is_untrusted
 
 # The search path is the parent's, so that the child runs the same vitdeploy and the same runtimes.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from vitdeploy.latency.worker import serve; serve()"
@@ -41,6 +45,10 @@ class Worker:
 
     def __init__(self, bundle: Path, runtime: str, batch: int, options: Mapping[str, Any]) -> None:
         self._name = f"{bundle} on {runtime}"
+        untrusted = is_untrusted(options.get("untrusted"))
+        # The process is its own already, so what is isolated has the limits here and no second process.
+        self._seconds = limit(SECONDS) if untrusted else None
+        most = int(limit(GIGABYTES) * 1e9) if untrusted else None
         # In a session of its own, so that Ctrl-C reaches the parent alone, which then reports what it has.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(path=sys.path)],
@@ -50,7 +58,7 @@ class Worker:
             start_new_session=True,
         )
         try:
-            self.loaded = Loaded(**self._ask([str(bundle), runtime, batch, dict(options)]))
+            self.loaded = Loaded(**self._ask([str(bundle), runtime, batch, {**options, "untrusted": False}, most]))
         except BaseException:
             self.close()
             raise
@@ -68,10 +76,16 @@ class Worker:
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a process that ended is noticed by its missing answer
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        timer = threading.Timer(self._seconds or 0.0, self._process.kill)
+        if self._seconds is not None:
+            timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # a process that ended is noticed by its missing answer
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
         if not line:
             code = self._process.wait()
             raise BackendError(
@@ -81,7 +95,7 @@ class Worker:
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _error(**answer["error"])
+            raise raised_there(answer["error"])
         return answer
 
 
@@ -90,7 +104,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a runtime prints must not get between the answers
     try:
-        bundle, runtime, batch, options = json.loads(sys.stdin.readline())
+        bundle, runtime, batch, options, most = json.loads(sys.stdin.readline())
+        if most is not None:
+            limit_memory(most)
         call, loaded = _load(bundle, runtime, batch, options)
         print(json.dumps(loaded._asdict()), file=answers)
         num_requests = options.get("num_requests", 1)
@@ -105,8 +121,7 @@ def serve() -> None:
             if isinstance(raised, VitDeployError)
             else BackendError("out of memory", fix="give a smaller --batch")
         )
-        told = {"kind": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
-        print(json.dumps({"error": told}), file=answers)
+        print(json.dumps({"error": told(error)}), file=answers)
 
 
 def _load(bundle: str, runtime: str, batch: int, options: dict[str, Any]) -> tuple[Callable[[], object], Loaded]:
@@ -152,11 +167,3 @@ def peak_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-def _error(kind: str, what: str, why: str | None, fix: str | None) -> VitDeployError:
-    """The child's error, as if it had been raised here; its class may have a constructor of its own."""
-    cls: type[VitDeployError] = getattr(errors, kind, VitDeployError)
-    error = cls.__new__(cls)
-    VitDeployError.__init__(error, what, why=why, fix=fix)
-    return error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.errors import MissingDependencyError, ModelError, UsageError
 from vitdeploy.models.registry import ModelCard, as_image_size, build, find_card
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@checked_arguments
 def create_model(
     name: str,
     *,

@@ -11,6 +11,7 @@ from functools import cache
 from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.errors import UsageError
 from vitdeploy.preprocess import Preprocessing
 
@@ -102,6 +103,7 @@ def cards() -> Mapping[str, ModelCard]:
     return {card.name: card for module in modules for card in module.CARDS}
 
 
+@checked_arguments
 def list_models(pattern: str = "*") -> list[str]:
     """List the models of the zoo.
 

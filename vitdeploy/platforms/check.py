@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.bundle.typed_graph import read_model
 from vitdeploy.errors import MissingDependencyError
@@ -15,6 +16,7 @@ from vitdeploy.platforms.capabilities import find_platform
 from vitdeploy.platforms.report import CheckReport
 
 
+@checked_arguments
 def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
     """Compare the graph of a bundle with what a TensorRT version or a board supports.
 

@@ -10,6 +10,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, GateError
 from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.backends import Backend, auto_order
+from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.options import Options
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
             continue
         loaded = None
         try:
-            loaded = backend.open(bundle, options)
+            loaded = open_backend(backend, bundle, options)
             report = prove(bundle, loaded)
         except (BackendError, GateError) as error:
             if loaded is not None:

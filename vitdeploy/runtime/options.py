@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from vitdeploy.errors import UsageError
 
+UNTRUSTED = "VITDEPLOY_UNTRUSTED"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -26,6 +28,8 @@ class Options:
     checkpoint    file with the weights of the bundle, for the backend `torch`
     build         which engine, for `tensorrt` and its kin: the options that `vitdeploy build` made it with; None means
                   the one that was built last
+    untrusted     run it in a process with a limit of time and memory, see `isolated`; None means what the environment
+                  variable VITDEPLOY_UNTRUSTED says
     """
 
     threads: int | None = None
@@ -35,6 +39,7 @@ class Options:
     cache: str | Path | None = None
     checkpoint: str | Path | None = None
     build: Mapping[str, Any] | Any | None = None
+    untrusted: bool | None = None
 
     def __post_init__(self) -> None:
         for name, flag in (("threads", "--threads"), ("num_requests", "--num-requests")):
@@ -51,3 +56,16 @@ class Options:
         """The options that were asked for, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def is_untrusted(given: bool | None) -> bool:
+    """Whether a bundle is a stranger's: as `given`, or where that is None as VITDEPLOY_UNTRUSTED says.
+
+    Raises UsageError where the variable is neither 0 nor 1.
+    """
+    if given is not None:
+        return given
+    text = os.environ.get(UNTRUSTED, "")
+    if text not in ("", "0", "1"):
+        raise UsageError(f"invalid {UNTRUSTED}: {text!r}", fix=f"{UNTRUSTED}=1, or 0")
+    return text == "1"

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError, BundleError, InputError, UsageError
 from vitdeploy.preprocess import ImageLike, holds_pixels, preprocess, to_pixels
 from vitdeploy.proof.prove import describe_run, signature_failures
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, find_backend
+from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.stream import stream
 from vitdeploy.signing.check import open_bundle
@@ -40,6 +42,7 @@ class Prediction:
     index: int
 
 
+@checked_arguments
 def load(
     bundle: Bundle | str | Path,
     *,
@@ -52,6 +55,7 @@ def load(
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     build: BuildOptions | Mapping[str, Any] | None = None,
+    untrusted: bool | None = None,
 ) -> Session:
     """The bundle, loaded by a runtime and ready to run.
 
@@ -75,6 +79,8 @@ def load(
         build: which engine, for the runtimes `tensorrt` and `tensorrt_rtx`: the options that `vitdeploy.build` made it
             with (`workspace`, `profile`, `dla`, `tf32`, `workarounds`, `sm`); None for the one that was built last for
             this bundle here.
+        untrusted: the bundle is a stranger's: run it in a process of its own with a limit of time and memory, so that a
+            crafted model ends in an error; None for what the environment variable VITDEPLOY_UNTRUSTED says (0 or 1).
 
     Returns:
         A session, which is a context manager.
@@ -96,6 +102,7 @@ def load(
         cache=cache,
         checkpoint=checkpoint,
         build=build,
+        untrusted=untrusted,
     )
     opened = open_bundle(bundle, key)
     if runtime == "auto":
@@ -110,7 +117,7 @@ def _open(bundle: Bundle, runtime: str, options: Options) -> Backend:
     kind = find_backend(runtime)
     if not kind.reference:  # which reads no model file
         bundle.check_graph()
-    backend = kind.open(bundle, options)
+    backend = open_backend(kind, bundle, options)
     failures = signature_failures(bundle.manifest, backend)
     if failures:
         backend.close()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.auto import attempts
 from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.signing.check import open_bundle
 
 
+@checked_arguments
 def verify(
     bundle: Bundle | str | Path,
     *,
@@ -24,6 +27,7 @@ def verify(
     device: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    untrusted: bool | None = None,
 ) -> VerifyReport:
     """Re-check a bundle on this machine, without PyTorch: hashes, signature, and outputs on the reference inputs.
 
@@ -32,7 +36,7 @@ def verify(
         runtime: a name of `vitdeploy doctor`, or `auto`: the one that `vitdeploy.load` would take.
         key: PEM file of a public key. The bundle has to be signed by its private half, see `vitdeploy.sign`; this is
             checked before anything of it is parsed.
-        threads, num_requests, compute_precision, device, cache, checkpoint: see `vitdeploy.load`.
+        threads, num_requests, compute_precision, device, cache, checkpoint, untrusted: see `vitdeploy.load`.
 
     Returns:
         The report; numbers and signatures that do not hold are failures of it.
@@ -53,10 +57,11 @@ def verify(
         device=device,
         cache=cache,
         checkpoint=checkpoint,
+        untrusted=untrusted,
     )
     if runtime == "auto":
         return _verify_fastest(opened, options)
-    backend = find_backend(runtime).open(opened, options)
+    backend = open_backend(find_backend(runtime), opened, options)
     try:
         return prove(opened, backend)
     finally:

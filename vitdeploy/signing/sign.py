@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import MANIFEST, SIGNATURE, Bundle
 from vitdeploy.bundle.bundle import cannot_read, cannot_write
 from vitdeploy.errors import BundleError, UsageError
@@ -50,6 +51,7 @@ class SignReport:
         return "\n".join(lines)
 
 
+@checked_arguments
 def sign(
     bundle: Bundle | str | Path, *, key: str | Path, password: str | None = None, force: bool = False
 ) -> SignReport:

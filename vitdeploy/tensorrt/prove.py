@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
 from vitdeploy.proof.prove import prove
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 DIAGNOSIS_PACKAGES = {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"}
 
 
+@checked_arguments
 def build(
     bundle: Bundle | str | Path,
     *,
