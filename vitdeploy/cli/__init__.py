@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from vitdeploy.cli import (
     benchmark,
     build,
+    cache,
     check,
     doctor,
     export,
@@ -27,7 +28,7 @@ from vitdeploy.cli import (
 )
 from vitdeploy.cli.failure import Parser, failure_of
 
-COMMANDS = (models, targets, export, check, build, sign, verify, validate, predict, inspect, benchmark, doctor)
+COMMANDS = (models, targets, export, check, build, sign, verify, validate, predict, inspect, benchmark, doctor, cache)
 _NAMES = tuple(module.__name__.rpartition(".")[2] for module in COMMANDS)
 # Those whose exit code is an answer.
 _GATES = ("check", "build", "verify", "validate")
