@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import InputError, UsageError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -24,10 +26,28 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "int": (numbers.Integral,),
     "float": (numbers.Real,),
     "Mapping": (Mapping,),
+    "Iterable": (Iterable,),
 }
-# Names of unions whose members the function itself tells apart.
-_OPEN = ("Any", "Callable", "DataSource", "ImageLike", "Iterable", "MetricFunction", "Module", "Targets")
-_IN_WORDS = {"None": "None", "str": "a text", "Path": "a path", "int": "a whole number", "float": "a number"}
+# Names of unions, some with members that the function itself tells apart.
+_ALIASES = {
+    "Array": "ndarray",
+    "DataSource": "str | Path | Dataset | Iterable",
+    "NDArray": "ndarray",
+}
+_OPEN = ("Any", "Callable", "ImageLike", "MetricFunction", "Module", "Targets")
+_IN_WORDS = {
+    "None": "None",
+    "str": "a text",
+    "Path": "a path",
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "Iterable": "an iterable",
+    "Mapping": "a mapping",
+    "Sequence": "a list",
+    "tuple": "a tuple",
+    "ndarray": "an array of numpy",
+}
 
 
 def checked_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -47,6 +67,12 @@ def checked_arguments(function: Callable[Parameters, Result]) -> Callable[Parame
         return function(*args, **kwargs)
 
     return checked
+
+
+def check_fields(instance: Any) -> None:
+    """Raises UsageError for a field of a dataclass that is of another type than its annotation."""
+    for field in fields(instance):
+        _check(getattr(instance, field.name), str(field.type), field.name, type(instance).__name__)
 
 
 def check_path(path: str | os.PathLike[str], name: str) -> None:
@@ -75,7 +101,7 @@ def check_working_folder() -> None:
 
 
 def _check(value: Any, annotation: str, name: str, function: str) -> None:
-    members = _split(annotation, "|")
+    members = [one for member in _split(annotation, "|") for one in _split(_ALIASES.get(_name(member), member), "|")]
     for member in members:
         if _admits(value, member):
             if isinstance(value, (str, os.PathLike)) and "Path" in members:
@@ -83,8 +109,10 @@ def _check(value: Any, annotation: str, name: str, function: str) -> None:
             for one, inner in _items(value, member):
                 _check(one, inner, f"an item of {name}", function)
             return
-    words = [_IN_WORDS.get(member, _outer(member)) for member in members if member != "str" or "Path" not in members]
-    raise UsageError(
+    words = list(dict.fromkeys(_IN_WORDS.get(_name(one), _name(one)) for one in members))
+    words = [word for word in words if word != _IN_WORDS["str"] or "Path" not in members]
+    error = InputError if {"Iterable", "ndarray"} & set(members) else UsageError
+    raise error(
         f"{function}: {name} is of the type {type(value).__name__}",
         why=f"it may be {', '.join(words[:-1])}{' or ' if words[1:] else ''}{words[-1]}",
         fix=f"give {words[0]}",
@@ -92,7 +120,7 @@ def _check(value: Any, annotation: str, name: str, function: str) -> None:
 
 
 def _admits(value: Any, member: str) -> bool:
-    word = _outer(member).rpartition(".")[2]
+    word = _name(member)
     if word in _OPEN:
         return True
     if word == "Sequence":
@@ -103,23 +131,35 @@ def _admits(value: Any, member: str) -> bool:
         return type(value).__name__ in ("bool", "bool_")
     if word == "Literal":
         return repr(value) in _split(_inner(member).replace('"', "'"), ",")
+    if word in ("int", "float") and (isinstance(value, bool) or not _fits(value, word)):
+        return False
+    if word == "Iterable" and getattr(value, "ndim", 1) == 0:
+        return False
     if word in _KINDS:
-        return isinstance(value, _KINDS[word]) and not (word in ("int", "float") and isinstance(value, bool))
-    name = "ndarray" if word == "NDArray" else word
-    return any(kind.__name__ == name for kind in type(value).__mro__)
+        return isinstance(value, _KINDS[word])
+    return any(kind.__name__ == word for kind in type(value).__mro__)
 
 
 def _items(value: Any, member: str) -> Iterator[tuple[Any, str]]:
     """What is in a value of a member of the union, each with its own annotation; of a mapping the keys."""
     inner = _split(_inner(member), ",")
-    if _outer(member) in ("Sequence", "Mapping") or inner[-1] == "...":
+    if _name(member) in ("Sequence", "Mapping") or inner[-1] == "...":
         yield from ((one, inner[0]) for one in value)
-    elif _outer(member) == "tuple":
+    elif _name(member) == "tuple":
         yield from zip(value, inner, strict=True)
 
 
-def _outer(member: str) -> str:
-    return member.partition("[")[0]
+def _fits(value: Any, word: str) -> bool:
+    """Whether a number is one of 64 bits: no count is larger, and Python's own integers have no end."""
+    try:
+        number = float(value)
+        return word == "float" or (math.isfinite(number) and abs(value) < 1 << 63)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _name(member: str) -> str:
+    return member.partition("[")[0].rpartition(".")[2]
 
 
 def _inner(member: str) -> str:

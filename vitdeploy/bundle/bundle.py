@@ -9,6 +9,7 @@ import logging
 import os
 from pathlib import Path
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle.contradictions import contradictions
 from vitdeploy.bundle.graph_facts import GraphFacts, read_facts
 from vitdeploy.bundle.manifest import (
@@ -54,6 +55,7 @@ class Bundle:
         self._facts: GraphFacts | None = None
 
     @classmethod
+    @checked_arguments
     def open(cls, path: str | Path, *, manifest_sha256: str | None = None) -> Bundle:
         """The bundle in the folder `path`; its files are present but not hashed yet, see `read` and `check_files`.
 

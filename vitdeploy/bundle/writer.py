@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle.bundle import DISK_FULL, REFERENCE, Bundle, cannot_write
 from vitdeploy.bundle.manifest import LARGEST_REFERENCE, MANIFEST, SCHEMA_VERSION, FileRecord, Manifest, dump
 from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, sample_preprocessing
@@ -32,6 +33,7 @@ class BundleWriter:
     anything else that is not an empty folder never is.
     """
 
+    @checked_arguments
     def __init__(self, destination: str | Path, *, force: bool = False) -> None:
         self.destination = Path(os.path.realpath(destination))
         self._force = force

@@ -36,7 +36,7 @@ def load_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, A
                 fix="give the images as files, in a folder or a zip",
             )
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if names is None or name in names}
+            found = {name: arrays[name] for name in arrays.files if names is None or name in names}
     except InputError:
         raise
     # numpy raises many kinds of errors on damaged files.
@@ -44,6 +44,12 @@ def load_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, A
         raise InputError(
             f"{path} cannot be read", why=str(error) or type(error).__name__, fix="copy it or write it again"
         ) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out the bytes of a member that is no .npy
+            raise InputError(
+                f"{name} in {path} is not an array", why="it is a file of another kind", fix="write it with numpy.savez"
+            )
+    return found
 
 
 def array_names(path: Path) -> tuple[str, ...]:

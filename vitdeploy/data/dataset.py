@@ -23,7 +23,7 @@ from vitdeploy.argument_types import checked_arguments
 from vitdeploy.data.arrays import read_arrays
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
 from vitdeploy.data.slots import Slot, only_arrays_fit
-from vitdeploy.errors import InputError, MissingDependencyError
+from vitdeploy.errors import InputError, MissingDependencyError, VitDeployError
 from vitdeploy.preprocess import (
     ImageLike,
     Preprocessing,
@@ -61,8 +61,7 @@ class Dataset:
     ) -> None:
         # Returns the bytes of a file, or the image itself where DATA holds no files.
         self._contents = contents
-        # The names of files may be bytes that are not UTF-8, and printing them would fail.
-        self.names = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in names)
+        self.names = tuple(map(_printable, names))
         self.where, self.targets, self.classes = where, targets, classes
 
     def __len__(self) -> int:
@@ -140,6 +139,11 @@ class Dataset:
         """(height, width) of an upright image; None for an array that is normalised already."""
         item = self._fetch(index)
         if isinstance(item, np.ndarray):
+            if item.ndim < 2:
+                raise InputError(
+                    f"{self.names[index]} of {self.where} is {item.dtype} {list(item.shape)}",
+                    fix="give arrays [H, W, C] of pixels, or [C, H, W] that are normalised",
+                )
             pixels = item.dtype != np.float32 or holds_pixels(item, recipe)
             return (item.shape[0], item.shape[1]) if pixels else None
         if isinstance(item, Image.Image):
@@ -162,6 +166,7 @@ class Dataset:
         head = f"{getattr(item, 'mode', '')} {array.dtype.str} {array.shape}\n"
         return hashlib.sha256(head.encode() + array.tobytes()).hexdigest()
 
+    @checked_arguments
     def sample(self, count: int | None = None, seed: int = 0) -> tuple[int, ...]:
         """Indices of `count` images (all, where there are fewer or None is given); fewer are the first of more.
 
@@ -181,6 +186,7 @@ class Dataset:
             taken[group] += 1
         return tuple(index for *_, index in sorted(due))[:count]
 
+    @checked_arguments
     def relabelled(self, labels: Sequence[str]) -> Dataset:
         """The same images with classes numbered as in `labels`, by name; InputError for one that `labels` lacks."""
         if self.targets is None or self.classes == tuple(labels):
@@ -203,6 +209,14 @@ class Dataset:
         if isinstance(error, InputError):
             why, fix = "; ".join(filter(None, (error.what, error.why))), error.fix or fix
         return InputError(f"{self.names[index]} of {self.where} cannot be read", why=why, fix=fix)
+
+
+def _printable(name: str) -> str:
+    """The name of a file, which may be bytes that are not UTF-8, as it can be printed."""
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="replace")
+    except UnicodeEncodeError:  # half of a character, which no file has in its name
+        return name.encode(errors="replace").decode()
 
 
 DataSource = str | Path | Dataset | Iterable[ImageLike | Array]
@@ -300,7 +314,7 @@ def _from_npz(path: Path, labels: tuple[str, ...] | None) -> Dataset:
 def _from_items(
     data: Iterable[Any], targets: Sequence[int] | Array | None, where: str, classes: tuple[str, ...] | None = None
 ) -> Dataset:
-    items = data if isinstance(data, (Sequence, np.ndarray)) else list(data)
+    items = data if isinstance(data, (Sequence, np.ndarray)) else _listed(data, where)
     if len(items) == 0:
         raise InputError(f"there are no images in {where}", fix="give at least one image")
 
@@ -312,6 +326,22 @@ def _from_items(
     if targets is None:
         return Dataset(contents, names, where=where)
     return Dataset(contents, names, where=where, targets=class_numbers(targets, len(items), where), classes=classes)
+
+
+def _listed(data: Iterable[Any], where: str) -> list[Any]:
+    """What an iterator gives; InputError for whatever it raises."""
+    items: list[Any] = []
+    try:
+        items.extend(data)
+    except VitDeployError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{where} ends with {type(error).__name__} after {len(items)} images",
+            why=str(error) or None,
+            fix="repair the iterable, or give a list of images",
+        ) from error
+    return items
 
 
 def class_numbers(targets: Sequence[int] | Array, count: int, where: str) -> Integers:

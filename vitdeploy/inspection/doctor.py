@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.inspection.doctor_report import DoctorReport, Finding, Machine, Package, TensorRt
 from vitdeploy.machine.hardware import (
     ROOT,
@@ -51,6 +52,7 @@ print(json.dumps(found))
 """
 
 
+@checked_arguments
 def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorReport:
     """Examine this machine without changing anything.
 

@@ -132,7 +132,10 @@ def _load(bundle: str, runtime: str, batch: int, options: dict[str, Any]) -> tup
     load_seconds = time.perf_counter() - start
     # The reference samples: with random numbers other tokens would be chosen, and other values be denormal.
     samples = session.bundle.reference().inputs
-    inputs = {name: array[np.arange(batch) % len(array)] for name, array in samples.items()}
+    try:
+        inputs = {name: array[np.arange(batch) % len(array)] for name, array in samples.items()}
+    except ValueError:  # what numpy raises for more than any memory holds
+        raise MemoryError from None
     del samples
     start = time.perf_counter()
     session.run(inputs)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from vitdeploy.argument_types import check_fields
 from vitdeploy.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,6 +59,7 @@ class Preprocessing:
     scale: float = 255.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value, known in (
             ("mode", self.mode, MODES),
             ("interpolation", self.interpolation, INTERPOLATIONS),

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitdeploy.argument_types import checked_arguments
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess.raster import Raster
 from vitdeploy.preprocess.recipe import Preprocessing
 from vitdeploy.preprocess.sources import PIXEL_TYPES, Array, ImageLike, load
 
 
+@checked_arguments
 def preprocess(source: ImageLike, recipe: Preprocessing) -> NDArray[np.float32]:
     """The network's input [C, H, W] for one image: a path, a Pillow image or an array.
 
@@ -32,6 +34,7 @@ def preprocess(source: ImageLike, recipe: Preprocessing) -> NDArray[np.float32]:
     return normalise(to_pixels(source, recipe), recipe)
 
 
+@checked_arguments
 def preprocess_batch(images: Sequence[ImageLike], recipe: Preprocessing) -> NDArray[np.float32]:
     """The network's input [N, C, H, W] for N images, see `preprocess`."""
     batch = np.empty((len(images), recipe.depth, *recipe.size), np.float32)
@@ -40,6 +43,7 @@ def preprocess_batch(images: Sequence[ImageLike], recipe: Preprocessing) -> NDAr
     return batch
 
 
+@checked_arguments
 def to_pixels(source: ImageLike, recipe: Preprocessing) -> Array:
     """The first half of `preprocess`: the pixels [H, W, C] that the recipe's resize and crop leave.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vitdeploy.argument_types import check_fields
 from vitdeploy.errors import UsageError
 from vitdeploy.registry import Registry
 
@@ -58,6 +59,7 @@ class Int8Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_method(self.method)
         if self.samples < 1:
             raise UsageError("at least 1 calibration sample is required", fix="--samples 300")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import check_fields
 from vitdeploy.errors import UsageError
 
 UNTRUSTED = "VITDEPLOY_UNTRUSTED"
@@ -42,6 +43,7 @@ class Options:
     untrusted: bool | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, flag in (("threads", "--threads"), ("num_requests", "--num-requests")):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -161,12 +161,13 @@ class Session:
             images = {self._input.name: images}
         if images.keys() != self._inputs.keys():
             raise InputError(
-                f"the inputs given are {', '.join(images) or 'none'}",
+                f"the inputs given are {', '.join(map(str, images)) or 'none'}",
                 why=f"the model takes {', '.join(self._inputs)}",
                 fix="give one array for each input of the model, by its name",
             )
         return self.backend.run({name: _checked(array, self._inputs[name]) for name, array in images.items()})
 
+    @checked_arguments
     def predict(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, batch_size: int = 8
     ) -> list[list[Prediction]]:
@@ -178,7 +179,7 @@ class Session:
         """
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", fix="give at least 1 for both")
-        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or not isinstance(images, Iterable)
         chosen: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
         rows = _raising(self._stream(chosen, self._pixels, batch_size, whole_batches=False))
         return [self._best(row, top_k) for row in rows]
@@ -193,6 +194,7 @@ class Session:
         self, images: Iterable[Array | ImageLike], *, batch_size: int = ..., on_error: Literal["return"]
     ) -> Iterator[Array | Exception]: ...
 
+    @checked_arguments
     def map(
         self, images: Iterable[Array | ImageLike], *, batch_size: int = 8, on_error: str = "raise"
     ) -> Iterator[Array | Exception]:

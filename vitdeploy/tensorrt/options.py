@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import check_fields
 from vitdeploy.errors import UsageError
 from vitdeploy.tensorrt.rtx.requirements import read_sm
 
@@ -51,6 +53,7 @@ class BuildOptions:
     max_builds: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]:
             raise _invalid_profile(",".join(map(str, self.profile)))
         if self.workspace is not None and self.workspace < 1:
@@ -92,11 +95,11 @@ class BuildOptions:
             ("profile", read_profile),
             ("workarounds", read_workarounds),
             ("sm", read_capabilities),
+            ("timing_cache", Path),
         ):
             if name in values:
-                values[name] = read(values[name])
-        if "timing_cache" in values:
-            values["timing_cache"] = Path(values["timing_cache"])
+                with contextlib.suppress(TypeError, AttributeError, OverflowError):  # the fields refuse what is no text
+                    values[name] = read(values[name])
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
