@@ -12,7 +12,8 @@ from vitdeploy.cli import main
 from vitdeploy.inspection import doctor
 from vitdeploy.inspection.doctor import DoctorReport, Finding, Machine, Package, TensorRt
 from vitdeploy.inspection.report import differences
-from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
+from vitdeploy.machine.gpus import Gpu
+from vitdeploy.machine.hardware import Cpu, Jetson
 
 CPU = Cpu("aarch64", "Orin", 6, {"FP16": {"asimdhp": True}, "INT8": {"i8mm": False}})
 MISSING = Package("onnxruntime", problem="onnxruntime is not installed", fix="pip install onnxruntime")

@@ -15,8 +15,10 @@ from vitdeploy.errors import MissingDependencyError
 from vitdeploy.inspection import doctor as doctor_module
 from vitdeploy.inspection.doctor import doctor, probe_python
 from vitdeploy.inspection.doctor_report import Machine, Package, TensorRt
+from vitdeploy.machine import gpus
 from vitdeploy.machine import hardware as machine
-from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
+from vitdeploy.machine.gpus import Gpu
+from vitdeploy.machine.hardware import Cpu, Jetson
 from vitdeploy.platforms.known_bad import FAILS, KNOWN_BAD, SLOW, WRONG, Circumstances, matching_rows
 from vitdeploy.platforms.versions import version_matches
 
@@ -125,13 +127,13 @@ def test_x86_features_come_from_the_flags(tmp_path: Path) -> None:
 
 def test_nvidia_smi_is_read_also_where_it_knows_little() -> None:
     text = "NVIDIA H200, 9.0, 143771\nOrin (nvgpu), [N/A], [N/A]\nNVIDIA-SMI has failed\n"
-    assert machine.parse_nvidia_smi(text) == (Gpu("NVIDIA H200", 90, 143771), Gpu("Orin (nvgpu)", None, None))
+    assert gpus.parse_nvidia_smi(text) == (Gpu("NVIDIA H200", 90, 143771), Gpu("Orin (nvgpu)", None, None))
 
 
 def test_the_driver_library_is_the_second_source() -> None:
-    assert machine.parse_cuda_devices('[{"name": "Orin", "sm": 87}]') == (Gpu("Orin", 87),)
-    assert machine.parse_cuda_devices("") == ()
-    assert machine.parse_cuda_devices('{"name": 3}') == ()
+    assert gpus.parse_cuda_devices('[{"name": "Orin", "sm": 87}]') == (Gpu("Orin", 87),)
+    assert gpus.parse_cuda_devices("") == ()
+    assert gpus.parse_cuda_devices('{"name": 3}') == ()
 
 
 def test_the_kernel_module_is_the_last_source(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_the_kernel_module_is_the_last_source(tmp_path: Path) -> None:
         tmp_path / "proc/driver/nvidia/version",
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n",
     )
-    assert machine.read_gpus(tmp_path) == (Gpu("NVIDIA L4", None),)
+    assert gpus.read_gpus(tmp_path) == (Gpu("NVIDIA L4", None),)
     assert machine.driver_version(tmp_path) == "580.95.05"
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.machine.settings import differences, machine_conditions, machine_settings, usable_cores
+from vitdeploy.machine.settings import (
+    default_threads,
+    differences,
+    machine_conditions,
+    machine_settings,
+    usable_cores,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +110,69 @@ def test_a_container_uses_no_more_cores_than_its_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert usable_cores(write(tmp_path, {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})) == cores
+
+
+# Where a quota of two CPUs stands, and what the process reads of its groups; the interfaces' documentation is
+# Documentation/admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst of Linux.
+GROUPS = {
+    "a container of version 2": {"sys/fs/cgroup/cpu.max": "200000 100000\n", "proc/self/cgroup": "0::/\n"},
+    "a service of systemd": {
+        "sys/fs/cgroup/system.slice/vit.service/cpu.max": "200000 100000\n",
+        "proc/self/cgroup": "0::/system.slice/vit.service\n",
+    },
+    "a quota of the slice above": {
+        "sys/fs/cgroup/system.slice/cpu.max": "200000 100000\n",
+        "sys/fs/cgroup/system.slice/vit.service/cpu.max": "max 100000\n",
+        "proc/self/cgroup": "0::/system.slice/vit.service\n",
+    },
+    "the smaller of two": {
+        "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+        "sys/fs/cgroup/a/b/cpu.max": "600000 100000\n",
+        "proc/self/cgroup": "0::/a/b\n",
+    },
+    "a path outside of the container": {
+        "sys/fs/cgroup/cpu.max": "200000 100000\n",
+        "proc/self/cgroup": "0::/../../pod/box\n",
+    },
+    "a container of version 1": {
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "proc/self/cgroup": "5:cpu,cpuacct:/docker/0123\n1:name=systemd:/docker/0123\n",
+    },
+    "version 1 under its other name": {
+        "sys/fs/cgroup/cpu,cpuacct/docker/0123/cpu.cfs_quota_us": "100000\n",
+        "sys/fs/cgroup/cpu,cpuacct/docker/0123/cpu.cfs_period_us": "50000\n",
+        "proc/self/cgroup": "5:cpu,cpuacct:/docker/0123\n0::/\n",
+    },
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_quota_counts_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    root = write(tmp_path, GROUPS[name])
+    assert machine_settings(root)["cpu_limit"] == 2
+    assert usable_cores(root) == 2
+    assert default_threads(root) == 2
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"},
+        {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n"},
+        {"sys/fs/cgroup/other/cpu.max": "100000 100000\n", "proc/self/cgroup": "0::/mine\nnonsense\n"},
+        {"sys/fs/cgroup/cpu.max": "9900000 100000\n"},
+    ],
+)
+def test_without_a_quota_that_limits_a_runtime_finds_its_threads_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    root = write(tmp_path, files)
+    assert usable_cores(root) == 8
+    assert default_threads(root) is None
 
 
 def test_differences_name_what_was_and_what_is() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,21 @@ def test_description_is_plain_json(name: str) -> None:
     told = find_backend(name).load(tiny_model()).describe()
     assert json.loads(json.dumps(told)) == told
     assert told.keys() >= {"backend", "version", "device", "compute_precision", "threads"}
+
+
+def test_a_runtime_that_is_told_no_threads_starts_no_more_than_the_containers_quota(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(find_backend(name).__module__)
+    if not hasattr(module, "default_threads"):
+        pytest.skip("its threads belong to the whole process")
+    monkeypatch.setattr(module, "default_threads", lambda: 1)
+    backend = find_backend(name).load(tiny_model())
+    assert backend.describe()["threads"] == 1
+    np.testing.assert_allclose(
+        backend.run({"images": tiny_images()})["logits"], tiny_logits(tiny_images()), rtol=0, atol=1e-6
+    )
+    assert find_backend(name).load(tiny_model(), options=Options(threads=2)).describe()["threads"] == 2
 
 
 def test_openvino_computes_in_single_precision_unless_asked() -> None:

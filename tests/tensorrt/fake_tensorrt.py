@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests.tensorrt.fake_cuda import FakeDriver
-from vitdeploy.machine.hardware import Gpu
+from vitdeploy.machine.gpus import Gpu
 from vitdeploy.tensorrt import backend as backend_module
 from vitdeploy.tensorrt import cuda as cuda_module
 from vitdeploy.tensorrt import engine as engine_run

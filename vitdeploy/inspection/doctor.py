@@ -16,8 +16,8 @@ from typing import Any
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.inspection.doctor_report import DoctorReport, Finding, Machine, Package, TensorRt
+from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.hardware import (
-    ROOT,
     cudart_version,
     debian_version,
     describe_python,
@@ -25,10 +25,10 @@ from vitdeploy.machine.hardware import (
     find_libraries,
     library_version,
     read_cpu,
-    read_gpus,
     read_jetson,
     system_binding_pythons,
 )
+from vitdeploy.machine.probe import ROOT
 from vitdeploy.platforms.known_bad import Circumstances, matching_rows
 from vitdeploy.tensorrt.rtx import requirements as rtx
 

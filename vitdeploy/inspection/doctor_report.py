@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitdeploy.machine.hardware import Cpu, Gpu, Jetson
+from vitdeploy.machine.gpus import Gpu
+from vitdeploy.machine.hardware import Cpu, Jetson
 from vitdeploy.table import render
 
 NOTHING_RUNS = "NO RUNTIME IS USABLE: no bundle can run here\n  try: pip install 'vitdeploy[onnxruntime]'"

@@ -1,4 +1,4 @@
-"""What this machine is: processor, NVIDIA GPU, Jetson, TensorRT libraries, Python. Read-only, standard library only.
+"""What this machine is: processor, Jetson, TensorRT libraries, Python. Read-only, standard library only.
 
 Every function takes the text, folder or command it reads, so that a device can be described by a folder of files.
 """
@@ -6,19 +6,16 @@ Every function takes the text, folder or command it reads, so that a device can 
 from __future__ import annotations
 
 import glob
-import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path("/")
-PROBE_SECONDS = 10.0
+from vitdeploy.machine.probe import ROOT, read_text, run_probe
 
 # Flag of /proc/cpuinfo: the name people know, and the precision whose kernels it speeds up.
 X86_FEATURES: Mapping[str, tuple[str, str]] = {
@@ -64,21 +61,6 @@ LIBRARY_FOLDERS = (
     "opt/tensorrt*/lib",
 )
 
-# Runs in a process of its own, because a driver may hang or crash. Prints one JSON list of the devices.
-_CUDA_PROBE = """
-import ctypes, json
-driver = ctypes.CDLL("libcuda.so.1")
-number, devices = ctypes.c_int(), []
-if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(number)) == 0:
-    for index in range(number.value):
-        device, name, major, minor = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
-        driver.cuDeviceGet(ctypes.byref(device), index)
-        driver.cuDeviceGetName(name, 256, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        devices.append({"name": name.value.decode(), "sm": 10 * major.value + minor.value})
-print(json.dumps(devices))
-"""
 _CUDART_PROBE = """
 import ctypes, sys
 version = ctypes.c_int()
@@ -114,15 +96,6 @@ class Cpu:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU; `sm` is ten times the compute capability, None where it is unknown."""
-
-    name: str
-    sm: int | None
-    memory_mib: int | None = None
-
-
-@dataclass(frozen=True)
 class Jetson:
     """An NVIDIA Jetson; versions are None where the files that tell them are missing."""
 
@@ -134,31 +107,6 @@ class Jetson:
     def sm(self) -> int | None:
         """Ten times the compute capability, from the name of the module."""
         return next((sm for name, sm in SM_OF_JETSON.items() if name in self.model), None)
-
-
-def read_text(path: Path) -> str:
-    """The text of a file of the system; empty where it cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8", "replace").replace("\0", "")
-    except OSError:
-        return ""
-
-
-def run_probe(command: Sequence[str], *, seconds: float = PROBE_SECONDS) -> str:
-    """What a command prints; empty where it is missing, fails or takes longer than `seconds`."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def read_cpu(root: Path = ROOT, architecture: str | None = None) -> Cpu:
@@ -210,41 +158,6 @@ def debian_version(package: str, root: Path = ROOT) -> str | None:
         return None
     version = re.search(r"^Version: (?:\d+:)?(\S+)", stanza[0], re.MULTILINE)
     return version[1] if version else None
-
-
-def read_gpus(root: Path = ROOT) -> tuple[Gpu, ...]:
-    """NVIDIA GPUs, from nvidia-smi, else from the driver library, else the names that the kernel module lists."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-    live = root == ROOT
-    found = parse_nvidia_smi(run_probe(query)) if live else ()
-    if not found and live and (Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists()):
-        found = parse_cuda_devices(run_probe([sys.executable, "-I", "-c", _CUDA_PROBE]))
-    if found:
-        return found
-    information = sorted(glob.glob(str(root / "proc/driver/nvidia/gpus/*/information")))  # noqa: PTH207
-    names = (re.search(r"^Model:\s*(.+)$", read_text(Path(path)), re.MULTILINE) for path in information)
-    return tuple(Gpu(name[1].strip(), None) for name in names if name)
-
-
-def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
-    """GPUs from `nvidia-smi --query-gpu=name,compute_cap,memory.total`; on a Jetson most fields are `[N/A]`."""
-    gpus = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != 3:
-            continue
-        capability = re.fullmatch(r"(\d+)\.(\d)", cells[1])
-        memory = int(cells[2]) if cells[2].isdigit() else None
-        gpus.append(Gpu(cells[0], int(capability[1]) * 10 + int(capability[2]) if capability else None, memory))
-    return tuple(gpus)
-
-
-def parse_cuda_devices(text: str) -> tuple[Gpu, ...]:
-    """GPUs from what the probe of the driver library prints."""
-    try:
-        return tuple(Gpu(str(device["name"]), int(device["sm"])) for device in json.loads(text))
-    except (ValueError, KeyError, TypeError):
-        return ()
 
 
 def driver_version(root: Path = ROOT) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.machine.hardware import ROOT, driver_version, read_cpu, read_gpus, read_text
+from vitdeploy.machine.gpus import read_gpus
+from vitdeploy.machine.hardware import driver_version, read_cpu
+from vitdeploy.machine.probe import ROOT, read_text
 
 _VARIABLES = ("OMP_", "GOMP_", "KMP_", "TBB_", "MKL_", "CUDA_", "ORT_", "OV_")
 _JETSON_GPU = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|gb10b")
@@ -68,15 +70,72 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def usable_cores(root: Path = ROOT) -> int:
     """Cores that this process may use: those of its affinity, or fewer where the container's CPU quota is smaller."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _cpu_limit(root)
-    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+    return _affinity() if limit is None else max(1, min(_affinity(), math.ceil(limit)))
+
+
+def default_threads(root: Path = ROOT) -> int | None:
+    """Threads for a runtime that was told none; None where it finds the right number itself.
+
+    Runtimes count the cores of the machine or of the affinity. More threads than the quota allows are halted together
+    as soon as it is used up.
+    """
+    cores = usable_cores(root)
+    return cores if cores < _affinity() else None
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_limit(root: Path) -> float | None:
-    """CPU quota of the control group, in CPUs: `200000 100000` means two, `max 100000` no limit."""
-    quota = re.match(r"(\d+) ([1-9]\d*)", read_text(root / "sys/fs/cgroup/cpu.max"))
+    """The smallest CPU quota, in CPUs, of the control groups that this process is in; None where none has one.
+
+    A container sees its own group as the root of the tree, a service of systemd stands somewhere below it, and the
+    groups above limit it too.
+    """
+    quotas = [quota for folder, read in _control_groups(root) if (quota := read(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, Callable[[Path], float | None]]]:
+    """Every folder that may hold a quota of this process, and what reads it: version 2 of the interface, and 1."""
+    place = root / "sys/fs/cgroup"
+    unified, divided = {"/"}, {"/"}
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0" and not names:
+            unified.add(path)
+        elif "cpu" in names.split(","):
+            divided.add(path)
+    for mounts, paths, read in (
+        (("", "unified"), unified, _quota),
+        (("cpu", "cpu,cpuacct", "cpuacct,cpu"), divided, _quota_of_version_1),
+    ):
+        for mount in mounts:
+            for folder in dict.fromkeys(folder for path in sorted(paths) for folder in _upward(path)):
+                yield place / mount / folder, read
+
+
+def _upward(path: str) -> list[str]:
+    """`a/b`, `a` and the root, for `/a/b`; `..` stands for groups outside of the container, which it does not see."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _quota(folder: Path) -> float | None:
+    """`200000 100000` means two CPUs, `max 100000` no limit."""
+    quota = re.match(r"(\d+) ([1-9]\d*)", read_text(folder / "cpu.max"))
     return int(quota[1]) / int(quota[2]) if quota else None
+
+
+def _quota_of_version_1(folder: Path) -> float | None:
+    """The quota in microseconds over the period; a quota of -1 is none."""
+    quota, period = (read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    if not (re.fullmatch(r"[1-9]\d*", quota) and re.fullmatch(r"[1-9]\d*", period)):
+        return None
+    return int(quota) / int(period)
 
 
 def _boost(cpus: Path) -> bool | None:

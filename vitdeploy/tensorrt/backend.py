@@ -13,7 +13,8 @@ import numpy as np
 
 from vitdeploy.bundle import MODEL, REFERENCE, Bundle
 from vitdeploy.errors import BackendError, GateError, UsageError
-from vitdeploy.machine.hardware import Gpu, read_gpus, read_jetson
+from vitdeploy.machine.gpus import Gpu, read_gpus
+from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.prove import prove
 from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.runtime.options import Options

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from tests.tensorrt.fake_tensorrt import PREFIX, Context, Engine, Recorded, World
-from vitdeploy.machine.hardware import Gpu
+from vitdeploy.machine.gpus import Gpu
 from vitdeploy.tensorrt import backend as backend_module
 from vitdeploy.tensorrt import cuda as cuda_module
 from vitdeploy.tensorrt import engine as engine_run

@@ -17,7 +17,7 @@ from vitdeploy import build
 from vitdeploy.bundle import Bundle, BundleWriter
 from vitdeploy.cli import main
 from vitdeploy.errors import BackendError, GateError, MissingDependencyError, UsageError
-from vitdeploy.machine.hardware import Gpu
+from vitdeploy.machine.gpus import Gpu
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.session import load
 from vitdeploy.runtime.verify import verify

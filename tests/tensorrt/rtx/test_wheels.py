@@ -19,7 +19,7 @@ from vitdeploy import build
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.flop import flop_by_node
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.machine.hardware import read_gpus
+from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.runtime.session import load
 from vitdeploy.tensorrt.rtx.compile import compile_check
 from vitdeploy.tensorrt.rtx.compiler import run_compiler

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError
+from vitdeploy.machine.settings import default_threads
 from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.runtime.options import Options
@@ -64,8 +65,9 @@ class OnnxRuntimeBackend(Backend):
         provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
+        threads = options.threads or default_threads()
+        if threads is not None:
+            settings.intra_op_num_threads = threads
         # The CPU takes the nodes that a provider lacks.
         session = onnxruntime.InferenceSession(model, settings, providers=list(dict.fromkeys((provider, CPU))))
         if provider not in session.get_providers():
@@ -74,12 +76,12 @@ class OnnxRuntimeBackend(Backend):
                 why="its libraries or its device are missing, and it fell back to the CPU",
                 fix="vitdeploy doctor, or device CPU",
             )
-        return cls(session, options)
+        return cls(session, threads)
 
-    def __init__(self, session: Any, options: Options) -> None:
+    def __init__(self, session: Any, threads: int | None) -> None:
         super().__init__(session, _specs(session.get_inputs()), _specs(session.get_outputs()))
         self._names = [spec.name for spec in self.outputs]
-        self._threads = options.threads
+        self._threads = threads
         first = session.get_providers()[0]
         self._device = "CPU" if first == CPU else first
 

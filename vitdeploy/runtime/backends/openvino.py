@@ -10,6 +10,7 @@ from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.errors import BackendError, ExportError
+from vitdeploy.machine.settings import default_threads
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
 from vitdeploy.runtime.backends.openvino_file import check_files
 from vitdeploy.runtime.executed import ExecutedGraph
@@ -98,7 +99,7 @@ class OpenVinoBackend(Backend):
         if precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = _ELEMENT_TYPES[precision]
         for name, value in (
-            ("INFERENCE_NUM_THREADS", options.threads),
+            ("INFERENCE_NUM_THREADS", options.threads or (default_threads() if device == "CPU" else None)),
             ("NUM_STREAMS", options.num_requests),
             ("CACHE_DIR", options.cache and str(options.cache)),
         ):

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError
-from vitdeploy.machine.hardware import Gpu, driver_version
+from vitdeploy.machine.gpus import Gpu
+from vitdeploy.machine.hardware import driver_version
 from vitdeploy.platforms.capabilities import PLATFORMS
 from vitdeploy.runtime.backends.base import one_line
 from vitdeploy.tensorrt.backend import EngineBackend
