@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from tests.bundles import failing_after, tiny_images, tiny_logits, write_tiny_bundle
+from tests.bundles import failing_after, tiny_images, tiny_logits, tiny_manifest, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, BundleError, GateError, MissingDependencyError, UsageError
+from vitdeploy.errors import BackendError, BundleError, GateError, InputError, MissingDependencyError, UsageError
+from vitdeploy.runtime import auto
 from vitdeploy.runtime.backends import Backend, auto_order, find_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.session import load
@@ -196,3 +198,110 @@ def test_an_option_that_the_fastest_runtime_does_not_support_never_takes_a_slowe
 def test_an_option_that_none_follows_is_refused(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match=r"does not support the option checkpoint\n.*runs the model file"):
         load(bundle, checkpoint="weights.pth")
+
+
+class Model:
+    """What a runtime has loaded: it lives as long as anything holds it."""
+
+
+class Fake(Backend):
+    """A runtime of this test alone; `trouble` is what its runs raise."""
+
+    package = "numpy"
+    auto_reason = "it is made up"
+    trouble: type[BaseException] | None = None
+    natives: ClassVar[list[weakref.ref[Model]]] = []
+    alive_at_load: ClassVar[list[int]] = []
+
+    @classmethod
+    def _load(cls, model: bytes, weights: bytes, options: Options) -> Backend:
+        cls.alive_at_load.append(sum(native() is not None for native in Fake.natives))
+        native = Model()
+        Fake.natives.append(weakref.ref(native))
+        spec = tiny_manifest()
+        return cls(native, spec.inputs, spec.outputs)
+
+    def _run(self, native: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self.trouble is not None:
+            try:
+                raise OSError("the device is gone")
+            except OSError as cause:
+                raise self.trouble("no luck") from cause
+        return {"logits": tiny_logits(inputs["images"])}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"version": "1", "device": "none", "compute_precision": "fp32", "threads": 1}
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[BaseException] | None], None]:
+    """Makes two made-up runtimes the only ones, of which the first raises this when it runs."""
+    Fake.natives.clear()
+    Fake.alive_at_load.clear()
+
+    def play(trouble: type[BaseException] | None) -> None:
+        kinds = [
+            type("First", (Fake,), {"name": "first", "trouble": trouble}),
+            type("Second", (Fake,), {"name": "second"}),
+        ]
+        monkeypatch.setattr(auto, "auto_order", lambda: kinds)
+
+    return play
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError, MemoryError, BackendError, GateError])
+def test_what_a_runtime_loaded_is_freed_before_the_next_one_loads(
+    bundle: Bundle, fakes: Callable[[type[BaseException]], None], trouble: type[BaseException]
+) -> None:
+    fakes(trouble)
+    with load(bundle) as session:
+        assert session.backend.name == "second"
+        assert Fake.alive_at_load == [0, 0], "the first model, held by the error that is kept"
+        assert "no luck" in session.reason or "failed while it ran" in session.reason
+
+
+@pytest.mark.parametrize("trouble", [UsageError, KeyboardInterrupt, SystemExit, InputError])
+def test_an_error_that_ends_the_search_holds_nothing_that_was_loaded(
+    bundle: Bundle, fakes: Callable[[type[BaseException]], None], trouble: type[BaseException]
+) -> None:
+    fakes(trouble)
+    with pytest.raises(trouble, match="no luck") as caught:
+        load(bundle)
+    assert caught.value.__cause__ is not None
+    assert [native() for native in Fake.natives] == [None]
+
+
+def test_an_error_in_the_comparison_itself_frees_the_model_too(
+    bundle: Bundle, fakes: Callable[[type[BaseException] | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes(None)
+
+    def prove(bundle: Bundle, runner: Backend) -> None:
+        held = [runner._native]  # as a variable of any frame may
+        raise MemoryError(f"no room for {len(held)} outputs")
+
+    monkeypatch.setattr(auto, "prove", prove)
+    with pytest.raises(MemoryError, match="no room") as caught:
+        load(bundle)
+    assert caught.traceback
+    assert [native() for native in Fake.natives] == [None]
+
+
+def test_the_frames_of_an_error_that_the_caller_handles_are_left_alone(
+    bundle: Bundle, fakes: Callable[[type[BaseException]], None]
+) -> None:
+    fakes(RuntimeError)
+
+    def broken() -> None:
+        evidence = "still here"
+        raise ValueError(len(evidence))
+
+    kept = None
+    try:
+        broken()
+    except ValueError as error:
+        load(bundle).close()
+        kept = error.__traceback__
+    assert kept is not None
+    assert kept.tb_next is not None
+    assert kept.tb_next.tb_frame.f_locals["evidence"] == "still here"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -51,8 +53,8 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
 
     A runtime that is installed and does not support an option that was given is a UsageError: another one in its place
     would be slower than what was asked for, and nobody would know why. One that cannot load the bundle is passed over
-    with a warning. Where none loads it, raises what the first one that is installed raised, or else what keeps the
-    last, which any machine can have, from being used.
+    with a warning, and its memory is free before the next one is tried. Where none loads it, raises what the first one
+    that is installed raised, or else what keeps the last, which any machine can have, from being used.
     """
     absent: list[BackendError] = []
     refused: list[BackendError | GateError] = []
@@ -65,13 +67,17 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
             absent.append(error)
             passed_over.setdefault(error.what, []).append(backend.name)
             continue
-        loaded = None
+        loaded, handled = None, sys.exc_info()[1]
         try:
             loaded = open_backend(backend, bundle, options)
             report = prove(bundle, loaded)
-        except (BackendError, GateError) as error:
+        except BaseException as error:
             if loaded is not None:
                 loaded.close()
+                loaded = None
+            _let_go(error, handled)
+            if not isinstance(error, (BackendError, GateError)):
+                raise
             refused.append(error.with_traceback(None))
             passed_over.setdefault(error.what, []).append(backend.name)
             log.warning("%s is passed over: %s", backend.name, "; ".join(filter(None, (error.what, error.fix))))
@@ -79,6 +85,22 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
         faster = ", ".join(f"{' and '.join(names)} ({why})" for why, names in passed_over.items())
         reason = backend.auto_reason + (f" after {faster}" if faster else "")
         yield Attempt(loaded, report, reason)
+        loaded = None  # it is the caller's, who may have closed it
         passed_over.setdefault("; ".join(report.failures), []).append(backend.name)
     if len(absent) + len(refused) == len(order):
         raise refused[0] if refused else absent[-1]
+
+
+def _let_go(error: BaseException, handled: BaseException | None) -> None:
+    """Empty the frames of an error and of what led to it, up to `handled`, which the caller is dealing with already.
+
+    Their variables hold what was loaded: its memory would stay taken while the next runtime is tried.
+    """
+    pending, seen = [error], {id(None), id(handled)}
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        pending += [led for led in (one.__cause__, one.__context__) if led is not None]
