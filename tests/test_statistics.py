@@ -122,10 +122,23 @@ def test_mcnemar_is_the_whole_sum_to_twelve_digits(lost: int, won: int) -> None:
     assert mcnemar(lost, won) == pytest.approx(min(1.0, 2 * tail / 2**total), rel=1e-12, abs=0)
 
 
+@given(st.integers(0, 700), st.integers(0, 700))
+def test_mcnemar_is_the_exact_tail_of_any_counts(lost: int, won: int) -> None:
+    total = lost + won
+    tail = Fraction(sum(math.comb(total, k) for k in range(min(lost, won) + 1)), 2**total)
+    assert (
+        mcnemar(lost, won) == mcnemar(won, lost) == pytest.approx(float(min(Fraction(1), 2 * tail)), rel=1e-12, abs=0)
+    )
+
+
 def test_mcnemar_of_many_pairs_takes_no_time() -> None:
-    begin = time.process_time()
-    assert mcnemar(5000, 4800) == pytest.approx(0.0444041487998463, rel=1e-12)
-    assert time.process_time() - begin < 1
+    """A few milliseconds; it took ten seconds when every term was counted from its factorials."""
+    seconds = []
+    for _ in range(5):
+        begin = time.process_time()
+        assert mcnemar(5000, 4800) == pytest.approx(0.0444041487998463, rel=1e-12)
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.01
 
 
 def test_mcnemar_by_enumeration_and_for_many_pairs() -> None:
