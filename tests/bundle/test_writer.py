@@ -194,16 +194,6 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     assert left_behind(bundle.path.parent) == ["tiny"]
 
 
-def test_the_leftovers_of_others_are_not_touched(tmp_path: Path) -> None:
-    stale = tmp_path / ".b.partial-00000000"
-    stale.mkdir()
-    (stale / MODEL).write_bytes(b"of another process")
-    write_tiny_bundle(tmp_path / "b")
-    write_tiny_bundle(tmp_path / "b", force=True)
-    assert left_behind(tmp_path) == [stale.name, "b"]
-    assert (stale / MODEL).exists()
-
-
 def test_a_bundle_has_the_permissions_of_any_new_folder(tmp_path: Path, bundle: Bundle) -> None:
     (tmp_path / "plain").mkdir()
     assert stat.S_IMODE(bundle.path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)

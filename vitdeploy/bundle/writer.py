@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from vitdeploy.bundle.manifest import LARGEST_REFERENCE, MANIFEST, SCHEMA_VERSIO
 from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, sample_preprocessing
 from vitdeploy.bundle.reference import Array, too_large
 from vitdeploy.errors import BundleError
-from vitdeploy.files import hash_file, write_atomically
+from vitdeploy.files import hash_file, hold, hold_new, sweep, write_atomically
 from vitdeploy.preprocess import Preprocessing
 
 
@@ -38,15 +39,18 @@ class BundleWriter:
         self.destination = Path(os.path.realpath(destination))
         self._force = force
         with self._explained():
+            _check_links(Path(os.path.abspath(destination)))  # noqa: PTH100 - `resolve` would follow them
             self._check_destination()
             self._new_parents = [folder for folder in self.destination.parents if not folder.exists()]
         self.path = self._sibling("partial")
+        self._held: int | None = None
 
     def __enter__(self) -> BundleWriter:
         try:
             with self._explained():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.mkdir()
+                self._sweep()
+                self.path, self._held = hold_new(lambda: self._sibling("partial"), _make_folder)
         except BaseException:
             self._discard()
             raise
@@ -110,25 +114,45 @@ class BundleWriter:
             self._check_destination()
             _sync_folder(self.path)
             aside = self._sibling("replaced")
-            try:
-                if self.destination.exists():
-                    self.destination.rename(aside)
-                self.path.rename(self.destination)
-            except BaseException:
-                if aside.exists() and not self.destination.exists():
-                    aside.rename(self.destination)
-                raise
-            finally:
-                if not self.path.exists():
-                    shutil.rmtree(aside, ignore_errors=True)
+            with _held(self.destination):
+                try:
+                    if self.destination.exists():
+                        self.destination.rename(aside)
+                    self.path.rename(self.destination)
+                except BaseException:
+                    if aside.exists() and not self.destination.exists():
+                        aside.rename(self.destination)
+                    raise
+                finally:
+                    if not self.path.exists():
+                        shutil.rmtree(aside, ignore_errors=True)
             _sync_folder(self.destination.parent)
         return Bundle.open(self.destination)
 
     def _sibling(self, what: str) -> Path:
         return self.destination.with_name(f".{self.destination.name}.{what}-{secrets.token_hex(4)}")
 
+    def _sweep(self) -> None:
+        """Removes what killed exports to this place left, and puts back the bundle that one was about to replace."""
+        siblings = {what: [*self._siblings(what)] for what in ("partial", "replaced")}
+        sweep(siblings["partial"], _remove_tree)
+        for aside in siblings["replaced"]:
+            sweep([aside], _remove_tree if self.destination.exists() else lambda path: path.rename(self.destination))
+
+    def _siblings(self, what: str) -> Iterator[Path]:
+        name = re.compile(re.escape(f".{self.destination.name}.{what}-") + "[0-9a-f]{8}")
+        with contextlib.suppress(OSError):  # a folder that may be written and not listed
+            yield from (path for path in self.destination.parent.iterdir() if name.fullmatch(path.name))
+
     def _check_destination(self) -> None:
         path = self.destination
+        outer = next((folder for folder in path.parents if _looks_like_bundle(folder)), None)
+        if outer is not None:
+            raise BundleError(
+                f"{path} is inside the bundle {outer}",
+                why="a bundle holds the files of its manifest and nothing else",
+                fix=f"choose a folder outside of it with -o, such as {outer.parent / path.name}",
+            )
         if not path.exists():
             return
         if not path.is_dir():
@@ -144,6 +168,9 @@ class BundleWriter:
 
     def _discard(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         for folder in self._new_parents:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -158,6 +185,43 @@ class BundleWriter:
             yield
         except OSError as error:
             raise cannot_write(self.destination, error) from error
+
+
+def _make_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY)
+
+
+def _remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds the folder that is now at `path`, if any, also while it has another name."""
+    descriptor = None
+    while descriptor is None and path.exists():
+        found = os.open(path, os.O_RDONLY)
+        if hold(path, found):
+            descriptor = found
+        else:
+            os.close(found)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _check_links(path: Path) -> None:
+    """Raises BundleError for a path through a symbolic link to nothing: what it names would be made far from here."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise BundleError(
+                f"{place} is a symbolic link to {place.readlink()}, which is not there",
+                why="the bundle would be written to a place that nobody looks at",
+                fix="remove the link, make its target, or choose another folder with -o",
+            )
 
 
 def _looks_like_bundle(path: Path) -> bool:
