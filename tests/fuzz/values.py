@@ -16,8 +16,8 @@ STRANGE: tuple[Any, ...] = (
 
 
 def strange(rng: random.Random) -> Any:
-    """One value."""
-    return rng.choice(STRANGE)
+    """One value, which may be changed."""
+    return copy.deepcopy(rng.choice(STRANGE))
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
