@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 # The `fix` of what should never happen.
 REPORT = "run the command with --verbose, and report what it prints as a defect of vitdeploy"
+
+
+def shell(path: object) -> str:
+    """A path as one types it in a shell, for the commands in messages."""
+    return shlex.quote(str(path))
 
 
 class VitDeployError(Exception):

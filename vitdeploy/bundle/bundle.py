@@ -24,7 +24,7 @@ from vitdeploy.bundle.manifest import (
     parse,
 )
 from vitdeploy.bundle.reference import Reference, read_reference, too_large
-from vitdeploy.errors import BundleError
+from vitdeploy.errors import BundleError, shell
 from vitdeploy.files import hash_file, write_atomically
 
 MODEL = "model.onnx"
@@ -65,7 +65,9 @@ class Bundle:
         path = Path(path)
         try:
             if not path.exists():
-                raise BundleError(f"there is no bundle at {path}", fix=f"vitdeploy export lemevit_tiny -o {path}")
+                raise BundleError(
+                    f"there is no bundle at {path}", fix=f"vitdeploy export lemevit_tiny -o {shell(path)}"
+                )
             if not path.is_dir():
                 raise BundleError(f"{path} is a file; a bundle is a folder", fix=_folder_around(path))
             if not (path / MANIFEST).is_file():
@@ -198,13 +200,16 @@ def cannot_read(path: Path, error: OSError) -> BundleError:
     return BundleError(f"cannot read {path}", why=why, fix=f"check its permissions: ls -ld {path}")
 
 
-def cannot_write(path: Path, error: OSError) -> BundleError:
-    """The error for a bundle that cannot be written to `path`."""
+def cannot_write(path: Path, error: OSError, *, otherwise: str | None = None) -> BundleError:
+    """The error for a file or folder that cannot be written; `otherwise` is what else may be done about it."""
     if error.errno in DISK_FULL:
-        return BundleError(
-            f"cannot write {path}", why="the disk is full", fix="free some space, or choose another folder with -o"
-        )
-    return BundleError(f"cannot write {path}", why=error.strerror or str(error), fix="choose another folder with -o")
+        fix = " or ".join(filter(None, ("free some space", otherwise)))
+        return BundleError(f"cannot write {path}", why="the disk is full", fix=fix)
+    return BundleError(
+        f"cannot write {path}",
+        why=error.strerror or str(error),
+        fix=otherwise or f"check its permissions: ls -ld {shell(path)}",
+    )
 
 
 def _folder_around(path: Path) -> str:

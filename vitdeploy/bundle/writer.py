@@ -25,6 +25,8 @@ from vitdeploy.errors import BundleError
 from vitdeploy.files import hash_file, hold, hold_new, sweep, write_atomically
 from vitdeploy.preprocess import Preprocessing
 
+_ELSEWHERE = "choose another folder with -o"
+
 
 class BundleWriter:
     """Writes a bundle beside its destination and renames it into place when it is complete.
@@ -61,7 +63,7 @@ class BundleWriter:
     ) -> None:
         self._discard()
         if isinstance(error, OSError) and self._is_ours(error):
-            raise cannot_write(self.destination, error) from error
+            raise cannot_write(self.destination, error, otherwise=_ELSEWHERE) from error
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Writes one file of the bundle and returns its path in the temporary folder."""
@@ -156,12 +158,12 @@ class BundleWriter:
         if not path.exists():
             return
         if not path.is_dir():
-            raise BundleError(f"{path} is a file", why="a bundle is a folder", fix="choose another folder with -o")
+            raise BundleError(f"{path} is a file", why="a bundle is a folder", fix=_ELSEWHERE)
         if any(path.iterdir()) and not _looks_like_bundle(path):
             raise BundleError(
                 f"{path} exists and is not a bundle",
                 why="replacing it would delete files that vitdeploy did not write",
-                fix="choose another folder with -o",
+                fix=_ELSEWHERE,
             )
         if not self._force:
             raise BundleError(f"{path} exists", fix="add --force to replace it, or choose another folder with -o")
@@ -184,7 +186,7 @@ class BundleWriter:
         try:
             yield
         except OSError as error:
-            raise cannot_write(self.destination, error) from error
+            raise cannot_write(self.destination, error, otherwise=_ELSEWHERE) from error
 
 
 def _make_folder(path: Path) -> int:

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shell
 
 HELP = "tell without a GPU what TensorRT or a Jetson will make of a bundle"
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.bundle} is a file, and the rules of --target judge a bundle",
             why="its manifest says what the network is and how it was exported",
-            fix=f"--compile alone, or vitdeploy export {args.bundle} --target tensorrt10",
+            fix=f"--compile alone, or vitdeploy export {shell(args.bundle)} --target tensorrt10",
         )
     rules = compiled = None
     if args.target is not None:

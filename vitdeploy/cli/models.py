@@ -51,7 +51,7 @@ def _row(card: Any) -> dict[str, Any]:
         "other_sizes": [
             {"image_size": list(size), "gmacs": macs, "top1": top1} for size, macs, top1 in card.other_sizes
         ],
-        "weights": card.checkpoint or "none published here; give --checkpoint",
+        "weights": card.checkpoint or "none published here; export with --checkpoint",
         "source": card.source,
         "reconstruction": card.reconstruction,
     }

@@ -17,7 +17,7 @@ REQUIRED = {
 }
 
 
-def need(module: str, package: str, *, extra: str = "export", needed_for: str = "vitdeploy export") -> None:
+def need(module: str, package: str, *, extra: str = "export", needed_for: str = "the export") -> None:
     """Raise MissingDependencyError, which names the pip line, unless `module` can be imported."""
     if importlib.util.find_spec(module) is None:
         raise MissingDependencyError(package, needed_for=needed_for, extra=extra)

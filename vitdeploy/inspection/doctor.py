@@ -179,7 +179,7 @@ def _missing(
         if unusable:
             findings.append(Finding("missing", str(unusable.problem), str(unusable.fix), unusable.why))
     if compiler.problem and rtx.has_wheels():
-        what = f"{compiler.problem}, which vitdeploy check --compile and the runtime tensorrt_rtx need"
+        what = f"{compiler.problem}, which `vitdeploy check BUNDLE --compile` and the runtime tensorrt_rtx need"
         findings.append(Finding("optional", what, str(compiler.fix)))
     elif machine.gpus and not compiler.problem:
         findings += [

@@ -93,15 +93,15 @@ JETPACKS = (
 
 
 def _platforms() -> Iterator[Platform]:
-    yield Platform("tensorrt8", (8, 5, 2), (8, 6, 2), source="vitdeploy export --target tensorrt8")
-    yield Platform("tensorrt10", (10, 3), (10, 16), source="vitdeploy export --target tensorrt10")
-    yield Platform("tensorrt11", (11, 0), (11, 4, 1), source="vitdeploy export --target tensorrt11")
+    yield Platform("tensorrt8", (8, 5, 2), (8, 6, 2), source="vitdeploy export MODEL --target tensorrt8")
+    yield Platform("tensorrt10", (10, 3), (10, 16), source="vitdeploy export MODEL --target tensorrt10")
+    yield Platform("tensorrt11", (11, 0), (11, 4, 1), source="vitdeploy export MODEL --target tensorrt11")
     # Of the line of TensorRT 10 and 11, with a numbering of its own: it is judged as the newest whose tables are here.
     yield Platform(
         "tensorrt_rtx",
         (10, 16),
         (10, 16),
-        source="vitdeploy export --target tensorrt_rtx; vitdeploy check --compile asks it itself",
+        source="vitdeploy export MODEL --target tensorrt_rtx; `vitdeploy check BUNDLE --compile` asks it itself",
         product="TensorRT for RTX 1.7",
     )
     for pack in JETPACKS:

@@ -30,7 +30,7 @@ def check_graph(model: ir.Model, platform: Platform) -> Iterator[Finding]:
     yield from _signature(model.graph, platform)
     for node in model.graph:
         if node.domain not in ("", "ai.onnx"):
-            what, fix = f"an operator of domain {node.domain}", "vitdeploy export, which ships standard operators"
+            what, fix = f"an operator of domain {node.domain}", "vitdeploy export MODEL, which ships standard operators"
             yield Finding(BLOCKS, title(node), what, fix, "parser 10.15")
             continue
         yield from _operator(node, platform)
@@ -112,7 +112,7 @@ def _element_types(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         return
     if ir.DataType.BFLOAT16 in kinds and platform.oldest < can.BFLOAT16_SINCE:
         what = f"bfloat16 is there from TensorRT {dotted(can.BFLOAT16_SINCE)}"
-        yield Finding(BLOCKS, title(node), what, "--precision fp16 or fp32", "parser 8.5")
+        yield Finding(BLOCKS, title(node), what, "export it with --precision fp16 or fp32", "parser 8.5")
     first = node.inputs[0] if node.inputs else None
     kind = None if first is None or first.dtype is None else first.dtype.name.lower()
     measured = None if kind is None or platform.oldest < (10, 0) else takes(node.op_type, kind)

@@ -58,8 +58,8 @@ class Circumstances:
     properties: Mapping[str, bool] = field(default_factory=dict)
 
 
-_VERIFY = "vitdeploy verify BUNDLE --runtime {} on this machine before it is used"
-_NEWER = "a newer TensorRT; vitdeploy verify BUNDLE shows whether this network is hit"
+_VERIFY = "`vitdeploy verify BUNDLE --runtime {}` on this machine before it is used"
+_NEWER = "a newer TensorRT; `vitdeploy verify BUNDLE` shows whether this network is hit"
 _MEASURED = "measured: OpenVINO 2026.4.1 against ONNX Runtime 1.31.1 on the same file"
 
 KNOWN_BAD: tuple[KnownBad, ...] = (
@@ -143,7 +143,7 @@ KNOWN_BAD: tuple[KnownBad, ...] = (
         WRONG,
         "FP16 attention over more than 65,504 keys",
         "the fused kernel sums the softmax in FP16 and overflows",
-        "keep those blocks in FP32: vitdeploy export --fp16 does so by itself",
+        "keep those blocks in FP32: `vitdeploy export MODEL --fp16` does so by itself",
         "tier4/autoware-ml#95",
     ),
     KnownBad(
@@ -152,7 +152,7 @@ KNOWN_BAD: tuple[KnownBad, ...] = (
         WRONG,
         "FP16 layer norm",
         "it overflows: there is no normalization layer before 8.6",
-        "--target tensorrt8, which keeps layer norms in FP32",
+        "export it with --target tensorrt8, which keeps layer norms in FP32",
         "NVIDIA/TensorRT#2564",
     ),
     KnownBad(
@@ -161,7 +161,7 @@ KNOWN_BAD: tuple[KnownBad, ...] = (
         WRONG,
         "FP16 layer norm of some networks",
         "its normalization layer is right for BERT and still wrong for RoBERTa",
-        "--target tensorrt8, which keeps layer norms in FP32",
+        "export it with --target tensorrt8, which keeps layer norms in FP32",
         "NVIDIA/TensorRT#3101",
     ),
     KnownBad(

@@ -168,7 +168,7 @@ def _attention(node: ir.Node, platform: Platform) -> Iterator[Finding]:
         yield Finding(WARNS, title(node), f"its head size is {head}", fix, source)
     if query.dtype == ir.DataType.FLOAT:
         source = f"{_TABLE_10} allows it; {COMPILER} has no kernel for it"
-        yield Finding(WARNS, title(node), f"it computes in {type_name(query)}", "--fp16", source)
+        yield Finding(WARNS, title(node), f"it computes in {type_name(query)}", "export it with --fp16", source)
 
 
 def _data_dependent(node: ir.Node, platform: Platform) -> Iterator[Finding]:

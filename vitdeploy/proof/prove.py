@@ -257,7 +257,7 @@ def _check_preprocessing(bundle: Bundle, reference: Reference) -> None:
         raise BundleError(
             f"the preprocessing of {bundle.path} is not the one that it was exported with",
             why=failure,
-            fix="export the bundle again; vitdeploy doctor shows the versions that are installed here",
+            fix="export the bundle again; `vitdeploy doctor` shows the versions that are installed here",
         )
 
 

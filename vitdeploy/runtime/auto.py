@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BackendError, GateError
+from vitdeploy.errors import BackendError, GateError, shell
 from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.backends import Backend, auto_order
 from vitdeploy.runtime.isolated import open_backend
@@ -44,7 +44,7 @@ def load_fastest(bundle: Bundle, options: Options) -> Attempt:
     raise GateError(
         f"no runtime here reproduces PyTorch with {bundle.path}",
         why="; ".join(failed),
-        fix=f"vitdeploy verify {bundle.path}; or name the runtime, to take it as it is",
+        fix=f"vitdeploy verify {shell(bundle.path)}; or name the runtime, to take it as it is",
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle, TensorSpec
-from vitdeploy.errors import BackendError, BundleError, InputError, UsageError
+from vitdeploy.errors import BackendError, BundleError, InputError, UsageError, shell
 from vitdeploy.preprocess import ImageLike, holds_pixels, preprocess, to_pixels
 from vitdeploy.proof.prove import describe_run, signature_failures
 from vitdeploy.runtime.auto import load_fastest
@@ -284,7 +284,8 @@ class Session:
             raise InputError("this bundle has no class scores to predict with", fix="session.run(images)")
         if not np.isfinite(logits).all():
             raise BackendError(
-                f"{self.backend.name} computed values that are not finite", fix=f"vitdeploy verify {self.bundle.path}"
+                f"{self.backend.name} computed values that are not finite",
+                fix=f"vitdeploy verify {shell(self.bundle.path)}",
             )
         powers = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = powers / powers.sum()
@@ -311,7 +312,7 @@ def _checked(array: Any, spec: TensorSpec) -> Array:
         raise InputError(
             f"{spec.name} has shape {list(array.shape)}, but the model takes {spec}",
             why=f"it was exported for batches of exactly {batch}" if only_batch else None,
-            fix="vitdeploy export --batch dynamic, for a bundle that takes any number"
+            fix="vitdeploy export MODEL --batch dynamic, for a bundle that takes any number"
             if only_batch
             else "session.predict(images), which resizes images as the bundle records",
         )

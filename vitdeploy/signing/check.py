@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitdeploy.bundle import MANIFEST, SIGNATURE, Bundle
 from vitdeploy.bundle.bundle import cannot_read
-from vitdeploy.errors import GateError, VitDeployError
+from vitdeploy.errors import GateError, VitDeployError, shell
 from vitdeploy.files import hash_file
 from vitdeploy.signing import library
 from vitdeploy.signing.contents import LARGEST_SIGNATURE, Contents, Statement, first, list_contents, read_statement
@@ -57,7 +57,7 @@ def _checked(path: Path, key: Path, fingerprint: str) -> Statement:
         raise GateError(
             f"{path} is not signed",
             why=f"it has no {SIGNATURE}, and --key asks for one",
-            fix=f"vitdeploy sign {path} --key PRIVATE.pem, where it was made and the private key is",
+            fix=f"`vitdeploy sign {shell(path)} --key PRIVATE.pem` where it was made and the private key is",
         )
     try:
         statement = read_statement(signature)

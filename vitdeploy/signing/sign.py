@@ -10,7 +10,7 @@ from pathlib import Path
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import MANIFEST, SIGNATURE, Bundle
 from vitdeploy.bundle.bundle import cannot_read, cannot_write
-from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.errors import BundleError, UsageError, shell
 from vitdeploy.files import write_atomically
 from vitdeploy.signing import library
 from vitdeploy.signing.contents import Contents, Statement, first, list_contents, read_statement
@@ -97,7 +97,7 @@ def sign(
 
 
 def _verify(bundle: Path) -> str:
-    return f"vitdeploy verify {bundle} --key PUBLIC.pem"
+    return f"vitdeploy verify {shell(bundle)} --key PUBLIC.pem"
 
 
 def _signable(bundle: Path) -> Contents:

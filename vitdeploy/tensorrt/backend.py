@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vitdeploy.bundle import MODEL, REFERENCE, Bundle
-from vitdeploy.errors import BackendError, GateError, UsageError
+from vitdeploy.errors import BackendError, GateError, UsageError, shell
 from vitdeploy.machine.gpus import Gpu, read_gpus
 from vitdeploy.machine.hardware import read_jetson
 from vitdeploy.proof.prove import prove
@@ -112,7 +112,7 @@ class EngineBackend(Backend):
         proven = engine is not None
         if engine is None and device is not None:
             engine = cache.find(key)
-        command = cls.build_command.format(bundle=bundle.path)
+        command = cls.build_command.format(bundle=shell(bundle.path))
         if engine is None:
             raise BackendError(
                 f"there is no proven {cls.library_type.product} engine for {bundle.path} on {device or key.gpu}",
@@ -144,8 +144,8 @@ class EngineBackend(Backend):
             raise GateError(
                 f"the {self.library_type.product} engine of {bundle.path} gives other numbers on this GPU",
                 why=f"it was built ahead and proven now: {'; '.join(report.failures)}",
-                fix=f"{self.build_command.format(bundle=bundle.path)} --rebuild on this machine, which looks for the "
-                "block and tries workarounds, or --runtime onnxruntime",
+                fix=f"`{self.build_command.format(bundle=shell(bundle.path))} --rebuild` on this machine, which looks "
+                "for the block and tries workarounds, or another runtime, such as onnxruntime",
             )
 
     @classmethod
@@ -232,7 +232,7 @@ class TensorRtBackend(EngineBackend):
             raise BackendError(
                 "there is no NVIDIA GPU that a driver serves here",
                 why="engines are built and run on the GPU",
-                fix="--runtime onnxruntime, or a machine with an NVIDIA driver or JetPack",
+                fix="another runtime, such as onnxruntime, or a machine with an NVIDIA driver or JetPack",
             )
         for package, fix in (
             (
@@ -264,8 +264,8 @@ class TensorRtBackend(EngineBackend):
             raise BackendError(
                 "there is no NVIDIA GPU that a driver serves here",
                 why="TensorRT builds an engine on the GPU that runs it",
-                fix="vitdeploy build on the device; without a GPU, vitdeploy check BUNDLE --compile asks NVIDIA's "
-                "compiler",
+                fix="`vitdeploy build BUNDLE` on the device; without a GPU, `vitdeploy check BUNDLE --compile` asks "
+                "NVIDIA's compiler",
             )
         cls.require()
 

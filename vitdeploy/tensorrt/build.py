@@ -140,7 +140,7 @@ def _place_on_dla(network: Any, config: Any, core: int) -> tuple[dict[str, int],
         raise UsageError(f"there is no DLA core {core}", why=why, fix="--dla 0" if cores else "leave --dla out")
     if not any(_is_reduced(layer, trt) for layer in layers):
         raise UsageError(
-            "a DLA computes in FP16 and INT8 only", why="this graph is FP32", fix="vitdeploy export --fp16"
+            "a DLA computes in FP16 and INT8 only", why="this graph is FP32", fix="vitdeploy export MODEL --fp16"
         )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
@@ -200,7 +200,8 @@ def _free_inputs(network: Any) -> Iterator[tuple[str, list[int]]]:
         shape = list(tensor.shape)
         if -1 in shape[1:]:
             raise BackendError(
-                f"the input {tensor.name} has free axes besides the batch", fix="vitdeploy export, which fixes them"
+                f"the input {tensor.name} has free axes besides the batch",
+                fix="vitdeploy export MODEL, which fixes them",
             )
         if shape[0] == -1:
             yield tensor.name, shape

@@ -133,7 +133,7 @@ class _Context:
             raise EngineError(
                 f"{library.product} could not create an execution context",
                 why="usually the GPU has too little free memory",
-                fix="end other processes on the GPU, or use a smaller --num-requests",
+                fix="end other processes on the GPU, or compute fewer calls at once (num_requests)",
             )
         self._library, self._cuda, self._inputs, self._outputs = library, cuda, inputs, outputs
         self._stream = cuda.stream()
@@ -178,7 +178,10 @@ class _Context:
         self._shapes = {}
         for name, shape in shapes.items():
             if not self.native.set_input_shape(name, tuple(shape)):
-                raise BackendError(f"the engine does not take {name} of shape {list(shape)}", fix="--profile")
+                raise BackendError(
+                    f"the engine does not take {name} of shape {list(shape)}",
+                    fix=f"`{self._library.command} --profile MIN,OPT,MAX`, with this number of samples in it",
+                )
         found: dict[str, tuple[int, ...]] = {}
         for port in (*self._inputs, *self._outputs):
             name = port.spec.name

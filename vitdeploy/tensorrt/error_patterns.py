@@ -88,18 +88,18 @@ ERROR_PATTERNS: tuple[ErrorPattern, ...] = (
     ErrorPattern(
         r"TopK.*(?:3840|exceed)|K (?:value )?(?:not supported|exceeds)",
         "TopK takes fewer than 3840 elements, and their number as a constant",
-        "a smaller --image-size, or the model's own number of kept tokens",
+        "export it with a smaller --image-size, or with the model's own number of kept tokens",
     ),
     ErrorPattern(
         r"[Ss]trongly[- ]typed.*(?:type|precision)|(?:must|should) have (?:the )?same (?:data )?types?|type mismatch",
         "operands of different types meet, which a strongly typed network does not convert by itself",
-        "vitdeploy export, which writes the Cast; a graph from elsewhere needs it too",
+        "vitdeploy export MODEL, which writes the Cast; a graph from elsewhere needs it too",
     ),
     ErrorPattern(
         r"no optimization profile (?:has been )?defined|profile.*(?:kMIN|kOPT|kMAX|min|max).*(?:not|invalid|exceed)"
         r"|optimization profile.*(?:invalid|not valid)",
         "the profile does not fit the graph's free axes",
-        "--profile MIN,OPT,MAX; or vitdeploy export --batch 1, which needs none",
+        "--profile MIN,OPT,MAX; or vitdeploy export MODEL --batch 1, which needs none",
     ),
     ErrorPattern(
         r"DLA.*(?:not (?:supported|available)|fail|invalid|exceed)|(?:not (?:supported|available)|fail).*DLA",
@@ -130,7 +130,8 @@ ERROR_PATTERNS: tuple[ErrorPattern, ...] = (
         r"illegal (?:memory access|instruction)|misaligned address|unspecified launch failure"
         r"|Cuda failure: (?:700|719)\b",
         "a kernel that TensorRT chose crashed",
-        "vitdeploy build BUNDLE --rebuild with a new --timing-cache; vitdeploy doctor names versions known to be bad",
+        "`vitdeploy build BUNDLE --rebuild` with a new --timing-cache; `vitdeploy doctor` names versions that are "
+        "known to be bad",
     ),
     ErrorPattern(
         r"[Tt]iming cache.*(?:mismatch|incompatible|not.*valid)",

@@ -96,7 +96,7 @@ def build(
         raise UsageError(
             f"{opened.path} takes no profile",
             why=f"it was exported for batches of exactly {batch}",
-            fix="vitdeploy export --batch dynamic, or leave --profile out",
+            fix="vitdeploy export MODEL --batch dynamic, or leave --profile out",
         )
     if asked.int8_if_faster:
         _require_int8(opened)

@@ -127,7 +127,7 @@ class Backend(ABC):
             raise BackendError(
                 f"{cls.name} cannot load the model",
                 why=one_line(error),
-                fix="try another --runtime; vitdeploy doctor lists them and the versions with known defects",
+                fix="try another runtime: `vitdeploy doctor` lists them and the versions with known defects",
             ) from error
         backend.num_requests = options.num_requests or backend.num_requests
         return backend
@@ -151,7 +151,7 @@ class Backend(ABC):
             raise BackendError(
                 f"{self.name} failed while it ran the model",
                 why=one_line(error),
-                fix="try another --runtime, or a smaller --batch if memory is short",
+                fix="try another runtime, or fewer samples a call if memory is short",
             ) from error
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class Backend(ABC):
                 raise UsageError(
                     f"the {cls.name} runtime does not support the option {option}",
                     why=why,
-                    fix=f"leave --{option.replace('_', '-')} ({option} in Python) out, or choose another runtime",
+                    fix=f"leave {option} out, or choose another runtime",
                 )
         cls.require()
         return options

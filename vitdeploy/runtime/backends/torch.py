@@ -56,7 +56,7 @@ class TorchBackend(Backend):
             raise
         except Exception as error:
             raise BackendError(
-                "torch cannot rebuild the network", why=one_line(error), fix="use another --runtime"
+                "torch cannot rebuild the network", why=one_line(error), fix="use another runtime"
             ) from error
         backend.num_requests = options.num_requests or backend.num_requests
         return backend

@@ -142,7 +142,7 @@ class TensorRtRtxBackend(EngineBackend):
                 raise BackendError(
                     f"{requirements.NAME} is not installed, and there are no wheels of it for this machine",
                     why="NVIDIA publishes them for x86-64 Linux",
-                    fix="--runtime onnxruntime; on a Jetson --runtime tensorrt, whose engines the board builds",
+                    fix="another runtime: on a Jetson --runtime tensorrt, whose engines the board builds",
                 )
             package = next(iter(requirements.PACKAGES.values()))
             raise MissingDependencyError(package, needed_for=f"the runtime {cls.name}", extra=cls.extra)
@@ -151,7 +151,7 @@ class TensorRtRtxBackend(EngineBackend):
             raise BackendError(
                 "there is no NVIDIA GPU that a driver serves here",
                 why=f"engines of {requirements.NAME} are built on the CPU, but run on the GPU",
-                fix="--runtime onnxruntime, or a machine with an RTX GPU and its driver",
+                fix="another runtime, such as onnxruntime, or a machine with an RTX GPU and its driver",
             )
         if gpu.sm is not None and gpu.sm not in requirements.COMPUTE_CAPABILITIES:
             known = ", ".join(map(str, requirements.COMPUTE_CAPABILITIES))
@@ -254,5 +254,5 @@ def _not_built(outcome: Outcome, model: Any, said: str) -> BuildError:
     failure = describe_failure(outcome)
     fix = failure.fix if outcome.state == TIMED_OUT else "vitdeploy check BUNDLE --compile, which finds the part"
     if "for Turing" in failure.message:  # whose tensor cores take no FP32
-        fix = "leave 75 out of --sm, or vitdeploy export --fp16"
+        fix = "leave 75 out of the compute capabilities (sm), or vitdeploy export MODEL --fp16"
     return BuildError(what, log=said, why=failure.message, fix=fix)

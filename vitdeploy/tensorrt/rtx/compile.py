@@ -88,7 +88,7 @@ def fusion_receipt(path: Path, target: Target) -> dict[str, Any]:
         return {}
     if outcome.state != BUILT:
         log.warning(
-            "%s %s does not compile this graph (%s); vitdeploy check BUNDLE --compile says more",
+            "%s %s does not compile this graph (%s); `vitdeploy check BUNDLE --compile` says more",
             requirements.NAME,
             outcome.version,
             outcome.state,

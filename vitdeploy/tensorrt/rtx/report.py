@@ -17,7 +17,7 @@ CARRIES_OVER = (
 )
 DOES_NOT = (
     "the kernels that a board chooses, times, numbers, DLA, and the older TensorRT 8; plug-ins (NonZero, DeformConv) "
-    "are missing here alone, and it does not compile for Orin (8.7): `vitdeploy build` on the board decides"
+    "are missing here alone, and it does not compile for Orin (8.7): `vitdeploy build BUNDLE` on the board decides"
 )
 _SHORT = 400  # characters of a message on the screen; --json has all of it
 

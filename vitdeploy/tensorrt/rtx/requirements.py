@@ -29,7 +29,7 @@ DEFAULT_KINDS = tuple(sm for sm in COMPUTE_CAPABILITIES if sm >= 80)
 _JETSON_ORIN = 87
 
 
-def require(command: str = "vitdeploy check --compile") -> None:
+def require(command: str = "vitdeploy check BUNDLE --compile") -> None:
     """BackendError or MissingDependencyError where the compiler cannot run here, with what brings it."""
     missing = unavailable(command)
     if missing is not None:
@@ -56,7 +56,7 @@ def import_bindings() -> Any:
     return importlib.import_module(module or WHOLE[0])
 
 
-def unavailable(command: str = "vitdeploy check --compile") -> BackendError | None:
+def unavailable(command: str = "vitdeploy check BUNDLE --compile") -> BackendError | None:
     """Why the compiler cannot run here, as an error to raise; None where it can."""
     if not has_wheels():
         system, machine = sys.platform, platform.machine()
