@@ -75,7 +75,7 @@ def test_a_bundle_without_a_signature_is_refused_with_a_key_and_used_without(
     assert capsys.readouterr().err.splitlines() == [
         f"error: {unsigned} is not signed",
         "  why: it has no model.sig, and --key asks for one",
-        f"  try: vitdeploy sign {unsigned} --key PRIVATE.pem, where it was made and the private key is",
+        f"  try: `vitdeploy sign {unsigned} --key PRIVATE.pem` where it was made and the private key is",
     ]
 
 

@@ -173,10 +173,11 @@ class Backend(ABC):
         options = options or Options()
         for option, why in cls.refuses.items():
             if getattr(options, option) is not None:
+                typed = "build" if option == "build" else f"--{option.replace('_', '-')} ({option} in Python)"
                 raise UsageError(
                     f"the {cls.name} runtime does not support the option {option}",
                     why=why,
-                    fix=f"leave {option} out, or choose another runtime",
+                    fix=f"leave {typed} out, or choose another runtime",
                 )
         cls.require()
         return options
