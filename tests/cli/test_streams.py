@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle
@@ -183,6 +184,17 @@ def test_what_nobody_expects_is_told_in_the_same_form(
         assert "--verbose" in options or fix in told["try"]
     else:
         assert out == "half a result\n"
+
+
+def test_what_a_metric_prints_is_not_the_result(bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def figure(outputs, targets):\n    print('half way')\n    return 1.0\n")
+    np.savez(tmp_path / "data.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4))
+    options = f"--runtime onnxruntime --baseline {bundles}/good --logits logits --no-record --json"
+    write_tiny_bundle(tmp_path / "half", precision="fp16")
+    done = shell(f"{VITDEPLOY} validate half --data data.npz --metric mine.py:figure {options}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"]
+    assert "half way" in done.stderr
 
 
 def test_a_signal_ends_a_command_with_130(bundles: Path) -> None:

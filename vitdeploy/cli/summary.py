@@ -120,4 +120,8 @@ def _decibel(ratio: float | None, exact: bool = True) -> str:
 
 def _from_here(path: str) -> str:
     """The path as the user would type it: relative where it is below the current folder."""
-    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted meanwhile
+        return path
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

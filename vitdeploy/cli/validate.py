@@ -28,8 +28,10 @@ command continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import sys
 from pathlib import Path
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
@@ -81,22 +83,24 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         check_folder(args.report)
     try:
-        report = validate(
-            args.bundles,
-            args.data,
-            runtime=args.runtime,
-            baseline=args.baseline,
-            task=args.task,
-            metric=args.metric,
-            output=args.output,
-            ignore_index=args.ignore_index,
-            samples=args.samples,
-            seed=args.seed,
-            max_drop=args.max_drop,
-            logits=args.logits,
-            record=args.record,
-            **load_options(args),
-        )
+        # What the user's own --metric prints is not the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            report = validate(
+                args.bundles,
+                args.data,
+                runtime=args.runtime,
+                baseline=args.baseline,
+                task=args.task,
+                metric=args.metric,
+                output=args.output,
+                ignore_index=args.ignore_index,
+                samples=args.samples,
+                seed=args.seed,
+                max_drop=args.max_drop,
+                logits=args.logits,
+                record=args.record,
+                **load_options(args),
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues where it stopped") from None
     print(json.dumps(report.to_dict()) if args.json else report)
