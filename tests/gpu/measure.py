@@ -114,12 +114,11 @@ def torch_side(model: str, size: int, batches: list[int], *, compiled: bool) -> 
 def probe() -> dict[str, Any]:
     """What can be seen without a GPU: that everything imports, and that the builder then asks CUDA."""
     import tensorrt as trt
-    from polygraphy.backend import trt as poly
 
     import vitdeploy
     from vitdeploy.errors import BackendError
-    from vitdeploy.tensorrt.build import builder_log
     from vitdeploy.tensorrt.cuda import open_cuda
+    from vitdeploy.tensorrt.logger import collector
 
     found = {"tensorrt": trt.__version__, "vitdeploy": vitdeploy.__version__, "build": callable(vitdeploy.build)}
     try:
@@ -127,12 +126,12 @@ def probe() -> dict[str, Any]:
         found["driver"] = "there"
     except BackendError as error:
         found["driver"] = str(error.why)
-    with builder_log() as lines:
-        try:
-            poly.create_network()
-            found["builder"] = "there"
-        except Exception:  # the bindings raise a TypeError, polygraphy an exception of its own
-            found["builder"] = next((line for line in lines if "CUDA init" in line), "no builder")
+    logger, lines = collector(trt)
+    try:
+        trt.Builder(logger)
+        found["builder"] = "there"
+    except Exception:  # the bindings raise a TypeError
+        found["builder"] = next((line for line in lines if "CUDA init" in line), "no builder")
     return found
 
 

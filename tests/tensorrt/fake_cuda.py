@@ -5,14 +5,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from vitdeploy.machine.gpus import Gpu
 from vitdeploy.tensorrt.cuda import PROTOTYPES
 
 INVALID_CONTEXT, INVALID_VALUE, CAPTURE_UNSUPPORTED = 201, 1, 900
+NO_DEVICE, INVALID_DEVICE, OUT_OF_MEMORY = 100, 101, 2
+ORIN = Gpu("Orin", 87, uuid="6b0f3f1e-0000-4000-8000-000000000087")
 
 
 class Function:
@@ -39,11 +44,14 @@ class Function:
 class FakeDriver:
     """The library. Device memory is memory of its own unless the GPU is `integrated`.
 
-    `fails` maps function names to the error that they return; `launches` counts replayed graphs.
+    `devices` are those of the machine in the order of nvidia-smi; CUDA_VISIBLE_DEVICES chooses among them. `room` is
+    how many bytes can be allocated, host and device together; None for any number. `fails` maps function names to the
+    error that they return; `launches` counts replayed graphs.
     """
 
-    def __init__(self, *, integrated: bool = False) -> None:
-        self.integrated = integrated
+    def __init__(self, *, integrated: bool = False, devices: Sequence[Gpu] = (ORIN,)) -> None:
+        self.integrated, self.devices = integrated, list(devices)
+        self.room: int | None = None
         self.fails: dict[str, int] = {}
         self.calls: Counter[str] = Counter()
         self.memory: dict[int, Any] = {}
@@ -77,19 +85,35 @@ class FakeDriver:
         """Whether so many bytes from there belong to one allocation."""
         return any(start <= address and address + size <= start + len(data) for start, data in self.memory.items())
 
-    def _cuInit(self, flags: int) -> None:
-        assert flags == 0
+    def _visible(self) -> list[int]:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return list(range(len(self.devices))) if named is None else [int(one) for one in named.split(",") if one]
 
-    def _cuDeviceGet(self, device: Any, ordinal: int) -> None:
-        assert ordinal == 0
-        device.value = 7
+    def _cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return 0 if self._visible() else NO_DEVICE
+
+    def _cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        if ordinal >= len(self._visible()):
+            return INVALID_DEVICE
+        device.value = 7 + self._visible()[ordinal]
+        return 0
 
     def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:
-        assert (attribute, device) == (18, 7)
-        value.value = int(self.integrated)
+        major, minor = divmod(self.devices[device - 7].sm or 0, 10)
+        value.value = {18: int(self.integrated), 75: major, 76: minor}[attribute]
+
+    def _cuDeviceGetName(self, name: Any, size: int, device: int) -> None:
+        text = self.devices[device - 7].name.encode()
+        assert len(text) < size == len(name)
+        name.value = text
+
+    def _cuDeviceGetUuid(self, found: Any, device: int) -> None:
+        text = self.devices[device - 7].uuid
+        found.raw = uuid.UUID(text).bytes if text else bytes(16)
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: int) -> None:
-        assert device == 7
+        assert device - 7 in self._visible()
         context.value = 99
 
     def _cuCtxSetCurrent(self, context: int) -> None:
@@ -102,6 +126,8 @@ class FakeDriver:
     def _allocate(self, pointer: Any, size: int) -> int:
         if self.recording:
             return CAPTURE_UNSUPPORTED
+        if self.room is not None and size + sum(map(len, self.memory.values())) > self.room:
+            return OUT_OF_MEMORY
         data = ctypes.create_string_buffer(size)
         pointer.value = ctypes.addressof(data)
         self.memory[pointer.value] = data
@@ -179,6 +205,6 @@ class FakeDriver:
 
 def _plain(argument: Any) -> Any:
     """An integer, or for what is passed by reference the object itself."""
-    if isinstance(argument, int):
+    if isinstance(argument, (int, ctypes.Array)):
         return argument
     return argument._obj if hasattr(argument, "_obj") else argument.value

@@ -11,6 +11,7 @@ import ctypes
 import enum
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tensorrt.fake_cuda import FakeDriver
+from tests.tensorrt.fake_cuda import ORIN, FakeDriver
 from vitdeploy.machine.gpus import Gpu
 from vitdeploy.tensorrt import backend as backend_module
 from vitdeploy.tensorrt import cuda as cuda_module
@@ -97,45 +98,97 @@ class Layer(Recorded):
 
 class Network(Recorded):
     real = "INetworkDefinition"
+    own = frozenset({"model", "ports"})
 
-    def __init__(self, world: World, ports: list[Any]) -> None:
-        self.world, self._ports = world, ports
-        self.num_inputs = len(ports)
+    def __init__(self, world: World) -> None:
+        self.world, self.model, self.ports = world, b"", []
+        self.num_inputs = 0
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.world.layers)
 
     def get_input(self, index: int) -> Tensor:
-        port = self._ports[index]
+        port = self.ports[index]
         return Tensor(self.world, port.name, shape=[n if isinstance(n, int) else -1 for n in port.shape])
 
 
 class Builder(Recorded):
+    """Says what it does to its own logger, and to nobody else's."""
+
     real = "Builder"
 
-    def __init__(self, world: World) -> None:
-        self.world, self.num_DLA_cores = world, world.dla_cores
+    def __init__(self, world: World, logger: Any) -> None:
+        self.world, self._logger, self.num_DLA_cores = world, logger, world.dla_cores
+
+    def create_network(self, flags: int) -> Network:
+        kinds = self.world.enum("NetworkDefinitionCreationFlag")
+        asked = {kind.name for kind in kinds if flags & 1 << int(kind)}
+        assert "EXPLICIT_BATCH" in asked or self.world.version.split(".")[0] != "8", "8 insists on it"
+        self.world.parsed.append({"strongly_typed": True} if "STRONGLY_TYPED" in asked else {})
+        return Network(self.world)
+
+    def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
+        world = self.world
+        self._logger.log("Severity.VERBOSE", f"choosing kernels for model {zlib.crc32(network.model)}")
+        world.while_building(network.model)
+        if world.complaint:
+            self._logger.log("Severity.ERROR", world.complaint)
+            return None
+        computed = world.miscompile(network.model)
+        world.profiles[computed] = next(iter(config.settings.get("profiles", ())), Profile())
+        config.timed |= {world.timing}
+        return PREFIX + computed
+
+
+class Parser(Recorded):
+    real = "OnnxParser"
+
+    def __init__(self, world: World, network: Network, logger: Any) -> None:
+        self.world, self._network, self._errors = world, network, []
+        self.num_errors = 0
+
+    def parse(self, model: bytes) -> bool:
+        self.world.models.append(model)
+        if self.world.refused_operator:
+            self._errors = [f"In node 3 (importModel): No importer registered for op: {self.world.refused_operator}"]
+            self.num_errors = len(self._errors)
+            return False
+        self._network.model, self._network.ports = model, self.world.session(model).get_inputs()
+        self._network.num_inputs = len(self._network.ports)
+        return True
+
+    def get_error(self, index: int) -> str:
+        return str(self._errors[index])
 
 
 class TimingCache(Recorded):
-    real = "ITimingCache"
+    """A set of lines; `begins` tells of which version of TensorRT they are."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    real = "ITimingCache"
+    own = frozenset({"lines"})
+
+    def __init__(self, world: World, lines: set[bytes]) -> None:
+        self.world, self.lines = world, lines
+
+    def combine(self, other: TimingCache, ignore_mismatch: bool) -> bool:
+        self.lines |= other.lines
+        return True
 
     def serialize(self) -> bytes:
-        return b"timings"
+        return b"\n".join(sorted(self.lines))
 
 
 class Config(Recorded):
-    """`settings` are what polygraphy was told, `flags_set` what was set besides."""
+    """`settings` are what polygraphy was told, `flags_set` what was set besides, `timed` the kernels it timed."""
 
     real = "IBuilderConfig"
-    own = frozenset({"settings", "flags_set"})
+    own = frozenset({"settings", "flags_set", "timed"})
 
     def __init__(self, world: World, settings: dict[str, Any]) -> None:
         self.world, self.settings, self.flags_set = world, settings, []
         self.default_device_type, self.DLA_core = None, -1
+        known = settings.get("load_timing_cache")
+        self.timed = set() if known is None else self.create_timing_cache(known.getvalue()).lines
 
     def set_flag(self, flag: Any) -> None:
         self.flags_set.append(flag.name)
@@ -143,8 +196,28 @@ class Config(Recorded):
     def can_run_on_DLA(self, layer: Layer) -> bool:  # noqa: N802
         return layer.type.name in self.world.dla_layers
 
+    def create_timing_cache(self, serialized: bytes) -> TimingCache:
+        if serialized.startswith(b"of another version"):
+            raise RuntimeError("Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed")
+        return TimingCache(self.world, set(serialized.splitlines()))
+
     def get_timing_cache(self) -> TimingCache:
-        return TimingCache(self.world)
+        return TimingCache(self.world, set(self.timed))
+
+
+class Runtime(Recorded):
+    real = "Runtime"
+
+    def __init__(self, world: World, logger: Any) -> None:
+        self.world, self._logger = world, logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        """As the real one: no exception, but words for the logger and nothing returned."""
+        if self.world.refuses_engines or not data.startswith(PREFIX):
+            self.world.refuses_engines = False
+            self._logger.log("Severity.ERROR", "magic tag does not match")
+            return None
+        return Engine(self.world, data)
 
 
 class Engine(Recorded):
@@ -152,10 +225,6 @@ class Engine(Recorded):
 
     def __init__(self, world: World, data: bytes) -> None:
         self.world = world
-        if world.refuses_engines or not data.startswith(PREFIX):
-            world.refuses_engines = False
-            world.logger.error("[E] magic tag does not match")
-            raise RuntimeError("Could not deserialize engine")
         self._model = data[len(PREFIX) :]
         self._session = world.session(self._model)
         self._inputs = self._session.get_inputs()
@@ -277,7 +346,12 @@ class World:
 
     def __init__(self, version: str = TEN) -> None:
         self.version = version
+        self.gpu: Gpu | None = ORIN
         self.driver = FakeDriver()
+        self._cuda: cuda_module.Cuda | None = None
+        self.timing = b"timings"
+        self.refused_operator = ""
+        self.while_building: Callable[[bytes], None] = lambda model: None
         self.layers: list[Layer] = []
         self.configs: list[Config] = []
         self.parsed: list[dict[str, Any]] = []
@@ -304,7 +378,9 @@ class World:
         """An enumeration with the members of this version."""
         key = (self.version, name)
         if key not in self._enums:
-            self._enums[key] = enum.Enum(name, self.api["enums"][name])
+            # Of flags the number counts: it is the place of a bit.
+            kind = enum.IntEnum if name.endswith("Flag") else enum.Enum
+            self._enums[key] = kind(name, self.api["enums"][name], start=0 if kind is enum.IntEnum else 1)
         return self._enums[key]
 
     def layer(self, kind: str, *kinds: str, **named: str) -> Layer:
@@ -327,23 +403,9 @@ class World:
         """`tensorrt` and the parts of polygraphy that are imported."""
         world = self
 
-        def network_from_onnx_bytes(model: bytes, **settings: Any) -> tuple[Builder, Network, SimpleNamespace]:
-            world.parsed.append(settings)
-            world.models.append(model)
-            return Builder(world), Network(world, world.session(model).get_inputs()), SimpleNamespace(model=model)
-
         def create_config(builder: Builder, network: Network, **settings: Any) -> Config:
             world.configs.append(Config(world, settings))
             return world.configs[-1]
-
-        def engine_bytes_from_network(network: Any, config: Config) -> bytes:
-            world.logger.info("[V] choosing kernels")
-            if world.complaint:
-                world.logger.error("[E] " + world.complaint)
-                raise RuntimeError("Invalid Engine. Please ensure the engine was built correctly")
-            computed = world.miscompile(network[2].model)
-            world.profiles[computed] = next(iter(config.settings.get("profiles", ())), Profile())
-            return PREFIX + computed
 
         logger = SimpleNamespace(
             VERBOSE=10,
@@ -357,14 +419,15 @@ class World:
                 **{name: self.enum(name) for name in self.api["enums"]},
                 **{name: name for name in self.api["names"]},
                 "nptype": np.dtype,
+                "ILogger": type("ILogger", (), {"__init__": lambda self: None}),
+                "Builder": lambda logger: Builder(world, logger),
+                "OnnxParser": lambda network, logger: Parser(world, network, logger),
+                "Runtime": lambda logger: Runtime(world, logger),
             },
             "polygraphy": {},
             "polygraphy.backend": {},
             "polygraphy.backend.trt": {
-                "network_from_onnx_bytes": network_from_onnx_bytes,
                 "create_config": create_config,
-                "engine_bytes_from_network": engine_bytes_from_network,
-                "engine_from_bytes": lambda data: Engine(world, data),
                 "Profile": Profile,
             },
             "polygraphy.logger": {"G_LOGGER": logger},
@@ -381,10 +444,23 @@ class World:
         """Puts the stand-ins in the place of the packages, the driver and the GPU."""
         for name, module in self.modules().items():
             monkeypatch.setitem(__import__("sys").modules, name, module)
-        cuda = cuda_module.Cuda(self.driver)
-        for module in (cuda_module, engine_run):
-            monkeypatch.setattr(module, "open_cuda", lambda: cuda)
-        monkeypatch.setattr(backend_module, "read_gpus", lambda: (Gpu("Orin", 87),))
+        self.install_gpu(monkeypatch)
+
+    def install_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The GPU that CUDA opens and nvidia-smi lists: `gpu`, also where a test changes it later."""
+        self._cuda = None
+        for place in (cuda_module, engine_run):
+            monkeypatch.setattr(place, "open_cuda", self.open_cuda)
+        monkeypatch.setattr(backend_module, "read_gpus", lambda: (self.gpu,) if self.gpu else ())
+
+    def open_cuda(self) -> cuda_module.Cuda:
+        """The driver's only device."""
+        if self.gpu is None:
+            raise cuda_module.CudaError("CUDA: no device")
+        if self._cuda is None or self.driver.devices != [self.gpu]:
+            self.driver.devices = [self.gpu]
+            self._cuda = cuda_module.Cuda(self.driver)
+        return self._cuda
 
 
 def _dtype(port: Any) -> np.dtype[Any]:

@@ -46,6 +46,7 @@ ENUMS = (
     "LayerInformationFormat",
     "LayerType",
     "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
     "ProfilingVerbosity",
     "TacticSource",
     "TensorIOMode",

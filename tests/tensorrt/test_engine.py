@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 
 import numpy as np
 import pytest
@@ -116,6 +116,40 @@ def test_memory_that_is_only_half_there_is_given_back(world: World) -> None:
     assert world.driver.leaks == 0
 
 
+@pytest.mark.parametrize("integrated", [False, True])
+def test_after_an_allocation_that_failed_a_smaller_call_is_right(
+    world: World, monkeypatch: pytest.MonkeyPatch, integrated: bool
+) -> None:
+    """Whichever of the buffers does not fit: none that was given back may be used again."""
+    world.driver = FakeDriver(integrated=integrated)
+    world.install(monkeypatch)
+    loaded, images = backend(tiny_model()), tiny_images(32)
+    check(loaded, images[:4])
+    small = sum(map(len, world.driver.memory.values()))
+    refused = 0
+    for room in range(small, 9 * small, 97):
+        world.driver.room = room
+        try:
+            check(loaded, images)
+        except CudaError:
+            refused += 1
+        check(loaded, images[:4])
+        check(loaded, images[:1])
+    assert refused > 10
+    loaded.close()
+    assert world.driver.leaks == 0
+
+
+def test_a_buffer_that_cannot_be_given_back_is_not_used_again(world: World) -> None:
+    cuda = Cuda(world.driver)
+    cuda.enter()
+    buffer = Buffer(cuda, 64)
+    world.driver.fails["cuMemFree_v2"] = 700
+    with pytest.raises(CudaError):
+        buffer.free()
+    assert (buffer.host, buffer.device, buffer.size) == (0, 0, 0)
+
+
 def test_a_thread_without_the_context_is_refused_by_the_driver(world: World) -> None:
     """The stand-in is as strict as the driver: else the test above would prove nothing."""
     cuda = Cuda(FakeDriver())
@@ -151,6 +185,8 @@ def test_the_prototypes_are_those_of_the_header() -> None:
         "cuInit": "u",
         "cuDeviceGet": "pi i",
         "cuDeviceGetAttribute": "pi i i",
+        "cuDeviceGetName": "s i i",
+        "cuDeviceGetUuid_v2": "pb i",
         "cuDevicePrimaryCtxRetain": "pv i",
         "cuCtxSetCurrent": "v",
         "cuMemAlloc_v2": "pd z",
@@ -180,6 +216,7 @@ def test_the_prototypes_are_those_of_the_header() -> None:
         "l": c_ulonglong,
         "v": c_void_p,
         "s": c_char_p,
+        "b": c_char * 16,
     }
     wanted = {
         name: tuple(POINTER(kinds[kind[1]]) if kind[0] == "p" else kinds[kind] for kind in words.split())

@@ -25,6 +25,9 @@ from tests.tensorrt.fake_tensorrt import API
 from tests.tensorrt.record_tensorrt_api import BINDINGS, ask, record
 from vitdeploy.tensorrt import build as engine_build
 from vitdeploy.tensorrt import engine as engine_run
+from vitdeploy.tensorrt import library as engine_library
+from vitdeploy.tensorrt import logger as engine_logger
+from vitdeploy.tensorrt import timings as engine_timings
 from vitdeploy.tensorrt.rtx import backend as rtx_backend
 from vitdeploy.tensorrt.rtx import worker as rtx_worker
 
@@ -47,11 +50,13 @@ SOURCES: Mapping[ModuleType, tuple[Mapping[str, str], tuple[str, ...]]] = {
             "config": "IBuilderConfig",
             "layer": "ILayer",
             "network": "INetworkDefinition",
+            "parser": "OnnxParser",
             "tensor": "ITensor",
-            "timings": "ITimingCache",
         },
         TENSORRT,
     ),
+    engine_library: ({"_runtime": "Runtime", "engine": "ICudaEngine"}, (*TENSORRT, *RTX)),
+    engine_timings: ({"config": "IBuilderConfig", "timings": "ITimingCache"}, TENSORRT),
     rtx_worker: (
         {
             "builder": "Builder",
@@ -66,7 +71,6 @@ SOURCES: Mapping[ModuleType, tuple[Mapping[str, str], tuple[str, ...]]] = {
     ),
     rtx_backend: (
         {
-            "_runtime": "Runtime",
             "engine": "ICudaEngine",
             "config": "IRuntimeConfig",
             "compiled": "IRuntimeCache",
@@ -117,7 +121,7 @@ def uses(module: ModuleType) -> Iterator[Use]:
 @pytest.mark.parametrize("module", SOURCES, ids=lambda module: module.__name__)
 def test_what_the_sources_ask_of_the_bindings_is_recorded_with_those_arguments(module: ModuleType) -> None:
     found = set(uses(module))
-    assert len(found) > 3, "the sources are really read"
+    assert len(found) > 1, "the sources are really read"
     for version in SOURCES[module][1]:
         classes = API[version]["classes"]
         for use in found:
@@ -134,7 +138,10 @@ def test_what_the_sources_ask_of_the_bindings_is_recorded_with_those_arguments(m
 
 def test_the_names_that_the_sources_for_rtx_take_from_the_module_are_recorded() -> None:
     """As tests/tensorrt/test_build.py does for TensorRT: `trt.X` and `trt.X.Y`."""
-    text = "\n".join(Path(str(module.__file__)).read_text() for module in (rtx_worker, rtx_backend, engine_run))
+    text = "\n".join(
+        Path(str(module.__file__)).read_text()
+        for module in (rtx_worker, rtx_backend, engine_run, engine_library, engine_logger)
+    )
     found = set(re.findall(r"\btrt\.([A-Za-z]\w+)(?:\.([A-Z]\w+))?", text))
     assert len(found) > 8
     for version in RTX:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,12 @@ from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.tensorrt.build import Built, build, is_strongly_typed
 from vitdeploy.tensorrt.cache import EngineCache, EngineKey
+from vitdeploy.tensorrt.cuda import opened_gpu
 from vitdeploy.tensorrt.engine import Engine, EngineError
 from vitdeploy.tensorrt.library import Library, TensorRtLibrary
 from vitdeploy.tensorrt.options import BuildOptions
+
+log = logging.getLogger(__name__)
 
 OLD_POLYGRAPHY = "0.49.9"
 
@@ -78,8 +82,12 @@ class EngineBackend(Backend):
 
     @classmethod
     def gpu(cls) -> Gpu | None:
-        """The GPU that engines run on; None without one."""
-        return next(iter(read_gpus()), None)
+        """The GPU that engines run on, as CUDA opened it; None without one."""
+        try:
+            return opened_gpu()
+        except BackendError as error:
+            log.debug("no GPU: %s", error)
+            return None
 
     @classmethod
     def device(cls, gpu: Gpu | None) -> str | None:
@@ -129,7 +137,7 @@ class EngineBackend(Backend):
             ) from error
         if not proven:
             backend.prove_ahead(bundle)
-            cache.add_reference(key, reference, device=device)
+            cache.add_reference(key, engine, reference, device=device)
         return backend
 
     def prove_ahead(self, bundle: Bundle) -> None:
@@ -227,8 +235,9 @@ class TensorRtBackend(EngineBackend):
     @classmethod
     def require(cls) -> None:
         """Looks for a GPU, TensorRT and polygraphy; a BackendError says what is missing and what brings it."""
-        # First of all: without a GPU the runtime object of TensorRT 8.6 ends the process in a segmentation fault.
-        if cls.gpu() is None:
+        # First of all: without a GPU the runtime object of TensorRT 8.6 ends the process in a segmentation fault. CUDA
+        # is opened last, and only where TensorRT is: a process that has opened it may not fork and use it.
+        if not read_gpus():
             raise BackendError(
                 "there is no NVIDIA GPU that a driver serves here",
                 why="engines are built and run on the GPU",
@@ -256,11 +265,12 @@ class TensorRtBackend(EngineBackend):
                 why=f"it writes to standard output, which newer ones than {OLD_POLYGRAPHY} can be kept from",
                 fix=f"pip install 'polygraphy>{OLD_POLYGRAPHY}'",
             )
+        opened_gpu()
 
     @classmethod
     def require_builder(cls) -> None:
         """As `require`; what to do without a GPU is another matter where an engine is to be built."""
-        if cls.gpu() is None:
+        if not read_gpus():
             raise BackendError(
                 "there is no NVIDIA GPU that a driver serves here",
                 why="TensorRT builds an engine on the GPU that runs it",
@@ -272,13 +282,12 @@ class TensorRtBackend(EngineBackend):
     @classmethod
     def key(cls, model: bytes, asked: BuildOptions) -> EngineKey:
         """What the engine of `model` is called on this device."""
-        gpu = cls.gpu() or Gpu("unknown", None)
-        version = cls.library_type().version
-        return EngineKey(hashlib.sha256(model).hexdigest(), version, gpu.name, gpu.sm, asked.identity())
+        gpu, version = opened_gpu(), cls.library_type().version
+        return EngineKey(hashlib.sha256(model).hexdigest(), version, gpu.name, gpu.sm, asked.identity(), gpu.uuid)
 
     @classmethod
     def build_engine(cls, model: bytes, asked: BuildOptions, timing: Path) -> Built:
-        """An engine of `model`, built here; `timing` is read where it exists and brought up to date."""
+        """An engine of `model`, built here; `timing` is read where it exists, and what was measured is added."""
         jetson = read_jetson()
         return build(model, asked, timing=timing, board=jetson.model if jetson else None)
 

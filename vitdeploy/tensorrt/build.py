@@ -1,8 +1,8 @@
-"""An engine from an ONNX file, through polygraphy: TensorRT 8.5 to 11, each told the types that the graph states."""
+"""An engine from an ONNX file: TensorRT 8.5 to 11, each told the types that the graph states."""
 
 from __future__ import annotations
 
-import contextlib
+import io
 import logging
 import re
 from collections import Counter
@@ -13,9 +13,10 @@ from typing import Any
 
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.platforms.capabilities import missing_dla
-from vitdeploy.tensorrt.cache import keep
 from vitdeploy.tensorrt.error_patterns import explain
+from vitdeploy.tensorrt.logger import collector, worded
 from vitdeploy.tensorrt.options import BuildOptions
+from vitdeploy.tensorrt.timings import read_timings, save_timings
 
 STRONGLY_TYPED_SINCE = (10, 0)
 # The accelerator takes strongly typed networks from here on; before, it wants the precision flags.
@@ -72,8 +73,8 @@ def is_strongly_typed(version: tuple[int, ...], options: BuildOptions) -> bool:
 def build(model: bytes, options: BuildOptions, *, timing: Path | None = None, board: str | None = None) -> Built:
     """Parses and builds `model`, on `board` where that is a Jetson.
 
-    From TensorRT 10 on the network is strongly typed; before, see `hold_types`. `timing` is read where it exists and
-    brought up to date.
+    From TensorRT 10 on the network is strongly typed; before, see `hold_types`. `timing` is read where it exists, and
+    what was measured is added. Builds of several threads share nothing, their loggers neither.
 
     Raises UsageError for options that do not fit the model, the version or the machine, and BuildError with the
     builder's own words.
@@ -86,25 +87,46 @@ def build(model: bytes, options: BuildOptions, *, timing: Path | None = None, bo
     reason = None if options.dla is None else missing_dla(exact, board)
     if reason:
         raise UsageError("there is no DLA to build for", why=reason, fix="leave --dla out")
-    with builder_log() as lines:
-        try:
-            typed = is_strongly_typed(version, options)
-            network = poly.network_from_onnx_bytes(model, **({"strongly_typed": True} if typed else {}))
-            settings: dict[str, Any] = {} if typed else hold_types(network[1])
-            settings |= _settings(network[1], options, version, poly)
-            if timing is not None and timing.exists():
-                settings["load_timing_cache"] = str(timing)
-            config = poly.create_config(*network[:2], **settings)
-            on, off = _place_on_dla(network, config, options.dla) if options.dla is not None else ({}, {})
-            engine = bytes(poly.engine_bytes_from_network(network, config=config))
-            timings = config.get_timing_cache()
-            if timing is not None and timings is not None:
-                keep(timing, bytes(timings.serialize()))
-            return Built(engine, "\n".join(lines), on, off)
-        except UsageError:
-            raise
-        except Exception as error:
-            raise _refused(lines, error, trt.__version__) from error
+    _keep_off_standard_output()
+    logger, lines = collector(trt)
+    try:
+        typed = is_strongly_typed(version, options)
+        builder = trt.Builder(logger)
+        network = builder.create_network(_network_flags(trt.NetworkDefinitionCreationFlag, typed))
+        _parse(trt.OnnxParser(network, logger), model, lines)
+        settings: dict[str, Any] = {} if typed else hold_types(network)
+        settings |= _settings(network, options, version, poly)
+        known = read_timings(timing)
+        if known:
+            settings["load_timing_cache"] = io.BytesIO(known)
+        config = poly.create_config(builder, network, **settings)
+        on, off = _place_on_dla(builder, network, config, options.dla) if options.dla is not None else ({}, {})
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise RuntimeError("TensorRT made no engine and did not say why")
+        engine = bytes(plan)
+        if timing is not None:
+            save_timings(timing, config)
+        return Built(engine, "\n".join(lines), on, off)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _refused(lines, error, trt.__version__) from error
+
+
+def _network_flags(kinds: Any, typed: bool) -> int:
+    """A bit for each kind; their numbers change with the version, and 10 dropped what 8 insists on."""
+    wanted = "STRONGLY_TYPED" if typed else "EXPLICIT_BATCH"
+    return 1 << int(getattr(kinds, wanted)) if hasattr(kinds, wanted) else 0
+
+
+def _parse(parser: Any, model: bytes, lines: list[str]) -> None:
+    """Fills the parser's network; RuntimeError where the model is refused, the reasons among `lines`."""
+    parsed = parser.parse(model)
+    errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+    lines.extend(line for error in errors for line in worded("ERROR", error))
+    if errors or not parsed:
+        raise RuntimeError("Failed to parse ONNX model")
 
 
 def _settings(network: Any, options: BuildOptions, version: tuple[int, int], poly: Any) -> dict[str, Any]:
@@ -129,16 +151,15 @@ def _settings(network: Any, options: BuildOptions, version: tuple[int, int], pol
     return settings
 
 
-def _place_on_dla(network: Any, config: Any, core: int) -> tuple[dict[str, int], dict[str, int]]:
+def _place_on_dla(builder: Any, network: Any, config: Any, core: int) -> tuple[dict[str, int], dict[str, int]]:
     """Has the accelerator compute what it can, the GPU the rest; kinds of layers on it and off it."""
     import tensorrt as trt
 
-    builder, layers = network[0], network[1]
     cores = int(builder.num_DLA_cores)
     if core >= cores:
         why = f"this device has {cores}" if cores else "this device has none"
         raise UsageError(f"there is no DLA core {core}", why=why, fix="--dla 0" if cores else "leave --dla out")
-    if not any(_is_reduced(layer, trt) for layer in layers):
+    if not any(_is_reduced(layer, trt) for layer in network):
         raise UsageError(
             "a DLA computes in FP16 and INT8 only", why="this graph is FP32", fix="vitdeploy export MODEL --fp16"
         )
@@ -147,7 +168,7 @@ def _place_on_dla(network: Any, config: Any, core: int) -> tuple[dict[str, int],
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     on: Counter[str] = Counter()
     off: Counter[str] = Counter()
-    for layer in layers:
+    for layer in network:
         (on if config.can_run_on_DLA(layer) else off)[str(layer.type).rpartition(".")[2]] += 1
     return dict(on.most_common()), dict(off.most_common())
 
@@ -207,28 +228,10 @@ def _free_inputs(network: Any) -> Iterator[tuple[str, list[int]]]:
             yield tensor.name, shape
 
 
-@contextlib.contextmanager
-def builder_log() -> Iterator[list[str]]:
-    """What TensorRT and polygraphy say meanwhile, line by line, instead of on standard output."""
+def _keep_off_standard_output() -> None:
+    """For good: standard output is the program's, and with colours on polygraphy prints there that it has none."""
     from polygraphy.logger import G_LOGGER
 
-    lines: list[str] = []
-
-    class _Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.extend(record.getMessage().splitlines())
-
-    # For good: standard output belongs to the program, and with colours on polygraphy prints there that it has none.
     G_LOGGER.use_python_logging_system, G_LOGGER.colors = True, False
-    logger, handler = G_LOGGER.python_logger, _Collect()
-    before: Mapping[str, Any] = {"level": logger.level, "propagate": logger.propagate}
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
-        with G_LOGGER.verbosity(G_LOGGER.VERBOSE):
-            yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before["level"])
-        logger.propagate = before["propagate"]
+    if not G_LOGGER.python_logger.handlers:  # else its errors, which are raised too, would go to standard error
+        G_LOGGER.python_logger.addHandler(logging.NullHandler())

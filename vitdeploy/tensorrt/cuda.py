@@ -7,9 +7,12 @@ missing. Both work in the device's primary context, so TensorRT, which uses libc
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from functools import cache
 from typing import Any
 
@@ -17,14 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import BackendError
+from vitdeploy.machine.gpus import Gpu
 
 LIBRARY = "libcuda.so.1"
+
+UuidBytes = c_char * 16  # CUuuid
 
 # The exported symbols and their parameters, from cuda.h of CUDA 11.4 (JetPack 5) to 12.9; each returns a CUresult.
 PROTOTYPES: Mapping[str, Sequence[Any]] = {
     "cuInit": (c_uint,),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetUuid_v2": (POINTER(UuidBytes), c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxSetCurrent": (c_void_p,),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
@@ -48,6 +56,8 @@ PROTOTYPES: Mapping[str, Sequence[Any]] = {
 }
 
 _INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_NAME_BYTES = 256
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _PORTABLE, _MAPPED = 1, 2  # CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTALLOC_DEVICEMAP
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil the capture
@@ -103,11 +113,12 @@ class Buffer:
 
     def free(self) -> None:
         """Gives both back; the array must not be used any more."""
-        if self.device and not self.mapped:
-            self._cuda.call("cuMemFree_v2", self.device)
-        if self.host:
-            self._cuda.call("cuMemFreeHost", self.host)
-        self.host = self.device = 0
+        host, device = self.host, self.device
+        self.host = self.device = self.size = 0  # also where a call fails: an address that was given back is none
+        if device and not self.mapped:
+            self._cuda.call("cuMemFree_v2", device)
+        if host:
+            self._cuda.call("cuMemFreeHost", host)
 
 
 class Graph:
@@ -126,7 +137,13 @@ class Graph:
 
 
 class Cuda:
-    """The first device, in its primary context. `integrated` tells whether it shares the memory of the CPU."""
+    """The first device that CUDA sees: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER decide which one that is.
+
+    gpu         what the driver says that it is
+    integrated  whether it shares the memory of the CPU
+
+    Its primary context, some 100 MB, is made when it is first entered.
+    """
 
     def __init__(self, library: Any) -> None:
         self._functions: dict[str, Callable[..., int]] = {}
@@ -134,12 +151,33 @@ class Cuda:
             function = getattr(library, name)
             function.argtypes, function.restype = list(parameters), c_int
             self._functions[name] = function
-        device, context, integrated = c_int(), c_void_p(), c_int()
+        device = c_int()
         self.call("cuInit", 0)
         self.call("cuDeviceGet", byref(device), 0)
-        self.call("cuDeviceGetAttribute", byref(integrated), _INTEGRATED, device)
-        self.call("cuDevicePrimaryCtxRetain", byref(context), device)
-        self._context, self.integrated = context, bool(integrated.value)
+        self._device, self._context = device, c_void_p()
+        self._entering = threading.Lock()
+        self.integrated = bool(self._attribute(_INTEGRATED))
+        sm = 10 * self._attribute(_CAPABILITY_MAJOR) + self._attribute(_CAPABILITY_MINOR)
+        self.gpu = Gpu(self._name(), sm, uuid=self._uuid())
+
+    def _attribute(self, number: int) -> int:
+        value = c_int()
+        self.call("cuDeviceGetAttribute", byref(value), number, self._device)
+        return value.value
+
+    def _name(self) -> str:
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        self.call("cuDeviceGetName", name, _NAME_BYTES, self._device)
+        return name.value.decode("utf-8", "replace").strip()
+
+    def _uuid(self) -> str:
+        """That of the board, or of the MIG part of it; empty where the driver has none."""
+        found = UuidBytes()
+        try:
+            self.call("cuDeviceGetUuid_v2", byref(found), self._device)
+        except CudaError:
+            return ""
+        return str(uuid.UUID(bytes=found.raw)) if any(found.raw) else ""
 
     def call(self, name: str, *arguments: Any) -> None:
         """Calls the driver; CudaError with its own words where it fails."""
@@ -152,6 +190,11 @@ class Cuda:
 
     def enter(self) -> None:
         """Makes the context that of this thread: the driver, unlike libcudart, does not do so by itself."""
+        with self._entering:
+            if not self._context:
+                context = c_void_p()
+                self.call("cuDevicePrimaryCtxRetain", byref(context), self._device)
+                self._context = context
         self.call("cuCtxSetCurrent", self._context)
 
     def stream(self) -> int:
@@ -210,4 +253,21 @@ def open_cuda() -> Cuda:
     except (OSError, AttributeError) as error:
         raise BackendError(
             "the CUDA driver cannot be used", why=str(error), fix="an NVIDIA driver for CUDA 11.4 or newer, or JetPack"
+        ) from error
+
+
+def opened_gpu() -> Gpu:
+    """The GPU that engines are built and run on here; BackendError where CUDA opens none.
+
+    The tools of the system list others too, and in another order.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        return open_cuda().gpu
+    except BackendError as error:
+        among = f"; CUDA_VISIBLE_DEVICES is {visible!r}" if visible is not None else ""
+        raise BackendError(
+            "CUDA opens no GPU here",
+            why=f"{'; '.join(filter(None, (error.what, error.why)))}{among}",
+            fix="nvidia-smi, which lists the GPUs; leave CUDA_VISIBLE_DEVICES out, or name one of them",
         ) from error

@@ -202,8 +202,9 @@ class _Context:
         self._buffers = {}
 
     def _reserve(self, name: str, size: int) -> None:
-        old = self._buffers.get(name)
-        if old is None or old.size < size:
+        if name not in self._buffers or self._buffers[name].size < size:
+            # Freed first, since both may not fit; forgotten first, since the new one may fit neither.
+            old = self._buffers.pop(name, None)
             if old is not None:
                 old.free()
             self._buffers[name] = Buffer(self._cuda, size)

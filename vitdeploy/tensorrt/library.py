@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vitdeploy.tensorrt.build import builder_log, version_of
+from vitdeploy.tensorrt.build import version_of
+from vitdeploy.tensorrt.logger import logger_of, worded
+
+log = logging.getLogger(__name__)
 
 
 class Library(ABC):
@@ -24,6 +29,10 @@ class Library(ABC):
 
     def __init__(self, kernels: Path | None = None) -> None:
         self._kernels = kernels
+        self._lines: list[str] | None = None
+        # Held as long as the engine is: the library keeps plain pointers to them.
+        self._logger: Any = None
+        self._runtime: Any = None
 
     @property
     @abstractmethod
@@ -40,21 +49,43 @@ class Library(ABC):
     def rules(self) -> tuple[int, ...]:
         """The version of TensorRT whose documented rules hold for it."""
 
-    @abstractmethod
-    def log(self) -> AbstractContextManager[list[str]]:
-        """What it says meanwhile, line by line; an error's line begins with `[E]`."""
+    @contextmanager
+    def log(self) -> Iterator[list[str]]:
+        """What it says meanwhile, line by line; an error's line begins with `[E]`. Errors at other times go to the log.
 
-    @abstractmethod
+        It is for one thread at a time, as loading an engine is.
+        """
+        lines: list[str] = []
+        self._lines = lines
+        try:
+            yield lines
+        finally:
+            self._lines = None
+
     def deserialize(self, serialized: bytes) -> Any:
-        """The engine; an exception where the bytes are refused."""
+        """The engine; ValueError where the library refuses the bytes, which it explains in its log."""
+        trt = self.module
+        self._logger = logger_of(trt, self._say)
+        self._runtime = trt.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(serialized)
+        if engine is None:
+            raise ValueError(f"{self.product} refused the engine and said nothing")
+        return engine
 
     def create_context(self, engine: Any) -> Any:
         """An execution context; None where it could not be made."""
         return engine.create_execution_context()
 
+    def _say(self, severity: str, message: str) -> None:
+        lines, words = self._lines, worded(severity, message)
+        if lines is not None:
+            lines.extend(words)
+        elif words and words[0].startswith("[E]"):
+            log.warning("%s: %s", self.product, message)
+
 
 class TensorRtLibrary(Library):
-    """TensorRT through polygraphy."""
+    """TensorRT itself."""
 
     product = "TensorRT"
     command = "vitdeploy build BUNDLE"
@@ -70,13 +101,3 @@ class TensorRtLibrary(Library):
     def rules(self) -> tuple[int, ...]:
         """Its own version."""
         return version_of(self.version)
-
-    def log(self) -> AbstractContextManager[list[str]]:
-        """What TensorRT and polygraphy say."""
-        return builder_log()
-
-    def deserialize(self, serialized: bytes) -> Any:
-        """The engine, as polygraphy makes it."""
-        from polygraphy.backend import trt as poly
-
-        return poly.engine_from_bytes(serialized)

@@ -20,10 +20,10 @@ from vitdeploy.runtime.backends import backends, find_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.targets import find_target
 from vitdeploy.tensorrt.backend import EngineBackend, TensorRtBackend
-from vitdeploy.tensorrt.cache import keep
 from vitdeploy.tensorrt.engine import EngineError
 from vitdeploy.tensorrt.options import BuildOptions
 from vitdeploy.tensorrt.report import BuildReport
+from vitdeploy.tensorrt.sidecar import keep
 from vitdeploy.tensorrt.trial import Job, Trial, try_model
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,18 @@ def build(
         _require_int8(opened)
     kind.require_builder()
     job = Job(kind, opened, Options(cache=cache, build=asked), asked)
-    try:
-        kept = None if rebuild else _kept(job)
-        return _proven(job) if kept is None else kept
-    finally:
-        said = job.cache.log_file(job.key)
-        if log_file is not None and said.exists():
-            keep(Path(log_file), said.read_bytes())
+    # Who waited finds what the other one built.
+    with job.cache.lock(job.key):
+        said = job.cache.attempt(job.key).log
+        said.unlink(missing_ok=True)
+        try:
+            report = None if rebuild else _kept(job)
+            report = _proven(job) if report is None else report
+        finally:
+            said = said if said.exists() else job.cache.files(job.key).log
+            if log_file is not None and said.exists():
+                keep(Path(log_file), said.read_bytes())
+    return report
 
 
 def _require_int8(bundle: Bundle) -> None:
@@ -170,9 +175,8 @@ def _kept(job: Job) -> BuildReport | None:
             if not proof.passed:
                 return None
             proven = {"passed": True, "unproven": None, "parity": proof.parity.to_dict()}
-            report = {**report, **job.facts(), "engine": report.get("engine"), **proven}
-            job.cache.add_reference(job.key, job.reference, device=job.device)
-            job.cache.write_report(job.key, report)
+            job.cache.add_reference(job.key, engine, job.reference, device=job.device)
+            report = job.cache.write_report(job.cache.files(job.key), {**report, **job.facts(), **proven})
     finally:
         backend.close()
     return BuildReport(report, cached=True)
@@ -197,17 +201,18 @@ def _proven(job: Job) -> BuildReport:
         "parity": trial.proof.parity.to_dict() if trial.proof else None,
         "failures": list(trial.failures),
     }
-    if passed is not False:
-        stored = job.cache.store(
+    if passed is False:
+        contents = job.cache.write_report(job.cache.attempt(job.key), contents)
+    else:
+        contents = job.cache.store(
             job.key,
             trial.engine,
+            contents,
             reference=job.reference if passed else None,
             workaround=trial.workaround,
             seconds=trial.seconds,
             device=job.device,
         )
-        contents["engine"] = str(stored)
-    job.cache.write_report(job.key, contents)
     return BuildReport(contents, cached=False)
 
 

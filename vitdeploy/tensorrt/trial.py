@@ -51,10 +51,8 @@ class Job:
             "tensorrt": self.library.version,
             "device": gpu.name if gpu else None,
             "sm": gpu.sm if gpu else None,
+            "uuid": (gpu.uuid or None) if gpu else None,
             "options": self.asked.identity(),
-            "engine": None,
-            "log": str(self.cache.log_file(self.key)),
-            "report": str(self.cache.report_file(self.key)),
         }
 
 

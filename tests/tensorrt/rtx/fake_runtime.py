@@ -15,14 +15,11 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.tensorrt.fake_tensorrt import PREFIX, Context, Engine, Recorded, World
+from tests.tensorrt.fake_tensorrt import PREFIX, Context, Engine, Recorded, Runtime, World
 from vitdeploy.machine.gpus import Gpu
-from vitdeploy.tensorrt import backend as backend_module
-from vitdeploy.tensorrt import cuda as cuda_module
-from vitdeploy.tensorrt import engine as engine_run
 
 RTX = "rtx-1.7.1.116"
-ADA = Gpu("NVIDIA GeForce RTX 4070", 89)
+ADA = Gpu("NVIDIA GeForce RTX 4070", 89, uuid="6b0f3f1e-0000-4000-8000-000000000089")
 KERNELS = b"kernels of "
 
 
@@ -74,12 +71,7 @@ class RtxEngine(Engine):
         return super().create_execution_context()
 
 
-class Runtime(Recorded):
-    real = "Runtime"
-
-    def __init__(self, world: RtxWorld, logger: Any) -> None:
-        self.world, self._logger = world, logger
-
+class RtxRuntime(Runtime):
     def deserialize_cuda_engine(self, data: bytes) -> RtxEngine | None:
         """As the real one: no exception, but words for the logger and nothing returned."""
         if self.world.refuses_engines or not data.startswith(PREFIX):
@@ -94,7 +86,7 @@ class RtxWorld(World):
 
     def __init__(self) -> None:
         super().__init__(RTX)
-        self.gpu: Gpu | None = ADA
+        self.gpu = ADA
         self.remembered: list[bytes] = []
         self.runs = lambda engine: engine
 
@@ -108,7 +100,7 @@ class RtxWorld(World):
             __version__=RTX.removeprefix("rtx-"),
             nptype=np.dtype,
             ILogger=type("ILogger", (), {"__init__": lambda self: None}),
-            Runtime=lambda logger: Runtime(self, logger),
+            Runtime=lambda logger: RtxRuntime(self, logger),
         )
         return {module.__name__: module for module in (bindings, libraries)}
 
@@ -116,10 +108,7 @@ class RtxWorld(World):
         """Puts the stand-ins in the place of the packages, the driver and the GPU."""
         for name, module in self.modules().items():
             monkeypatch.setitem(sys.modules, name, module)
-        cuda = cuda_module.Cuda(self.driver)
-        for place in (cuda_module, engine_run):
-            monkeypatch.setattr(place, "open_cuda", lambda: cuda)
-        monkeypatch.setattr(backend_module, "read_gpus", lambda: (self.gpu,) if self.gpu else ())
+        self.install_gpu(monkeypatch)
 
 
 def miscomputed(engine: bytes) -> bytes:

@@ -326,7 +326,7 @@ def test_other_machines_are_told_what_runs_there(
     monkeypatch.setattr("platform.machine", lambda: machine)
     find_backend(NAME).require()  # what is installed is taken, wherever it is from
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(BackendError, match=r"no wheels of it for this machine(.|\n)*--runtime onnxruntime"):
+    with pytest.raises(BackendError, match=r"no wheels of it for this machine(.|\n)*another runtime"):
         find_backend(NAME).require()
 
 
@@ -336,8 +336,6 @@ def test_without_a_gpu_or_with_one_that_it_does_not_serve_other_runtimes_are_nam
     world.gpu = Gpu("NVIDIA H100", 90)
     with pytest.raises(BackendError, match=r"does not serve NVIDIA H100\n.*90(.|\n)*--runtime tensorrt"):
         find_backend(NAME).require()
-    world.gpu = Gpu("a GPU whose kind no tool tells", None)
-    find_backend(NAME).require()
 
 
 def test_bindings_that_do_not_load_are_an_error_in_words(world: RtxWorld, monkeypatch: pytest.MonkeyPatch) -> None:

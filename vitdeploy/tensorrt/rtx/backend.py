@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,17 +17,16 @@ from vitdeploy.platforms.capabilities import PLATFORMS
 from vitdeploy.runtime.backends.base import one_line
 from vitdeploy.tensorrt.backend import EngineBackend
 from vitdeploy.tensorrt.build import BuildError, Built
-from vitdeploy.tensorrt.cache import EngineCache, EngineKey, keep
+from vitdeploy.tensorrt.cache import EngineCache, EngineKey
 from vitdeploy.tensorrt.library import Library
 from vitdeploy.tensorrt.options import BuildOptions
 from vitdeploy.tensorrt.rtx import requirements
 from vitdeploy.tensorrt.rtx.compiler import BUILT, REFUSED, TIME_LIMIT, TIMED_OUT, Outcome, run_compiler
-from vitdeploy.tensorrt.rtx.worker import logger_of
+from vitdeploy.tensorrt.sidecar import keep
 
 log = logging.getLogger(__name__)
 
 COMMAND = "vitdeploy build {bundle} --runtime tensorrt_rtx"
-_LETTERS = {"INTERNAL_ERROR": "E", "ERROR": "E", "WARNING": "W", "INFO": "I"}
 
 
 class RtxLibrary(Library):
@@ -43,10 +41,7 @@ class RtxLibrary(Library):
 
     def __init__(self, kernels: Path | None = None) -> None:
         super().__init__(kernels)
-        self._lines: list[str] | None = None
         # Held as long as the engine is: the library keeps plain pointers to them.
-        self._logger: Any = None
-        self._runtime: Any = None
         self._config: Any = None
         self._compiled: Any = None
 
@@ -64,26 +59,6 @@ class RtxLibrary(Library):
     def rules(self) -> tuple[int, ...]:
         """The newest of the line of TensorRT that its parser and compiler are of."""
         return PLATFORMS["tensorrt_rtx"].newest
-
-    @contextmanager
-    def log(self) -> Iterator[list[str]]:
-        """What the libraries say; errors at other times go to the log of this module."""
-        lines: list[str] = []
-        self._lines = lines
-        try:
-            yield lines
-        finally:
-            self._lines = None
-
-    def deserialize(self, serialized: bytes) -> Any:
-        """The engine; ValueError where the library refuses the bytes, which it explains in its log."""
-        trt = self.module
-        self._logger = logger_of(trt, self._say)
-        self._runtime = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(serialized)
-        if engine is None:
-            raise ValueError(f"{self.product} refused the engine and said nothing")
-        return engine
 
     def create_context(self, engine: Any) -> Any:
         """A context that shares what the others compiled, and what this device compiled before."""
@@ -109,13 +84,6 @@ class RtxLibrary(Library):
                 keep(self._kernels, data)
         except (OSError, BackendError) as error:
             log.info("the kernels that this device compiled are not kept: %s", error)
-
-    def _say(self, severity: str, message: str) -> None:
-        letter, lines = _LETTERS.get(severity, "V"), self._lines
-        if lines is not None:
-            lines.extend(f"[{letter}] {line}" for line in message.splitlines())
-        elif letter == "E":
-            log.warning("%s: %s", self.product, message)
 
 
 class TensorRtRtxBackend(EngineBackend):
@@ -193,8 +161,11 @@ class TensorRtRtxBackend(EngineBackend):
 
     @classmethod
     def device(cls, gpu: Gpu | None) -> str | None:
-        """The GPU and its driver, which have a part in compiling the engine."""
-        return f"{gpu.name}, compute capability {gpu.sm}, driver {driver_version() or 'unknown'}" if gpu else None
+        """The very GPU and its driver, which have a part in compiling the engine."""
+        if gpu is None:
+            return None
+        words = (gpu.name, f"compute capability {gpu.sm}", f"driver {driver_version() or 'unknown'}", gpu.uuid)
+        return ", ".join(filter(None, words))
 
     @classmethod
     def fits(cls, options: Mapping[str, Any], asked: BuildOptions | None, gpu: Gpu | None) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from vitdeploy.tensorrt.logger import logger_of
 from vitdeploy.tensorrt.rtx.requirements import import_bindings
 
 REQUEST, MODEL, LOG, ENGINE, ANSWER = "request.json", "model.onnx", "log", "engine", "answer.json"
@@ -73,19 +73,6 @@ def compile_file(model: Path, request: dict[str, Any], log: TextIO) -> dict[str,
         if plan is not None and request["engine"] is not None:
             model.with_name(ENGINE).write_bytes(memoryview(plan))
     return answer
-
-
-def logger_of(trt: Any, say: Callable[[str, str], object]) -> Any:
-    """A logger of the bindings that hands the name of the severity and the words to `say`."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            say(str(severity).rpartition(".")[2], message)
-
-    return Log()
 
 
 def _set_up(config: Any, asked: dict[str, Any], trt: Any) -> None:
