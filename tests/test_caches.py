@@ -153,6 +153,15 @@ def test_files_of_other_names_are_never_touched(tmp_path: Path, monkeypatch: pyt
         assert sum(path.is_file() for path in folder.rglob("*")) == len(others), name
 
 
+def test_what_another_program_reads_counts_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO does not say which of its files it took; the file system does."""
+    for name, read in (("1.blob", 300), ("2.blob", 900)):
+        path = write(tmp_path / name, 10, 1000)
+        os.utime(path, (time.time() - read, time.time() - 1000))
+    cache = limited(monkeypatch, "0.00001", "compiled", tmp_path)
+    assert cache.evict() == ["2.blob"]
+
+
 def test_links_are_removed_and_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     precious = write(tmp_path / "home" / "precious", 10, 900)
     (tmp_path / "logits").mkdir()

@@ -34,11 +34,16 @@ _TIDYING = f".tidying{_LOCK}"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a cache holds; `entry` matches the names of its files and folders, and its group is that of the entry."""
+    """What a cache holds; `entry` matches the names of its files and folders, and its group is that of the entry.
+
+    own_folder      it has one below the user's cache; others are where --cache says
+    read_by_others  another program reads its files: when it last did, only the file system knows, to within a day
+    """
 
     what: str
     entry: re.Pattern[str]
     own_folder: bool = True
+    read_by_others: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
@@ -49,7 +54,12 @@ KINDS: Mapping[str, Kind] = {
     "logits": Kind("outputs that validate computed", re.compile(r"([0-9a-f]{32})$")),
     "latency": Kind("measurements of export --tune-latency", re.compile(r"\.?([0-9a-f]{32})\.json(?:$|\.)")),
     # OpenVINO names and writes these, where --cache says so.
-    "compiled": Kind("models that OpenVINO compiled", re.compile(r"(.+\.(?:blob|cl_cache))$"), own_folder=False),
+    "compiled": Kind(
+        "models that OpenVINO compiled",
+        re.compile(r"(.+\.(?:blob|cl_cache))$"),
+        own_folder=False,
+        read_by_others=True,
+    ),
 }
 
 
@@ -168,7 +178,7 @@ class Cache:
                 with contextlib.suppress(OSError):  # it is gone already
                     found = one.lstat()
                     size += found.st_size if not one.is_dir() else 0
-                    used = max(used, found.st_mtime)
+                    used = max(used, found.st_mtime, found.st_atime if self.kind.read_by_others else 0.0)
         return Entry(name, tuple(sorted(paths)), size, used)
 
     def _remove(self, entry: Entry) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,6 +99,26 @@ def test_layers_with_little_arithmetic_are_timed_together(
 ) -> None:
     monkeypatch.setattr(latency, "SMALL", 2.0)
     assert {frozenset(group.nodes) for group in tuned(tmp_path).groups} == {frozenset(CONVOLUTIONS), frozenset(LINEAR)}
+
+
+def test_measurements_that_nobody_asked_for_again_make_room(
+    kernels: type[Kernels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITDEPLOY_CACHE_LIMIT", "0")
+    tuned(tmp_path, threads=1)
+    (first,) = tmp_path.iterdir()
+    tuned(tmp_path, threads=2)
+    assert first.exists(), "it was used a moment ago"
+    os.utime(first, (0, 0))
+    tuned(tmp_path, threads=3)
+    assert not first.exists()
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 2
+    for path in left:
+        os.utime(path, (0, 0))
+    tuned(tmp_path, threads=2)  # is read, which counts as use
+    tuned(tmp_path, threads=4)
+    assert len([path for path in left if path.exists()]) == 1
 
 
 def test_the_ratios_are_those_of_whole_networks(kernels: type[Kernels], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,20 @@ def test_openvino_keeps_compiled_models_and_never_mixes_them_up(tmp_path: Path) 
             logits = backend.run({"images": images})["logits"]
             np.testing.assert_allclose(logits, factor * tiny_logits(images), rtol=0, atol=1e-6)
         assert len([path for path in cache.rglob("*") if path.is_file()]) == 2
+
+
+def test_models_that_openvino_compiled_long_ago_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    load = find_backend("openvino").load
+    load(tiny_model(), options=Options(cache=tmp_path)).close()
+    (old,) = tmp_path.glob("*.blob")
+    (tmp_path / "letter.txt").write_text("not the cache's")
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("VITDEPLOY_CACHE_LIMIT", "0")
+    load(tiny_model(2), options=Options(cache=tmp_path)).close()
+    (new,) = tmp_path.glob("*.blob")
+    assert new != old
+    assert (tmp_path / "letter.txt").exists()
+    monkeypatch.setenv("VITDEPLOY_CACHE_LIMIT", "plenty")
+    with pytest.raises(UsageError, match="VITDEPLOY_CACHE_LIMIT"):
+        load(tiny_model(), options=Options(cache=tmp_path))

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitdeploy.caches import Cache
 from vitdeploy.data.slots import Slot
 from vitdeploy.errors import UsageError
-from vitdeploy.files import cache_folder, write_atomically
+from vitdeploy.files import write_atomically
 from vitdeploy.machine.settings import usable_cores
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.progress import Progress
@@ -73,16 +74,20 @@ class RowStore:
     """Rows by the identity of their source and by their key, in a folder whose files are never changed.
 
     Each identity has a folder with its description (`identity.json`) and chunks of keys and rows (`*.npz`). A chunk
-    that cannot be read, or has other fields, is ignored.
+    that cannot be read, or has other fields, is ignored. The identities that were not used for longest go where the
+    cache is larger than its limit.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = cache_folder("logits") if folder is None else Path(folder)
+        self._cache = Cache("logits", None if folder is None else Path(folder))
+        self.folder = self._cache.folder
 
     def read(self, identity: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Row]:
         """The stored rows by key."""
         known: dict[str, Row] = {}
-        for path in sorted(self._place(identity).glob("*.npz")):
+        place = self._place(identity)
+        self._cache.touch(place)
+        for path in sorted(place.glob("*.npz")):
             with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as chunk:
                 hashes, arrays = chunk["hashes"], {name: chunk[name] for name in fields}
                 if hashes.dtype.kind == "U" and all(
@@ -100,16 +105,19 @@ class RowStore:
         chunk = io.BytesIO()
         np.savez(chunk, hashes=np.array(list(rows)), **_stacked(list(rows.values())))  # type: ignore[arg-type]
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            if not (place / IDENTITY).exists():
-                write_atomically(place / IDENTITY, _canonical(identity) + "\n")
-            write_atomically(place / f"{secrets.token_hex(8)}.npz", chunk.getvalue())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._cache.lock(place.name):
+                place.mkdir(exist_ok=True)
+                if not (place / IDENTITY).exists():
+                    write_atomically(place / IDENTITY, _canonical(identity) + "\n")
+                write_atomically(place / f"{secrets.token_hex(8)}.npz", chunk.getvalue())
         except OSError as error:
             raise UsageError(
                 f"cannot keep logits in {self.folder}",
                 why=error.strerror or str(error),
                 fix="give --logits another folder",
             ) from error
+        self._cache.evict(keep=(place.name,))
 
     def _place(self, identity: Mapping[str, Any]) -> Path:
         return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:32]

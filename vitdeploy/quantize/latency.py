@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.caches import Cache
 from vitdeploy.errors import ExportError
-from vitdeploy.files import cache_folder, write_atomically
+from vitdeploy.files import write_atomically
 from vitdeploy.graph.edit import sizes
 from vitdeploy.graph.qdq import Array
 from vitdeploy.machine.hardware import read_cpu
@@ -128,9 +129,11 @@ def time_layers(
     quantized = _build(model, plan, rules)
     best = race.load(quantized)
     settings = {**best.describe(), "processor": read_cpu().name, "rounds": ROUNDS}
-    file = (cache or cache_folder("latency")) / f"{_fingerprint(quantized, settings)}.json"
+    kept, entry = Cache("latency", cache), _fingerprint(quantized, settings)
+    file = kept.folder / f"{entry}.json"
     known = _read(file, settings)
     if known is not None:
+        kept.touch(file)
         log.info("latency on %s: measured before, %s", runtime, file)
         return known
     groups: list[Group] = []
@@ -146,7 +149,7 @@ def time_layers(
             progress.advance()
         report = LatencyReport(settings, tuple(groups), race.run(best, race.load(model)))
         progress.advance()
-    _write(file, report)
+    _write(kept, entry, report)
     return report
 
 
@@ -231,11 +234,13 @@ def _read(file: Path, settings: Mapping[str, Any]) -> LatencyReport | None:
         return None
 
 
-def _write(file: Path, report: LatencyReport) -> None:
+def _write(cache: Cache, entry: str, report: LatencyReport) -> None:
     """Keep a result; where that is impossible, the next run measures again."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(report.to_dict(), indent=1))
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with cache.lock(entry):
+            write_atomically(cache.folder / f"{entry}.json", json.dumps(report.to_dict(), indent=1))
+        cache.evict(keep=(entry,))
 
 
 def _below_one(ratio: Ratio) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
+from vitdeploy.caches import Cache
 from vitdeploy.errors import BackendError, ExportError
 from vitdeploy.machine.settings import default_threads
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
@@ -105,7 +106,11 @@ class OpenVinoBackend(Backend):
         ):
             if value is not None:
                 settings[name] = value
-        return cls(core.compile_model(core.read_model(model, weights), device, settings), device)
+        kept = Cache("compiled", Path(options.cache)) if options.cache else None
+        compiled = core.compile_model(core.read_model(model, weights), device, settings)
+        if kept is not None:
+            kept.evict()
+        return cls(compiled, device)
 
     def __init__(self, compiled: Any, device: str) -> None:
         # An infer request serves one call at a time: idle ones wait here, as many as there ever were calls at once.
