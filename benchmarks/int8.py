@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ from timing import environment, interleave, process, ratio
 
 from vitdeploy import Bundle
 from vitdeploy.data import Dataset, open_data
+from vitdeploy.machine.settings import usable_cores
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -174,7 +174,7 @@ def latency(files: Files, rounds: int) -> dict[str, Any]:
     images = np.random.default_rng(0).standard_normal(files.shape[1:], dtype=np.float32)
     results: dict[str, Any] = {}
     clocks: dict[str, tuple[Callable[[], float], int]] = {
-        "wall": (time.perf_counter, os.cpu_count() or 1),
+        "wall": (time.perf_counter, usable_cores()),
         "cpu": (time.process_time, 1),
     }
     for kind, (clock, threads) in clocks.items():

@@ -54,6 +54,14 @@ def test_batches_come_in_the_size_of_the_graph_or_the_one_asked_for(
     assert seen == ({size} if isinstance(size, int) else {len(part["y"]) for part in parts})
 
 
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_no_more_threads_are_started_than_the_quota_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    monkeypatch.setattr("vitdeploy.graph.run.default_threads", lambda: threads)
+    assert open_session(linear(2)).get_session_options().intra_op_num_threads == (threads or 0)
+
+
 def test_bytes_are_taken_as_the_graph_is() -> None:
     model, x = linear("n"), {"x": batch(2, 4)}
     np.testing.assert_array_equal(run(ir.to_proto(model).SerializeToString(), x)["y"], run(model, x)["y"])

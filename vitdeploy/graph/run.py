@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
+from vitdeploy.machine.settings import default_threads
 
 Array = NDArray[Any]
 
@@ -42,6 +43,7 @@ def open_session(
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = default_threads() or 0  # 0 leaves it to ONNX Runtime
     if mode == "as_written":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # by default leaves may wait for the end
