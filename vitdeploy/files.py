@@ -46,20 +46,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def hold_new(name: Callable[[], Path], make: Callable[[Path], int]) -> tuple[Path, int]:
+def hold_new(name: Callable[[], Path], make: Callable[[Path], int | None]) -> tuple[Path, int]:
     """A new file or folder of a fresh `name`, with the descriptor that `make` opened and that holds it.
 
-    It is held until the descriptor is closed or the process ends, however that ends: `sweep` leaves it alone. Raises
-    the OSError of `make`.
+    It is held until the descriptor is closed or the process ends, however that ends: `sweep` leaves it alone. `make`
+    gives None where what it made was swept away before it could open it. Raises the OSError of `make`.
     """
     while True:
         path = name()
-        try:
-            descriptor = make(path)
-        except FileNotFoundError:
-            if path.parent.exists():  # swept away before it was held
-                continue
-            raise
+        descriptor = make(path)
+        if descriptor is None:
+            continue
         if hold(path, descriptor):
             return path, descriptor
         os.close(descriptor)

@@ -144,6 +144,32 @@ def test_a_living_process_ends_its_file_whatever_others_write(tmp_path: Path) ->
     assert names(tmp_path) == ["x"]
 
 
+def test_a_place_where_nothing_can_be_made_is_an_error_and_no_endless_search(tmp_path: Path) -> None:
+    for place in ("/proc/vitdeploy", "/dev/full/b"):
+        with pytest.raises(BundleError, match="cannot write"):
+            write_tiny_bundle(Path(place))
+    for folder in (Path("/proc"), tmp_path / "nowhere"):
+        with pytest.raises(OSError, match="No such file"):
+            write_atomically(folder / "x", b"")
+
+
+def test_a_folder_that_is_swept_away_before_it_is_held_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, swept = Path.mkdir, []
+
+    def made_and_swept(path: Path, **options: bool) -> None:
+        mkdir(path, **options)
+        if path.name.startswith(".b.partial-") and len(swept) < 2:
+            swept.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", made_and_swept)
+    write_tiny_bundle(tmp_path / "b").check_files()
+    assert len(swept) == 2
+    assert names(tmp_path) == ["b"]
+
+
 def test_a_place_inside_a_bundle_is_refused(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "b")
     before = names(tmp_path / "b")

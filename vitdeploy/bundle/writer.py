@@ -189,9 +189,12 @@ class BundleWriter:
             raise cannot_write(self.destination, error, otherwise=_ELSEWHERE) from error
 
 
-def _make_folder(path: Path) -> int:
+def _make_folder(path: Path) -> int | None:
     path.mkdir()
-    return os.open(path, os.O_RDONLY)
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # another export swept it away, since nobody held it yet
+        return None
 
 
 def _remove_tree(path: Path) -> None:
