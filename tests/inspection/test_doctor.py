@@ -233,7 +233,8 @@ NO_WHEELS = MissingDependencyError("tensorrt-rtx-cu12-libs", needed_for="it", ex
             NO_WHEELS,
             (),
             True,
-            "`vitdeploy check BUNDLE --compile` and the runtime tensorrt_rtx need\n  try: pip install 'vitdeploy[nvidia]'",
+            "`vitdeploy check BUNDLE --compile` and the runtime tensorrt_rtx need\n"
+            "  try: pip install 'vitdeploy[nvidia]'",
         ),
         (NO_WHEELS, (), False, ""),
         (None, (), True, ""),
