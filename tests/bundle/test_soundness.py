@@ -32,6 +32,12 @@ def node(model: onnx.ModelProto, operator: str) -> onnx.NodeProto:
     return next(found for found in model.graph.node if found.op_type == operator)
 
 
+def axis(model: onnx.ModelProto) -> onnx.AttributeProto:
+    flatten = node(model, "Flatten")
+    flatten.attribute.append(helper.make_attribute("axis", 1))
+    return flatten.attribute[0]
+
+
 def cyclic(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Add", ["flat", "loop"], ["loop"]))
 
@@ -114,6 +120,23 @@ UNSOUND: dict[str, tuple[Edit, str]] = {
     "a value of absurd size": (huge, "more than 268,435,456 elements"),
     "a sum of absurd size": (broadcast, "more than 268,435,456 elements"),
     "types that do not fit": (lambda m: setattr(m.graph.initializer[0], "data_type", TensorProto.INT32), "int32"),
+    "an attribute of another type": (
+        lambda m: axis(m).__setattr__("type", onnx.AttributeProto.FLOATS),
+        "the node .* is no Flatten of ONNX: .*axis",
+    ),
+    "an attribute that is not of the operator": (
+        lambda m: node(m, "Flatten").attribute.append(helper.make_attribute("own", 1)),
+        "is no Flatten of ONNX: .*own",
+    ),
+    "an attribute twice": (
+        lambda m: node(m, "Flatten").attribute.append(axis(m)),
+        "'axis' appeared multiple times",
+    ),
+    "an attribute that is missing": (
+        lambda m: m.graph.node.append(helper.make_node("Cast", ["flat"], ["x"])),
+        "is no Cast of ONNX: .*to",
+    ),
+    "an input too few": (lambda m: node(m, "MatMul").input.pop(), "is no MatMul of ONNX: .*input size 1"),
     "a terminal's codes in a name": (lambda m: node(m, "MatMul").input.__setitem__(1, "\x1b[2J"), r"\\x1b"),
 }
 

@@ -27,6 +27,8 @@ from vitdeploy.runtime.verify import verify
 
 RUNTIMES = ("onnxruntime", "openvino")
 OPERATORS = ("Relu", "Neg", "Softmax", "Exp", "Reshape", "Flatten", "Loop", "If", "Gather", "Transpose", "Conv", "Own")
+# What protobuf raises where a field does not take a value.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class WrongPassError(AssertionError):
@@ -76,7 +78,7 @@ def change_reference(folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.3:
         data = change_bytes(data, rng)
     forge_file(bundle, REFERENCE, data)
-    if not use(bundle.path, rng):
+    if use(bundle.path, rng) is None:
         return
     found = Bundle.open(bundle.path).reference()
     apart(found.outputs["logits"], tiny_logits(found.inputs["images"]))
@@ -111,14 +113,15 @@ def change_graph(folder: Path, rng: random.Random) -> None:
     else:
         model = onnx.load_from_string(data)
         for _ in range(rng.choice((1, 1, 2, 4))):
-            with contextlib.suppress(AttributeError, ValueError, TypeError, IndexError):  # what a field does not take
+            with contextlib.suppress(*UNFIT):
                 change_message(model, rng)
         data = model.SerializeToString()
     forge_file(bundle, MODEL, data)
-    if not use(bundle.path, rng):
+    runtime = use(bundle.path, rng)
+    if runtime is None:
         return
     images = tiny_images(40)[20:]
-    with load(bundle.path, runtime="onnxruntime") as session:
+    with load(bundle.path, runtime=runtime) as session:
         apart(session(images), tiny_logits(images))
 
 
@@ -160,12 +163,13 @@ def change_message(model: onnx.ModelProto, rng: random.Random) -> None:
             setattr(message, field.name, value)
 
 
-def use(path: Path, rng: random.Random) -> bool:
-    """Give a bundle to one of those who open bundles; whether it was proven. What is not ours is raised."""
+def use(path: Path, rng: random.Random) -> str | None:
+    """Give a bundle to one of those who open bundles; the runtime that it was proven in. What is not ours is raised."""
     kind = rng.randrange(6)
     try:
         if kind <= 2:
-            return verify(path, runtime=RUNTIMES[0] if kind else RUNTIMES[1]).passed
+            runtime = RUNTIMES[0] if kind else RUNTIMES[1]
+            return runtime if verify(path, runtime=runtime).passed else None
         if kind == 3:
             with load(path, runtime=rng.choice(RUNTIMES)) as session:
                 session.predict(np.zeros((9, 9, 3), np.uint8))
@@ -175,7 +179,7 @@ def use(path: Path, rng: random.Random) -> bool:
             str(check(path, rng.choice(("tensorrt8", "tensorrt10", "jetson-orin-nano-jp6"))))
     except VitDeployError:
         pass
-    return False
+    return None
 
 
 def apart(found: np.ndarray, wanted: np.ndarray) -> None:

@@ -36,11 +36,15 @@ LARGEST_MEMORY = 10**9  # bytes
 
 
 class Count(NamedTuple):
-    """Of one group: tries, the seeds that failed with what was raised, and the longest try in seconds."""
+    """Of one group: tries, the seeds that failed with what was raised, and the longest try in seconds.
+
+    growth   bytes by which one try moved the peak of the memory, at most, and the seed of that try
+    """
 
     tries: int
     failures: dict[int, str]
     longest: float
+    growth: tuple[int, int] = (0, 0)
 
 
 def attempt(group: str, seed: int, folder: Path) -> str | None:
@@ -69,11 +73,13 @@ def run(groups: tuple[str, ...], first: int, seconds: float, tries: int | None =
         while time.monotonic() < end and (tries is None or number < tries):
             for group in groups:
                 print(f"{group} {first + number}", file=sys.stderr, flush=True, end="\r")
-                start = time.monotonic()
+                start, before = time.monotonic(), peak_memory()
                 failure = attempt(group, first + number, folder)
                 count = found[group]
                 failures = count.failures | ({first + number: failure} if failure else {})
-                found[group] = Count(count.tries + 1, failures, max(count.longest, time.monotonic() - start))
+                longest = max(count.longest, time.monotonic() - start)
+                growth = max(count.growth, (peak_memory() - before, first + number))
+                found[group] = Count(count.tries + 1, failures, longest, growth)
             number += 1
     return found
 
@@ -94,7 +100,11 @@ def main() -> int:
     first = int(time.time()) if args.seed is None else args.seed
     found = run(tuple(args.group or GROUPS), first, args.seconds, args.tries)
     for group, count in found.items():
-        print(f"{group:10} {count.tries:6} tries, {len(count.failures)} failures, longest {count.longest:.1f} s")
+        grown, seed = count.growth
+        print(
+            f"{group:10} {count.tries:6} tries, {len(count.failures)} failures, longest {count.longest:.1f} s, "
+            f"peak moved by {grown >> 20} MiB at most (--seed {seed})"
+        )
         for seed, text in list(count.failures.items())[:5]:
             print(f"--- {group} --seed {seed}\n{text}")
     told: dict[str, Any] = {"seed": first, "peak_memory_mib": peak_memory() >> 20}

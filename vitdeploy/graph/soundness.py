@@ -56,7 +56,7 @@ def unsound(model: onnx.ModelProto) -> str | None:
 
     External data is not judged here, see `external_tensors`.
     """
-    for faults in (_foreign(model), _wrong_order(model.graph), _wrong_lengths(model)):
+    for faults in (_foreign(model), _wrong_order(model.graph), _wrong_lengths(model), _contradictory(model)):
         fault = next(faults, None)
         if fault is not None:
             return fault
@@ -146,6 +146,21 @@ def _wrong_lengths(model: onnx.ModelProto) -> Iterator[str]:
             wanted, found, unit = math.ceil(count * per), len(getattr(tensor, field)), "values"
         if wanted != found:
             yield f"the constant {shown(tensor.name)} is {list(tensor.dims)} and has {found:,} {unit}, not {wanted:,}"
+
+
+def _contradictory(model: onnx.ModelProto) -> Iterator[str]:
+    """Nodes with an attribute of another type or none at all, or too few inputs; runtimes take these differently."""
+    import onnx
+
+    context = type(onnx.checker.DEFAULT_CONTEXT)()
+    context.ir_version = model.ir_version
+    context.opset_imports = {one.domain: one.version for one in model.opset_import}
+    for node in model.graph.node:
+        try:
+            onnx.checker.check_node(node, context)
+        except onnx.checker.ValidationError as error:
+            why = next(iter(str(error).strip().splitlines()), "it contradicts its definition")
+            yield f"the node {named(node)} is no {node.op_type} of ONNX: {why}"
 
 
 def _known_types() -> set[int]:
