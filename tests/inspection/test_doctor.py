@@ -118,11 +118,12 @@ def test_x86_features_come_from_the_flags(tmp_path: Path) -> None:
         tmp_path / "proc/cpuinfo", "processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512f avx512_vnni amx_bf16\n"
     )
     cpu = machine.read_cpu(tmp_path, "x86_64")
-    assert (cpu.name, cpu.vnni, cpu.bf16) == ("Xeon", True, True)
+    assert (cpu.name, cpu.vnni, cpu.bf16, cpu.saturates) == ("Xeon", True, True, False)
     assert cpu.features["INT8"] == {"AVX-VNNI": False, "AVX512-VNNI": True, "AMX-INT8": False}
     write(tmp_path / "proc/cpuinfo", "processor : 0\nmodel name : Old\nflags : fpu avx2\n")
     old = machine.read_cpu(tmp_path, "x86_64")
-    assert (old.vnni, old.bf16) == (False, False)
+    assert (old.vnni, old.bf16, old.saturates) == (False, False, True)
+    assert not machine.read_cpu(tmp_path, "aarch64").saturates
 
 
 def test_nvidia_smi_is_read_also_where_it_knows_little() -> None:
@@ -344,10 +345,11 @@ def test_rows_apply_only_under_their_conditions() -> None:
 
 def test_the_processor_decides_about_saturating_int8() -> None:
     def rows(architecture: str, vnni: bool) -> list[str]:
-        here = Circumstances({"onnxruntime": "1.31.1"}, architecture=architecture, properties={"vnni": vnni})
-        return [row.symptom for row, _ in matching_rows(here) if row.lacks == "vnni"]
+        versions = {"onnxruntime": "1.31.1", "openvino": "2026.4.1"}
+        here = Circumstances(versions, architecture=architecture, properties={"vnni": vnni})
+        return [row.package for row, _ in matching_rows(here) if row.lacks == "vnni"]
 
-    assert len(rows("x86_64", vnni=False)) == 1
+    assert rows("x86_64", vnni=False) == ["onnxruntime", "openvino"]
     assert rows("x86_64", vnni=True) == []
     assert rows("aarch64", vnni=False) == []
 

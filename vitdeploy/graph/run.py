@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
-from vitdeploy.machine.settings import default_threads
+from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
 
 Array = NDArray[Any]
 
@@ -26,8 +26,7 @@ def open_session(
 
     model      a graph, or the bytes of an ONNX file
     mode       `as_written`: no optimization, the nodes in the order in which the graph lists them
-               `qdq`: optimized, but QuantizeLinear and DequantizeLinear are computed as the ONNX standard says.
-               Integer kernels round the same numbers, but some processors saturate on the way
+               `qdq`: optimized, but QuantizeLinear and DequantizeLinear are computed as the ONNX standard says
                `optimized`: all optimizations, integer kernels included, as in use
     arena      whether memory is kept from one run to the next, which is faster (by 1.16 for LeMeViT-Tiny in batches of
                16), or goes back to the system as soon as a tensor is not needed any more
@@ -42,6 +41,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    options.add_session_config_entry(*ONNXRUNTIME_EXACT)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = default_threads() or 0  # 0 leaves it to ONNX Runtime
     if mode == "as_written":

@@ -90,6 +90,11 @@ class Cpu:
         return any(self.features.get("INT8", {}).values())
 
     @property
+    def saturates(self) -> bool:
+        """Whether pairs of INT8 products are added in 16 bits, which overflow: x86-64 without VNNI, or unknown."""
+        return self.architecture in ("x86_64", "AMD64") and not self.vnni
+
+    @property
     def bf16(self) -> bool:
         """Whether runtimes may choose bf16 on their own."""
         return any(self.features.get("bf16", {}).values())

@@ -13,6 +13,10 @@ from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.hardware import driver_version, read_cpu
 from vitdeploy.machine.probe import ROOT, read_text
 
+# An entry of ONNX Runtime's session: where pairs of INT8 products overflow, see `Cpu.saturates`, it takes its kernels
+# for unsigned weights, which do not. Elsewhere it changes nothing.
+ONNXRUNTIME_EXACT = ("session.x64quantprecision", "1")
+
 _VARIABLES = ("OMP_", "GOMP_", "KMP_", "TBB_", "MKL_", "CUDA_", "ORT_", "OV_")
 _JETSON_GPU = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|gb10b")
 

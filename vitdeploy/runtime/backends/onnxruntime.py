@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError
-from vitdeploy.machine.settings import default_threads
+from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
 from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.runtime.options import Options
@@ -65,6 +65,7 @@ class OnnxRuntimeBackend(Backend):
         provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
+        settings.add_session_config_entry(*ONNXRUNTIME_EXACT)
         threads = options.threads or default_threads()
         if threads is not None:
             settings.intra_op_num_threads = threads

@@ -11,6 +11,7 @@ from typing import Any
 from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.caches import Cache
 from vitdeploy.errors import BackendError, ExportError
+from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.machine.settings import default_threads
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
 from vitdeploy.runtime.backends.openvino_file import check_files
@@ -72,7 +73,8 @@ class OpenVinoBackend(Backend):
         from vitdeploy.runtime.backends.openvino_graph import read_graph
 
         model, weights = cls._files(bundle)
-        return read_graph(model, weights, bundle.read(MODEL))
+        settings = {"INFERENCE_PRECISION_HINT": _ELEMENT_TYPES["fp32"], **_exact_integers("CPU")}
+        return read_graph(model, weights, bundle.read(MODEL), settings)
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
@@ -95,6 +97,7 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         device = _device(options.device or "CPU", core.available_devices)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.num_requests is None else "THROUGHPUT"}
+        settings |= _exact_integers(device)
         # An NPU has no FP32 to ask for.
         precision = options.compute_precision or ("fp32" if "NPU" not in device else None)
         if precision is not None:
@@ -145,6 +148,11 @@ class OpenVinoBackend(Backend):
         import openvino
 
         return {"version": openvino.get_version(), **self._settings}
+
+
+def _exact_integers(device: str) -> dict[str, Any]:
+    """On a CPU whose INT8 products overflow, the setting by which OpenVINO computes what the graph says, in FP32."""
+    return {"LP_TRANSFORMS_MODE": False} if device == "CPU" and read_cpu().saturates else {}
 
 
 def _device(device: str, available: list[str]) -> str:
