@@ -12,13 +12,15 @@ import logging
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitdeploy.errors import ExportError, VitDeployError
 from vitdeploy.graph.run import Inputs, joined, rows, samples_in
@@ -42,6 +44,8 @@ class TorchNetwork:
     outputs  which of its outputs are exported
     batch    samples a call; None where that is left open
     free     the names of free axes behind the batch, by input
+    double   it is in float64. On AVX2 the fused attention of PyTorch 2.13 misreads a mask that forward makes in
+             float32, so attention is computed by its formula
     """
 
     module: nn.Module
@@ -49,6 +53,7 @@ class TorchNetwork:
     outputs: Outputs
     batch: int | None = None
     free: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    double: bool = False
 
     original: ClassVar[str] = "PyTorch"
     scores: ClassVar[str] = LOGITS
@@ -92,14 +97,14 @@ class TorchNetwork:
     def in_double(self) -> TorchNetwork | None:
         """A copy that computes in float64; None for a module that cannot be copied."""
         try:
-            return TorchNetwork(copy.deepcopy(self.module).double(), self.name, self.outputs, self.batch)
+            return replace(self, module=copy.deepcopy(self.module).double(), double=True)
         except Exception:  # whatever keeps a module from being copied says nothing about the network
             log.debug("%s has no copy in float64", self.name, exc_info=True)
             return None
 
     def _call(self, inputs: Inputs) -> dict[str, Array]:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH) if self.double else nullcontext():
                 tensors = self.outputs.call(self.module, {name: torch.tensor(array) for name, array in inputs.items()})
         except (VitDeployError, MemoryError):
             raise

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.conftest import examples
 from tests.rows import TARGETS
@@ -109,6 +110,19 @@ def test_the_module_where_rounding_shows_is_named() -> None:
     assert (image_errors(double, asked.run(INPUTS), 2) > 1e-3).all()
     assert first_rounded(asked, INPUTS, 1e-3) == "Difference.forward"
     assert first_rounded(asked, INPUTS, 1.0) is None
+
+
+def test_attention_with_a_mask_of_fp32_has_the_right_form_in_double() -> None:
+    class Masked(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.flatten(2).transpose(1, 2)[:, None].contiguous()  # as the fused kernel wants it
+            mask = torch.linspace(-3, 3, tokens.shape[2])[None, None, None]
+            return F.scaled_dot_product_attention(tokens, tokens, tokens, attn_mask=mask)
+
+    asked = network(Masked())
+    double = in_double(asked, INPUTS)
+    assert double is not None
+    assert image_errors(double, asked.run(INPUTS), 2).max() < 1e-5
 
 
 def test_a_network_that_hard_codes_fp32_has_no_form_in_double() -> None:
