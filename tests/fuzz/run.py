@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import json
 import logging
+import os
 import random
 import resource
 import sys
@@ -98,7 +99,9 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=None, help="for each group")
     args = parser.parse_args()
     first = int(time.time()) if args.seed is None else args.seed
-    found = run(tuple(args.group or GROUPS), first, args.seconds, args.tries)
+    with tempfile.TemporaryDirectory(prefix="vitdeploy-fuzz-") as caches:
+        os.environ["XDG_CACHE_HOME"] = caches
+        found = run(tuple(args.group or GROUPS), first, args.seconds, args.tries)
     for group, count in found.items():
         grown, seed = count.growth
         print(

@@ -25,6 +25,11 @@ KEPT: dict[str, tuple[int, ...]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     bundle_cases.honest(tmp_path)
