@@ -51,6 +51,19 @@ def copied(folder: Path, rng: random.Random) -> Bundle:
     return Bundle.open(target)
 
 
+def damage_file(folder: Path, rng: random.Random) -> None:
+    """Bytes of any file, by somebody who does not hash: only what says the same may pass."""
+    bundle = copied(folder, rng)
+    path = bundle.path / rng.choice(sorted(file.name for file in bundle.path.iterdir()))
+    before = path.read_bytes()
+    after = change_bytes(before, rng)
+    path.write_bytes(after)
+    if use(bundle.path, rng) is None or after == before:
+        return
+    if path.name != MANIFEST or json.loads(after) != json.loads(before):  # white space is not in its hash
+        raise WrongPassError(f"proven, though {path.name} was damaged")
+
+
 def change_manifest(folder: Path, rng: random.Random) -> None:
     """Some values of the manifest."""
     bundle = copied(folder, rng)

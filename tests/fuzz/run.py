@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tests.fuzz import bundle_cases, outside_cases
 
 GROUPS: dict[str, Callable[[Path, random.Random], None]] = {
+    "damage": bundle_cases.damage_file,
     "manifest": bundle_cases.change_manifest,
     "reference": bundle_cases.change_reference,
     "graph": bundle_cases.change_graph,
