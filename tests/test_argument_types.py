@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import vitdeploy
 from tests.bundles import LABELS, write_tiny_bundle
 from tests.conftest import examples
 from vitdeploy.argument_types import check_fields, check_path, checked_arguments
+from vitdeploy.cli import main
 from vitdeploy.errors import InputError, UsageError, VitDeployError
 from vitdeploy.preprocess import Preprocessing, preprocess
 from vitdeploy.runtime.session import Session
@@ -252,3 +255,59 @@ def test_fields_and_paths_are_checked_alone_too() -> None:
     for path in ("a\0", "\ud800"):
         with pytest.raises(UsageError, match="is not a path"):
             check_path(path, "path")
+
+
+LONG = "y" * 300
+VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", LONG),
+        ("verify", f"{LONG}/b"),
+        ("verify", "BUNDLE", "--cache", LONG),
+        ("verify", "BUNDLE", "--key", LONG),
+        ("predict", "BUNDLE", LONG),
+        ("inspect", "BUNDLE", LONG),
+        ("benchmark", "BUNDLE", *VAIN, "--csv", LONG),
+        ("validate", "BUNDLE", "--data", LONG),
+        ("validate", "BUNDLE", "--data", "BUNDLE", "--report", LONG),
+        ("validate", "BUNDLE", "--data", "BUNDLE", "--logits", f"{LONG}/b"),
+        ("check", "BUNDLE", "--compile", "--keep", LONG),
+        ("check", f"{LONG}.onnx", "--compile"),
+        ("build", "BUNDLE", "--timing-cache", LONG),
+        ("sign", "BUNDLE", "--key", LONG),
+        ("cache", "--cache", LONG),
+        ("export", f"{LONG}.onnx", "-o", "OUT"),
+        ("export", f"{LONG}.py:build", "-o", "OUT"),
+        ("export", "lemevit_tiny", "-o", LONG),
+        ("export", "lemevit_tiny", "-o", "OUT", "--checkpoint", LONG),
+        ("export", "lemevit_tiny", "-o", "OUT", "--int8", "--calibration", LONG),
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_no_file_system_takes_is_an_error_of_every_command(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_bundle(tmp_path / "BUNDLE")
+    assert main([*words, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["why"] == "File name too long"
+    assert found["try"] == "give a shorter path"
+    assert [path.name for path in tmp_path.iterdir()] == ["BUNDLE"]
+
+
+def test_a_path_behind_a_folder_that_may_not_be_entered_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refused)
+        with pytest.raises(UsageError) as caught:
+            check_path("/a/b/c", "data")
+    assert (caught.value.why, caught.value.fix) == (
+        "Permission denied",
+        "check the permissions of its folder: ls -ld /a/b",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import math
@@ -13,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, shell
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -35,6 +36,8 @@ _ALIASES = {
     "NDArray": "ndarray",
 }
 _OPEN = ("Any", "Callable", "ImageLike", "MetricFunction", "Module", "Targets")
+# Of a path that leads to nothing, which whoever reads or writes there says in their own words.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _IN_WORDS = {
     "None": "None",
     "str": "a text",
@@ -76,7 +79,10 @@ def check_fields(instance: Any) -> None:
 
 
 def check_path(path: str | os.PathLike[str], name: str) -> None:
-    """Raises UsageError for what no system has as the name of a file, and for a relative path in a deleted folder."""
+    """Raises UsageError for what no system has as the name of a file, and for a path that cannot be followed.
+
+    Whether there is something at its end is not asked. A relative path in a deleted folder leads nowhere.
+    """
     text = os.fspath(path)
     if not isinstance(text, str):
         raise UsageError(f"{name} is bytes", why="paths are texts here", fix=f"os.fsdecode({name})")
@@ -88,6 +94,18 @@ def check_path(path: str | os.PathLike[str], name: str) -> None:
         raise UsageError(f"{name} {text!r} is not a path", why="it has a NUL in it", fix="give the path of a file")
     if not Path(text).is_absolute():
         check_working_folder()
+    try:
+        Path(text).stat()
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return
+        shorter = "give a shorter path"
+        permissions = f"check the permissions of its folder: ls -ld {shell(Path(text).parent)}"
+        raise UsageError(
+            f"{name} {text} cannot be reached",
+            why=error.strerror,
+            fix=shorter if error.errno == errno.ENAMETOOLONG else permissions,
+        ) from error
 
 
 def check_working_folder() -> None:

@@ -18,10 +18,11 @@ from vitdeploy.runtime import verify as verification
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Seeds that once failed, by group: the last two of "graph" by an attribute of another type, which OpenVINO took and
-# ONNX Runtime did not; the others by faults of the fuzzers themselves.
+# ONNX Runtime did not; "command" by a file name that is too long; the others by faults of the fuzzers themselves.
 KEPT: dict[str, tuple[int, ...]] = {
     "graph": (80, 175, 220, 291, 292, 1795927845, 1795927910),
     "manifest": (366,),
+    "command": (20267671,),
 }
 
 

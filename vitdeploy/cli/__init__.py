@@ -9,7 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
+from vitdeploy.argument_types import check_path
 from vitdeploy.cli import (
     benchmark,
     build,
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with contextlib.redirect_stdout(printed):
                 args = _parser().parse_args(words)
                 command = str(args.command)
+                _check_paths(args)
                 _log_to_stderr(verbose)
                 code = int(args.run(args))
             text = printed.text()
@@ -68,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"warning: {_ended(command, code)} its output could not be written: {why}", file=sys.stderr)
     streams.settle()
     return code
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """UsageError for an argument that no path can be, before any command looks for it."""
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                check_path(path, name.replace("_", "-"))
 
 
 def _gives(words: list[str], option: str) -> bool:

@@ -62,7 +62,7 @@ def failure_of(error: BaseException, *, verbose: bool) -> Failure:
     return Failure(
         f"unexpected {type(error).__name__}: {error}",
         "this is a defect of vitdeploy, not of your input",
-        f"{again} what it prints",
+        again,
         BAD_INPUT,
         unexpected=True,
     )
