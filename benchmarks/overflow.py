@@ -22,6 +22,7 @@ import openvino
 from timing import interleave, ratio
 
 from vitdeploy.bundle import MODEL, Bundle
+from vitdeploy.runtime.backends.openvino import read_model
 from vitdeploy.statistics import snr_db
 
 ROUNDS = 30
@@ -39,8 +40,9 @@ def in_onnxruntime(model: bytes, exact: bool) -> Callable[[np.ndarray], np.ndarr
 def in_openvino(model: bytes, exact: bool) -> Callable[[np.ndarray], np.ndarray]:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     settings |= {"LP_TRANSFORMS_MODE": False} if exact else {}
-    request = openvino.Core().compile_model(openvino.Core().read_model(model, b""), "CPU", settings)
-    return lambda images: request([images])[0].copy()
+    core = openvino.Core()
+    compiled = core.compile_model(read_model(core, model, b"", settings), "CPU", settings)
+    return lambda images: compiled([images])[0].copy()
 
 
 def main() -> None:

@@ -67,3 +67,25 @@ def test_products_do_not_overflow(runtime: str, kind: type, operator: str, seed:
     found = backend.run({"images": codes.astype(np.float32) * STEP})["logits"]
     backend.close()
     np.testing.assert_array_equal(found, exact.astype(np.float32) * STEP * STEP)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_strided_convolution_between_transposes_keeps_its_stride(runtime: str, stride: int) -> None:
+    """OpenVINO 2026.4 takes it for a MatMul where it computes with integer weights in FP32."""
+    pytest.importorskip(runtime)
+    rng = np.random.default_rng(0)
+    weights, codes = rng.integers(-127, 128, (8, DEPTH, 1, 1)), rng.integers(-127, 128, (1, 4, 4, DEPTH))
+    model = onnx.load_from_string(quantized_layer("Conv", np.int8, weights.astype(np.int8)))
+    (layer,) = (node for node in model.graph.node if node.op_type == "Conv")
+    layer.input[0], layer.output[0] = "maps", "strided"
+    layer.attribute.append(helper.make_attribute("strides", [stride, stride]))
+    model.graph.node.insert(2, helper.make_node("Transpose", ["x"], ["maps"], perm=[0, 3, 1, 2]))
+    model.graph.node.append(helper.make_node("Transpose", ["strided"], ["logits"], perm=[0, 2, 3, 1]))
+    for axis, length in zip(model.graph.input[0].type.tensor_type.shape.dim, codes.shape, strict=True):
+        axis.dim_value = length
+    backend = find_backend(runtime).load(model.SerializeToString())
+    found = backend.run({"images": codes.astype(np.float32) * STEP})["logits"]
+    backend.close()
+    exact = codes[:, ::stride, ::stride] @ weights[:, :, 0, 0].T
+    np.testing.assert_array_equal(found, exact.astype(np.float32) * STEP * STEP)

@@ -271,7 +271,7 @@ KNOWN_BAD: tuple[KnownBad, ...] = (
         WRONG,
         "INT8 on a CPU without VNNI, in programs that open the file themselves",
         "pairs of products are added in 16 bits and overflow: 37 dB where the file keeps 71, and no faster than FP32",
-        "the setting LP_TRANSFORMS_MODE = NO, as vitdeploy's sessions have it, which computes in FP32",
+        "the FP32 bundle, as vitdeploy's sessions compute INT8 ones in FP32 there",
         source="OpenVINO documentation, saturation issue; measured: 2026.4.1 on an EPYC with AVX2",
         architecture="x86_64",
         lacks="vnni",

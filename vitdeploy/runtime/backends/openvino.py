@@ -22,6 +22,8 @@ IR_MODEL, IR_WEIGHTS = "model.xml", "model.bin"
 
 _ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
+_INTEGERS = "LP_TRANSFORMS_MODE"
+
 # Devices that spread the work over others: docs.openvino.ai, "Inference Devices and Modes".
 _MODES = ("AUTO", "HETERO")
 
@@ -70,11 +72,15 @@ class OpenVinoBackend(Backend):
     @classmethod
     def executed(cls, bundle: Bundle) -> ExecutedGraph:
         """The runtime model of the CPU plugin, computing in FP32 as sessions do."""
+        import openvino
+
         from vitdeploy.runtime.backends.openvino_graph import read_graph
 
         model, weights = cls._files(bundle)
-        settings = {"INFERENCE_PRECISION_HINT": _ELEMENT_TYPES["fp32"], **_exact_integers("CPU")}
-        return read_graph(model, weights, bundle.read(MODEL), settings)
+        settings = {"INFERENCE_PRECISION_HINT": _ELEMENT_TYPES["fp32"], **exact_settings()}
+        core = openvino.Core()
+        compiled = core.compile_model(read_model(core, model, weights, settings), "CPU", settings)
+        return read_graph(compiled, bundle.read(MODEL))
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:
@@ -97,7 +103,7 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         device = _device(options.device or "CPU", core.available_devices)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.num_requests is None else "THROUGHPUT"}
-        settings |= _exact_integers(device)
+        settings |= exact_settings() if device == "CPU" else {}
         # An NPU has no FP32 to ask for.
         precision = options.compute_precision or ("fp32" if "NPU" not in device else None)
         if precision is not None:
@@ -110,7 +116,7 @@ class OpenVinoBackend(Backend):
             if value is not None:
                 settings[name] = value
         kept = Cache("compiled", Path(options.cache)) if options.cache else None
-        compiled = core.compile_model(core.read_model(model, weights), device, settings)
+        compiled = core.compile_model(read_model(core, model, weights, settings), device, settings)
         if kept is not None:
             kept.evict()
         return cls(compiled, device)
@@ -150,9 +156,25 @@ class OpenVinoBackend(Backend):
         return {"version": openvino.get_version(), **self._settings}
 
 
-def _exact_integers(device: str) -> dict[str, Any]:
+def exact_settings() -> dict[str, Any]:
     """On a CPU whose INT8 products overflow, the setting by which OpenVINO computes what the graph says, in FP32."""
-    return {"LP_TRANSFORMS_MODE": False} if device == "CPU" and read_cpu().saturates else {}
+    return {_INTEGERS: False} if read_cpu().saturates else {}
+
+
+def read_model(core: Any, model: bytes, weights: bytes, settings: Mapping[str, Any]) -> Any:
+    """The model as OpenVINO holds it, for `settings`.
+
+    Where it is to compute in FP32, integer weights become floats: with integers, OpenVINO 2026.4 makes a MatMul of a
+    1x1 convolution between two Transposes, and forgets its stride.
+    """
+    found = core.read_model(model, weights)
+    if _INTEGERS in settings:
+        from openvino.passes import ConstantFolding, Manager
+
+        manager = Manager()
+        manager.register_pass(ConstantFolding())
+        manager.run_passes(found)
+    return found
 
 
 def _device(device: str, available: list[str]) -> str:

@@ -11,12 +11,10 @@ if TYPE_CHECKING:
     from vitdeploy.graph.attention import Attention
 
 
-def read_graph(model: bytes, weights: bytes, shipped: bytes, settings: Mapping[str, Any]) -> ExecutedGraph:
-    """The layers of the model, compiled by the settings that sessions have, held against the shipped ONNX file."""
+def read_graph(compiled: Any, shipped: bytes) -> ExecutedGraph:
+    """The layers of a compiled model, held against the shipped ONNX file."""
     import openvino
 
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model, weights), "CPU", dict(settings))
     layers = []
     for operation in compiled.get_runtime_model().get_ordered_ops():
         facts = {key: _text(operation, key) for key in ("layerType", "runtimePrecision", "originalLayersNames")}
