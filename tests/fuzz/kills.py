@@ -57,7 +57,7 @@ class Scenario:
 
 
 def with_source(folder: Path) -> None:
-    """A network in a file, images to calibrate on, and for FP16 a bundle that is to be replaced."""
+    """A network in a file, and images to calibrate on."""
     (folder / "tiny.py").write_text(SOURCE)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 16, 24, 3), np.uint8)
     np.savez(folder / "images.npz", images=images)
