@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
@@ -46,21 +47,25 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
     return {"median": round(median, 4), "q1": round(low, 4), "q3": round(high, 4), "rounds": len(ratios)}
 
 
+# A process hands its peak of memory down to what it starts, so a small one starts what is measured.
+LAUNCHER = """
+import json, os, sys
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(pid, 0)
+code = os.waitstatus_to_exitcode(status)
+print(json.dumps({"code": code, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / 1024}))
+"""
+
+
 def process(command: Sequence[str]) -> dict[str, float]:
-    """Wall seconds and peak memory (MB) of one whole process."""
+    """Wall and CPU seconds and peak memory (MiB) of one whole process."""
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    errors = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{errors.decode()}")
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / 1024,
-    }
+    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    told = json.loads(done.stdout)
+    if told["code"]:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return {"seconds": seconds, "cpu_seconds": told["cpu"], "peak_mb": told["peak"]}
 
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:

@@ -6,29 +6,25 @@ import subprocess
 import sys
 
 MEASURE = """
-import resource
-
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
 from vitdeploy.exporter.emulation import activation_ranges
+from vitdeploy.latency.worker import peak_memory
 
 LAYERS = 40
 chain = " ".join(f"v{i + 1} = Neg (v{i})" for i in range(LAYERS))
 text = f'<ir_version: 10, opset_import: ["": 20]> g (float[N] v0) => (float[N] v{LAYERS}) {{ {chain} }}'
 model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
 activation_ranges(model, {"v0": np.ones(8, np.float32)})
-before = peak()
+before = peak_memory()
 values = np.linspace(-3, 2, 5_000_000, dtype=np.float32)
 ranges = activation_ranges(model, {"v0": values})
 assert len(ranges) == LAYERS + 1
 assert all(seen.max_abs == 3 for seen in ranges.values())
-print((peak() - before) / values.nbytes)
+print((peak_memory() - before) / values.nbytes)
 """
 
 
