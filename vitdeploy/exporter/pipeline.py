@@ -29,7 +29,7 @@ from vitdeploy.exporter.origin import captured, open_network, reference_outputs
 from vitdeploy.exporter.reference_inputs import choose_inputs
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.scores import hide_scores, show_scores
-from vitdeploy.exporter.sources.resolve import check_labels
+from vitdeploy.exporter.sources.resolve import check_labels, find_network
 from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Inputs, samples_in
@@ -75,8 +75,10 @@ def run(request: ExportRequest) -> Bundle:
     data = open_calibration(request.calibration, request.quantization) if request.precision == "int8" else None
     clock = _Clock()
     with BundleWriter(request.output, force=request.force) as writer, contextlib.ExitStack() as gates:
+        build = find_network(request)
         with clock.step("building the network"):
-            subject = _network(request)
+            subject = build()
+            _tell(subject)
             if request.bake_preprocessing:
                 require_bakeable(subject.card.preprocessing)
         with clock.step(f"computing the {_computing(subject)} reference"):
@@ -126,11 +128,8 @@ def _computing(subject: Subject) -> str:
     return "ONNX Runtime" if isinstance(subject.model, OnnxFile) else "PyTorch"
 
 
-def _network(request: ExportRequest) -> Subject:
-    """The network; what had to be assumed is said."""
-    from vitdeploy.exporter.sources.resolve import resolve
-
-    subject = resolve(request)
+def _tell(subject: Subject) -> None:
+    """Says what had to be assumed of the network."""
     card = subject.card
     for note in subject.notes:
         log.warning("%s", note)
@@ -142,7 +141,6 @@ def _network(request: ExportRequest) -> Subject:
         )
     if card.assumption:
         log.warning("%s; if that is wrong, see --preprocessing", card.assumption)
-    return subject
 
 
 def _samples(subject: Subject, request: ExportRequest, opened: Dataset | None) -> CalibrationSet:

@@ -10,15 +10,16 @@ from vitdeploy.errors import UsageError
 from vitdeploy.user_code import call_theirs, find_function
 
 
-def call_function(source: str, arguments: Mapping[str, Any]) -> Any:
-    """What the function returns for `arguments`.
+def find_call(source: str, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    """The call of the function with `arguments`.
 
-    Raises UsageError for a file or function that is not there, and for whatever the user's code raises, with the line.
+    Raises UsageError for a file or function that is not there, and for arguments that it does not take; the call does
+    for whatever the user's code raises, with the line.
     """
     function = find_function(source)
     _check_arguments(source, function, arguments)
     place, _, name = source.rpartition(":")
-    return call_theirs(f"{name} of {place}", lambda: function(**arguments))
+    return lambda: call_theirs(f"{name} of {place}", lambda: function(**arguments))
 
 
 def _check_arguments(source: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,19 @@ _AUTO = {
 _PILLOW = {2: "bilinear", 3: "bicubic"}
 
 
-def describe_huggingface(request: ExportRequest) -> Subject:
-    """The network of a folder that `save_pretrained` wrote, or of an id of the hub.
+def find_huggingface(request: ExportRequest) -> Callable[[], Subject]:
+    """What makes the network of a folder that `save_pretrained` wrote, or of an id of the hub.
 
-    Raises MissingDependencyError without transformers, and ModelError for what it cannot load.
+    Raises MissingDependencyError without transformers, and ModelError for a configuration that cannot be loaded; what
+    is returned raises ModelError for weights that cannot be.
     """
     where = str(request.source).removeprefix(PREFIX)
     transformers = _transformers()
     config = _loaded(where, lambda: transformers.AutoConfig.from_pretrained(where))
+    return lambda: _describe(transformers, where, config, request)
+
+
+def _describe(transformers: Any, where: str, config: Any, request: ExportRequest) -> Subject:
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     auto = next((auto for end, auto in _AUTO.items() if architecture.endswith(end)), "AutoModel")
     model = _loaded(where, lambda: getattr(transformers, auto).from_pretrained(where))

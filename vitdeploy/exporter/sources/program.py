@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-from vitdeploy.errors import ModelError, UsageError
+from vitdeploy.errors import ModelError
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def load_program(path: Path) -> Any:
     """The program in the file, an `ExportedProgram`; ModelError for a file that holds none that this torch reads."""
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", fix=f"check the path: ls {path.parent}")
     # Its weights are pickled, and are only read as weights.
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"

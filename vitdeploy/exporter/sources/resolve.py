@@ -24,13 +24,23 @@ LARGEST_WEIGHTS = 2**31 - 2**26
 FORMS = "a name of `vitdeploy models`, timm:NAME, hf:FOLDER_OR_ID, file.py:function, model.pt2 or model.onnx"
 
 
-def resolve(request: ExportRequest) -> Subject:
-    """The network of `request`, in eval mode, and what is known of it.
+# Builds the network, which was found.
+Builder = Callable[[], Subject]
 
-    Raises UsageError for a source that is not there and for options that it does not take, ModelError and
-    CheckpointError for one that cannot be built.
+
+def find_network(request: ExportRequest) -> Builder:
+    """What builds the network of `request`, in eval mode, and says what is known of it.
+
+    Raises UsageError for a source that is not there and for options that it does not take, and MissingDependencyError
+    for a library that is not installed. What is returned raises UsageError for options that do not fit the network,
+    ModelError and CheckpointError where it cannot be built.
     """
-    subject = _made(request)
+    build = _found(request)
+    return lambda: _completed(build(), request)
+
+
+def _completed(subject: Subject, request: ExportRequest) -> Subject:
+    """The network with the preprocessing and the labels that were asked for, which have to fit it."""
     card = subject.card
     if request.preprocessing:
         card = card.preprocessed(request.preprocessing)
@@ -91,27 +101,35 @@ def check_labels(card: ModelCard) -> None:
         )
 
 
-def _made(request: ExportRequest) -> Subject:
+def _found(request: ExportRequest) -> Builder:
     source = request.source
     if not isinstance(source, (str, Path)):
-        return _live(request, source, "the source")
+        return lambda: _live(request, source, "the source")
     text = str(source)
-    for prefix, make in _PREFIXES.items():
+    for prefix, find in _PREFIXES.items():
         if text.startswith(prefix):
-            return make(request)
-    if text.endswith(".pt2"):
-        from vitdeploy.exporter.sources.program import load_program
-
-        return _live(request, load_program(Path(text)), text)
-    if text.endswith(".onnx"):
-        return _onnx(request, Path(text))
+            return find(request)
+    if text.endswith((".pt2", ".onnx")):
+        path = Path(text)
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}", fix=f"check the path: ls {path.parent}")
+        return lambda: _file(request, path)
     if text in cards():
-        return _zoo(request, text)
+        return lambda: _zoo(request, text)
     if ":" in text:
-        from vitdeploy.exporter.sources.function import call_function
+        from vitdeploy.exporter.sources.function import find_call
 
-        return _live(request, call_function(text, request.hyperparameters or {}), text, called=True)
+        call = find_call(text, request.hyperparameters or {})
+        return lambda: _live(request, call(), text, called=True)
     raise _unknown(text)
+
+
+def _file(request: ExportRequest, path: Path) -> Subject:
+    if path.suffix == ".onnx":
+        return _onnx(request, path)
+    from vitdeploy.exporter.sources.program import load_program
+
+    return _live(request, load_program(path), str(path))
 
 
 def _zoo(request: ExportRequest, name: str) -> Subject:
@@ -132,17 +150,19 @@ def _with_free_axes(subject: Subject, request: ExportRequest) -> Subject:
     return replace(subject, inputs=freed(subject.inputs, request.specs, subject.card.name))
 
 
-def _timm(request: ExportRequest) -> Subject:
-    from vitdeploy.exporter.sources.timm import describe_timm
+def _timm(request: ExportRequest) -> Builder:
+    from vitdeploy.exporter.sources.timm import find_timm
 
-    return _with_free_axes(describe_timm(request), request)
+    describe = find_timm(request)
+    return lambda: _with_free_axes(describe(), request)
 
 
-def _huggingface(request: ExportRequest) -> Subject:
-    from vitdeploy.exporter.sources.huggingface import describe_huggingface
+def _huggingface(request: ExportRequest) -> Builder:
+    from vitdeploy.exporter.sources.huggingface import find_huggingface
 
     _refuse(request, {"--checkpoint": request.checkpoint, "--num-classes": request.num_classes})
-    return _with_free_axes(describe_huggingface(request), request)
+    describe = find_huggingface(request)
+    return lambda: _with_free_axes(describe(), request)
 
 
 def _onnx(request: ExportRequest, path: Path) -> Subject:
@@ -153,7 +173,7 @@ def _onnx(request: ExportRequest, path: Path) -> Subject:
     return describe_onnx(path, request, LARGEST_WEIGHTS)
 
 
-_PREFIXES: Mapping[str, Callable[[ExportRequest], Subject]] = {"timm:": _timm, "hf:": _huggingface}
+_PREFIXES: Mapping[str, Callable[[ExportRequest], Builder]] = {"timm:": _timm, "hf:": _huggingface}
 
 
 def _live(request: ExportRequest, made: object, where: str, *, called: bool = False) -> Subject:

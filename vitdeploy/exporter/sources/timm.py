@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,16 +34,20 @@ PREFIX = "timm:"
 _MODES = {"center": "resize_crop", "squash": "stretch", "border": "border"}
 
 
-def describe_timm(request: ExportRequest) -> Subject:
-    """The network that `timm:NAME` names.
+def find_timm(request: ExportRequest) -> Callable[[], Subject]:
+    """What makes the network that `timm:NAME` names.
 
     Its weights are those of `checkpoint`, or timm's own; with `--set pretrained=False` seeded random ones. Raises
-    MissingDependencyError without timm, UsageError for a name or an argument that timm does not know, and ModelError
-    where the weights cannot be fetched.
+    MissingDependencyError without timm, and UsageError for a name that timm does not know; what is returned raises
+    UsageError for an argument that timm does not know, and ModelError where the weights cannot be fetched.
     """
     name = str(request.source).removeprefix(PREFIX)
     library = _timm()
     _check_name(library, name)
+    return lambda: _describe(library, name, request)
+
+
+def _describe(library: Any, name: str, request: ExportRequest) -> Subject:
     arguments = dict(request.hyperparameters or {})
     wanted = arguments.pop("pretrained", True)
     known = library.get_pretrained_cfg(name)
