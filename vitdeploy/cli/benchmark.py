@@ -18,11 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
-from vitdeploy.files import write_atomically
+from vitdeploy.cli.output_file import check_writable, write
 
 HELP = "measure latency, throughput and memory of bundles"
 
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from vitdeploy.latency.benchmark import benchmark
 
     if args.csv:
-        _check_writable(args.csv)
+        check_writable(args.csv, "--csv")
     try:
         report = benchmark(
             args.bundles,
@@ -95,27 +94,8 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(report.to_dict()) if args.json else report)
     try:
         if args.csv:
-            _write(args.csv, report.to_csv())
+            write(args.csv, report.to_csv(), "--csv")
     except VitDeployError as error:  # the result is printed already, and one JSON object is enough
         log.error("%s", error)
         return error.exit_code
     return INTERRUPTED if report.interrupted else 0
-
-
-def _check_writable(path: Path) -> None:
-    """Raises UsageError before the benchmark where its CSV file could not be written."""
-    from vitdeploy.errors import UsageError
-
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{folder} is not a writable folder"
-        raise UsageError(f"cannot write {path}", why=why, fix="give --csv another path")
-
-
-def _write(path: Path, text: str) -> None:
-    from vitdeploy.errors import UsageError
-
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}", why=error.strerror, fix="give --csv another path") from error

@@ -134,6 +134,19 @@ def read_labels(text: bytes, where: str) -> tuple[str, ...]:
     return lines
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder and in those below it, by name; InputError where there are none, or it cannot be read."""
+    try:
+        names = sorted(name for name in _walk(folder) if is_image(name) and not is_hidden(name))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read", why=error.strerror, fix=f"ls -ld {folder}") from error
+    if not names:
+        raise InputError(
+            f"there are no images in {folder}", why=f"images end in {', '.join(SUFFIXES)}", fix="name another folder"
+        )
+    return [folder / name for name in names]
+
+
 def is_image(entry: str) -> bool:
     """Whether a path has the suffix of an image."""
     return entry.lower().endswith(SUFFIXES)

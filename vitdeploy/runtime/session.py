@@ -167,22 +167,50 @@ class Session:
             )
         return self.backend.run({name: _checked(array, self._inputs[name]) for name, array in images.items()})
 
+    @overload
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        top_k: int = ...,
+        *,
+        batch_size: int = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> list[list[Prediction]]: ...
+
+    @overload
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        top_k: int = ...,
+        *,
+        batch_size: int = ...,
+        on_error: Literal["return"],
+    ) -> list[list[Prediction] | Exception]: ...
+
     @checked_arguments
     def predict(
-        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, batch_size: int = 8
-    ) -> list[list[Prediction]]:
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        top_k: int = 5,
+        *,
+        batch_size: int = 8,
+        on_error: str = "raise",
+    ) -> list[list[Prediction]] | list[list[Prediction] | Exception]:
         """The `top_k` most probable classes of each image, best first.
 
         Images are paths, Pillow images or uint8 arrays [H, W, 3], or, where the network takes other channels, arrays
         [H, W, C] of them; they are preprocessed as the bundle records. `batch_size` counts where the model's batch is
-        dynamic; a fixed batch is filled up by repeating the last image.
+        dynamic; a fixed batch is filled up by repeating the last image. An image that cannot be read raises
+        (`on_error="raise"`), or stands as its exception in its place and the others are classified (`"return"`).
         """
+        _check_on_error(on_error)
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", fix="give at least 1 for both")
         single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or not isinstance(images, Iterable)
         chosen: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
-        rows = _raising(self._stream(chosen, self._pixels, batch_size, whole_batches=False))
-        return [self._best(row, top_k) for row in rows]
+        results = self._stream(chosen, self._pixels, batch_size, whole_batches=False)
+        rows = _raising(results) if on_error == "raise" else results
+        return [row if isinstance(row, Exception) else self._best(row, top_k) for row in rows]
 
     @overload
     def map(
@@ -209,8 +237,7 @@ class Session:
         item that fails raises in its turn and ends the rest (`on_error="raise"`), or stands as its exception in its
         place and the rest goes on (`"return"`).
         """
-        if on_error not in ("raise", "return"):
-            raise UsageError(f"on_error is {on_error!r}", fix="raise or return")
+        _check_on_error(on_error)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", fix="give at least 1")
         results = self._stream(images, self._tensor, batch_size, whole_batches=True)
@@ -324,6 +351,11 @@ def _attempt(function: Callable[[Any], Array], argument: Any) -> Array | Excepti
         return function(argument)
     except Exception as error:
         return error
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise UsageError(f"on_error is {on_error!r}", fix="raise or return")
 
 
 def _raising(results: Generator[Array | Exception, None, None]) -> Iterator[Array]:
