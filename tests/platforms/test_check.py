@@ -307,7 +307,9 @@ def test_the_command_exits_1_where_something_blocks(tmp_path: Path, capsys: pyte
     assert main(["check", str(bundle), "--target", "tensorrt8", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
     assert main(["check", str(bundle), "--target", "tensorrt11"]) == 0
-    assert "nothing blocks" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("builds on tensorrt11, by the rules; INT8 against FP16: no\n")
+    assert main(["check", str(bundle), "--target", "tensorrt8"]) == 1
+    assert capsys.readouterr().out.startswith("does not build on tensorrt8, by the rules; 1 finding blocks; INT8")
     assert main(["check", str(bundle), "--target", "tensorrt9"]) == 2
 
 

@@ -174,8 +174,20 @@ class CheckReport:
             "dla": None if self.dla is None else self.dla.to_dict(),
         }
 
+    @property
+    def verdict(self) -> str:
+        """The answer in a line: whether it builds, what fuses, and whether INT8 is worth a measurement."""
+        blocking = sum(finding.level == BLOCKS for finding in self.findings)
+        warnings = len(self.findings) - blocking
+        parts = [f"{'builds' if self.passed else 'does not build'} on {self.platform.name}, by the rules"]
+        parts += [_count(blocking, "finding blocks", "findings block")] if blocking else []
+        parts += [_count(warnings, "warning", "warnings")] if warnings else []
+        parts += [f"{ATTENTION} {_states(self.attentions)}"] if self.attentions else []
+        parts += [f"INT8 against FP16: {self.int8.verdict.answer}"]
+        return "; ".join(parts)
+
     def __str__(self) -> str:
-        lines = [f"{self.bundle}: {self.model}, {self.precision}, for {_describe(self.platform)}"]
+        lines = [self.verdict, f"{self.bundle}: {self.model}, {self.precision}, for {_describe(self.platform)}"]
         for finding in sorted(self.findings, key=lambda f: f.level):
             lines += [f"{finding.level:7}{finding.where}: {finding.what} ({finding.source})", f"       {finding.fix}"]
         lines += _section(ATTENTION, self.attentions) + _section(LAYER_NORM, self.layer_norms)
@@ -183,7 +195,6 @@ class CheckReport:
         lines.append(f"INT8 against FP16: {verdict.answer}; {verdict.reason}")
         lines += [f"       {macs / 1e6:,.0f} M not for INT8: {why}" for why, macs in self.int8.obstacles.items()]
         lines += [] if self.dla is None else [str(self.dla)]
-        lines.append("nothing blocks" if self.passed else "BLOCKED")
         return "\n".join(lines)
 
 
@@ -194,11 +205,28 @@ def _describe(platform: Platform) -> str:
     return ", ".join(parts)
 
 
-def _section(title: str, blocks: Sequence[Block]) -> list[str]:
-    """One paragraph for each set of blocks that are alike but for their names, and layer norms for their shapes."""
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _states(blocks: Sequence[Block]) -> str:
+    """`29 fused, 1 unknown`."""
     states = Counter(block.fuses for block in blocks)
-    counted = ", ".join(f"{states[state]} {word}" for state, word in FUSION_STATES.items() if states[state])
-    lines = [f"{title} by the rules: {counted}"]
+    return ", ".join(f"{states[state]} {word}" for state, word in FUSION_STATES.items() if states[state])
+
+
+def _section(title: str, blocks: Sequence[Block]) -> list[str]:
+    """One paragraph for each set of blocks that are alike but for their names, and layer norms for their shapes.
+
+    What all of them have in common of INT8 is said once.
+    """
+    if not blocks:
+        return []
+    lines = [f"{title} by the rules: {_states(blocks)}"]
+    verdicts = {block.int8 for block in blocks}
+    common = next(iter(verdicts)) if len(verdicts) == 1 else None
+    if common is not None:
+        lines.append(f"  INT8: {common.answer}; {common.reason}")
     alike: dict[tuple[Any, ...], list[Block]] = {}
     for block in blocks:
         alike.setdefault((block.shape if block.int8 else "", block.precision, block.rules, block.int8), []).append(
@@ -210,6 +238,6 @@ def _section(title: str, blocks: Sequence[Block]) -> list[str]:
         shape = f"{first.shape}, " if first.int8 else ""
         lines.append(f"  {first.precision}, {shape}{first.name}{more}: {FUSION_STATES[first.fuses]}")
         lines += [f"    {r.name}: {r.detail}; {r.fix or 'nothing is known to change that'}" for r in first.open_rules]
-        if first.int8 is not None:
+        if first.int8 is not None and common is None:
             lines.append(f"    INT8: {first.int8.answer}; {first.int8.reason}")
-    return lines if blocks else []
+    return lines
