@@ -29,11 +29,20 @@ class Registry(Generic[T]):
     kind     what messages call a thing: `runtime`
     option   what to type to name one: `--runtime`
     kept     our own: the thing, or `module:attribute`, which is imported when it is asked for
+    aliases  short names, and the names that they stand for
     """
 
-    def __init__(self, group: str, *, kind: str, option: str, kept: Mapping[str, T | str]) -> None:
+    def __init__(
+        self,
+        group: str,
+        *,
+        kind: str,
+        option: str,
+        kept: Mapping[str, T | str],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self.group, self.kind, self.option = group, kind, option
-        self._kept = kept
+        self._kept, self._aliases = kept, aliases or {}
         self._loaded: dict[str, T] = {}
 
     @cached_property
@@ -42,7 +51,7 @@ class Registry(Generic[T]):
         found: dict[str, EntryPoint] = {}
         for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value)):
             other = found.get(point.name)
-            if point.name in self._kept or (other is not None and other.value != point.value):
+            if point.name in {*self._kept, *self._aliases} or (other is not None and other.value != point.value):
                 owner = "vitdeploy" if other is None else _owner(other)
                 raise PluginError(
                     f"{_owner(point)} announces a {self.kind} called {point.name!r}, which {owner} has too",
@@ -55,11 +64,16 @@ class Registry(Generic[T]):
         """All names, ours first; importing nothing."""
         return (*self._kept, *self._announced)
 
+    def full(self, name: str) -> str:
+        """The name that an alias stands for; any other name as it is."""
+        return self._aliases.get(name, name)
+
     def find(self, name: str) -> T:
-        """The thing called `name`.
+        """The thing called `name`, or that an alias stands for.
 
         Raises UsageError for a name that nothing has, and PluginError for one whose package cannot be imported.
         """
+        name = self.full(name)
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]

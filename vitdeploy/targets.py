@@ -229,7 +229,7 @@ _ROWS = (
         int8=Int8Rules(
             half_rest=True, packed_heads=True, source="as tensorrt10: its networks are strongly typed, all of them"
         ),
-        description="TensorRT for RTX 1.7, whose engines are built on a CPU for RTX GPUs",
+        description="TensorRT for RTX 1.7; its engines are built on a CPU",
         source="parser of 1.7.1, asked: opset 17 to 25, Gelu, ConvTranspose of any group; opset 20 is that of the "
         "capture; the operator Attention ends the compiler in FP32 (tests/tensorrt/rtx/test_wheels.py), hence "
         "primitives",
@@ -238,7 +238,11 @@ _ROWS = (
 )
 
 _TARGETS: Registry[Target] = Registry(
-    "vitdeploy.targets", kind="target", option="--target", kept={row.name: row for row in _ROWS}
+    "vitdeploy.targets",
+    kind="target",
+    option="--target",
+    kept={row.name: row for row in _ROWS},
+    aliases={"ort": "onnxruntime", "ov": "openvino", "trt8": "tensorrt8", "trt10": "tensorrt10", "trt11": "tensorrt11"},
 )
 
 

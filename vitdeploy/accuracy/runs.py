@@ -22,7 +22,7 @@ from vitdeploy.errors import BackendError, GateError, UsageError, VitDeployError
 from vitdeploy.machine.settings import machine_settings, usable_cores
 from vitdeploy.proof.parity import compare_outputs
 from vitdeploy.proof.prove import run_batches, selections_of
-from vitdeploy.runtime.backends import backends, find_backend
+from vitdeploy.runtime.backends import backends, find_backend, full_name
 from vitdeploy.runtime.session import Session, load
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _names(bundle: Bundle, runtimes: Sequence[str], options: Mapping[str, Any]) 
             with load(bundle, **options) as session:
                 names.append(session.backend.name)
         else:
-            names.append(runtime)
+            names.append(full_name(runtime))
     return iter(dict.fromkeys(names))
 
 

@@ -22,7 +22,7 @@ from vitdeploy.latency.measurement import Candidate, Measurement, Turn
 from vitdeploy.latency.report import BenchmarkReport
 from vitdeploy.latency.worker import Worker
 from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
-from vitdeploy.runtime.backends import backend_names, find_backend
+from vitdeploy.runtime.backends import backend_names, find_backend, full_name
 from vitdeploy.runtime.options import Options
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def benchmark(
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]
-    runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
+    runtimes = list(dict.fromkeys(map(full_name, [runtime] if isinstance(runtime, str) else runtime)))
     batches = [batch] if batch is None or isinstance(batch, int) else list(dict.fromkeys(batch))
     if not (bundles and runtimes and batches):
         raise UsageError("there is nothing to measure", fix="give at least one bundle, one runtime and one batch")
@@ -108,7 +108,7 @@ def benchmark(
         seconds = SECONDS
     _check_duration(seconds, rounds, warmup)
     paths = [str(one.path) for one in bundles]
-    base = find_baseline(None if baseline is None else str(baseline), paths, backend_names())
+    base = find_baseline(None if baseline is None else full_name(str(baseline)), paths, backend_names())
     plans = [_Plan(one, runtimes, _batches_of(one, batches)) for one in bundles]
     chosen = {key: str(value) if isinstance(value, Path) else value for key, value in options.given().items()}
     machine, before = machine_settings(), machine_conditions()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vitdeploy.registry import Registry
 from vitdeploy.runtime.backends.base import Backend
 
-__all__ = ["Backend", "auto_order", "backend_names", "backends", "find_backend"]
+__all__ = ["Backend", "auto_order", "backend_names", "backends", "find_backend", "full_name"]
 
 _BACKENDS: Registry[type[Backend]] = Registry(
     "vitdeploy.backends",
@@ -20,6 +20,7 @@ _BACKENDS: Registry[type[Backend]] = Registry(
         "tensorrt_rtx": "vitdeploy.tensorrt.rtx.backend:TensorRtRtxBackend",
         "torch": "vitdeploy.runtime.backends.torch:TorchBackend",
     },
+    aliases={"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt", "trt_rtx": "tensorrt_rtx"},
 )
 
 
@@ -31,6 +32,11 @@ def backend_names() -> tuple[str, ...]:
 def find_backend(name: str) -> type[Backend]:
     """The backend class called `name`; a UsageError offers the names there are."""
     return _BACKENDS.find(name)
+
+
+def full_name(name: str) -> str:
+    """`onnxruntime` for `ort`, `openvino` for `ov`, `tensorrt` for `trt`; any other name as it is."""
+    return _BACKENDS.full(name)
 
 
 def backends() -> Iterator[type[Backend]]:
