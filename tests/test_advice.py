@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.bundles import write_tiny_bundle
-from vitdeploy.cli import COMMANDS, _parser, main
+from vitdeploy.cli import COMMANDS, main, whole_parser
 from vitdeploy.errors import VitDeployError
 
 ROOT = Path(__file__).resolve().parent.parent / "vitdeploy"
@@ -70,14 +70,16 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tensorrt/rtx/model_file.py": ("check",),
     "tensorrt/rtx/compiler.py": ("check", "build"),
     "tensorrt/rtx/requirements.py": ("check", "build"),
-    "cli/__init__.py": tuple(NAMES),
+    "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),
     "cli/failure.py": tuple(NAMES),
+    "cli/output_file.py": ("benchmark", "predict"),
     **{f"cli/{name}.py": (name,) for name in NAMES},
     "cli/summary.py": ("export",),
 }
 # Options of other programs, by the word before them.
 _FOREIGN = re.compile(
-    r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|trtexec)\b"
+    r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|trtexec|"
+    r"compgen|\(commandline)\b"
     r"[^;,)`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
 )
 _PHRASE = re.compile(rf"`?\bvitdeploy ({'|'.join(NAMES)})\b(?P<rest>[^`\n]*)")
@@ -160,7 +162,7 @@ def named(text: str) -> set[str]:
 def parses(phrase: str) -> bool:
     """Whether the command line takes it."""
     try:
-        _parser().parse_args(shlex.split(phrase)[1:])
+        whole_parser().parse_args(shlex.split(phrase)[1:])
     except (VitDeployError, SystemExit):
         return False
     return True
@@ -168,7 +170,7 @@ def parses(phrase: str) -> bool:
 
 def options_of(command: str) -> set[str]:
     """All that a command has."""
-    (commands,) = [one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    (commands,) = [one for one in whole_parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return set(commands.choices[command]._option_string_actions)
 
 

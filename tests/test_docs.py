@@ -19,7 +19,7 @@ from tests.rows import RULES, TARGETS
 from tests.test_plugins import ENTRY_POINTS
 from vitdeploy import bundle, registry
 from vitdeploy.bundle.sbom import SBOM
-from vitdeploy.cli import _parser, main
+from vitdeploy.cli import main, whole_parser
 from vitdeploy.platforms.devices import DEVICES
 from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 
@@ -224,7 +224,7 @@ def test_from_python_shows_every_command_that_is_a_function() -> None:
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_parses(page: str, command: str) -> None:
     _, name, *rest = shlex.split(command.partition(" > ")[0])
-    assert _parser().parse_args([name, *rest]).command == name
+    assert whole_parser().parse_args([name, *rest]).command == name
 
 
 @pytest.mark.parametrize("page", [name for name in TEXT if name != "CHANGELOG.md"])

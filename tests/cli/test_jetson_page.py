@@ -20,7 +20,7 @@ from tests.tensorrt.conftest import world as world
 from tests.tensorrt.fake_tensorrt import World
 from tests.tensorrt.int8 import write_int8_bundle
 from vitdeploy import build
-from vitdeploy.cli import _parser, main
+from vitdeploy.cli import main, whole_parser
 from vitdeploy.machine.settings import machine_conditions, machine_settings
 from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, dotted
 
@@ -36,7 +36,7 @@ BUILDS = [command for command in COMMANDS if shlex.split(command)[1] == "build"]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists(command: str) -> None:
     _, name, *rest = shlex.split(command.partition(" > ")[0])
-    assert _parser().parse_args([name, *rest]).command == name
+    assert whole_parser().parse_args([name, *rest]).command == name
 
 
 def test_the_page_shows_the_whole_way() -> None:

@@ -129,11 +129,21 @@ def test_a_reconstruction_says_that_it_is_one_and_what_is_the_papers(capsys: pyt
             assert fact in note, name
 
     assert main(["models"]) == 0
-    notes = [" ".join(part.split()) for part in capsys.readouterr().out.split("\n\n")[1:]]
+    listed, _, legend = capsys.readouterr().out.partition("\n\n")
+    starred = {line.split()[0] for line in listed.splitlines() if line.split()[1:2] == ["*"]}
+    assert starred == RECONSTRUCTIONS.keys()
+    assert legend.startswith("* RECONSTRUCTION: ")
     for name in RECONSTRUCTIONS:
-        (note,) = [note for note in notes if name in note.partition(".")[0]]
-        assert note.startswith("* RECONSTRUCTION: ")
-        assert note.endswith(rows[name]["reconstruction"])
+        assert main(["models", name]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert told.endswith(f"reconstruction: {' '.join(rows[name]['reconstruction'].split())}")
+        assert f"source: {rows[name]['source']} " in told
+
+
+def test_the_table_fits_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("models", "targets"):
+        assert main([command]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("family", CARD_MODULES)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_docs import table
-from vitdeploy.cli import _parser
+from vitdeploy.cli import whole_parser
 from vitdeploy.errors import GateError, UsageError
 from vitdeploy.quantize.gates import (
     JUDGES,
@@ -53,7 +53,7 @@ def test_so_many_images_are_needed_that_the_interval_of_no_change_ends_at_the_po
 
 
 def test_the_help_names_the_number_of_images() -> None:
-    commands = next(action for action in _parser()._actions if action.dest == "command")
+    commands = next(action for action in whole_parser()._actions if action.dest == "command")
     option = next(one for one in commands.choices["export"]._actions if one.dest == "max_drop")  # type: ignore[union-attr, index]
     told = re.findall(r"([\d,]+)(?: images)? for ([\d.]+)", str(option.help))
     assert [(images.replace(",", ""), points) for images, points in told] == [

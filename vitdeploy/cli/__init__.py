@@ -17,9 +17,13 @@ from vitdeploy.cli import (
     build,
     cache,
     check,
+    colour,
+    completion,
     doctor,
     export,
+    help,
     inspect,
+    logs,
     models,
     predict,
     sign,
@@ -28,12 +32,31 @@ from vitdeploy.cli import (
     validate,
     verify,
 )
-from vitdeploy.cli.failure import Parser, failure_of
+from vitdeploy.cli.config import Config
+from vitdeploy.cli.failure import failure_of
+from vitdeploy.cli.parser import Parser, build_parser, command_parsers, peek
 
-COMMANDS = (models, targets, export, check, build, sign, verify, validate, predict, inspect, benchmark, doctor, cache)
-_NAMES = tuple(module.__name__.rpartition(".")[2] for module in COMMANDS)
+COMMANDS = (
+    models,
+    targets,
+    export,
+    check,
+    build,
+    sign,
+    verify,
+    validate,
+    predict,
+    inspect,
+    benchmark,
+    doctor,
+    cache,
+    completion,
+    help,
+)
 # Those whose exit code is an answer.
 _GATES = ("check", "build", "verify", "validate")
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not the main thread, where signals cannot be set
         signal.signal(signal.SIGTERM, _terminate)
     streams.fill_descriptors()
-    printed, command, verbose = streams.Printed(), None, _gives(words, "--verbose")
+    printed, command, verbose = streams.Printed(), None, _gives(words, "--verbose", "-v")
     with contextlib.redirect_stderr(streams.Told(sys.stderr)):
         try:
             with contextlib.redirect_stdout(printed):
-                args = _parser().parse_args(words)
+                args = _parse(words)
                 command = str(args.command)
-                _check_paths(args)
-                _log_to_stderr(verbose)
                 code = int(args.run(args))
             text = printed.text()
         except BaseException as error:
@@ -61,16 +82,63 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code, text = int(error.code or 0), printed.text()
             else:
                 failure = failure_of(error, verbose=verbose)
-                if failure.unexpected and verbose:
-                    traceback.print_exc()
-                print(failure, file=sys.stderr)
+                if failure.unexpected:
+                    logs.to_file(traceback.format_exc())
+                    if verbose:
+                        traceback.print_exc()
+                logs.to_file(str(failure))
+                print(colour.labels(str(failure)) if colour.wanted(sys.stderr) else failure, file=sys.stderr)
                 code = failure.code
                 text = f"{failure.to_json()}\n" if _gives(words, "--json") else printed.text()
+        if colour.wanted(sys.stdout) and not _gives(words, "--json"):
+            text = colour.verdicts(text)
         why = streams.write_out(text)
         if why is not None:
             print(f"warning: {_ended(command, code)} its output could not be written: {why}", file=sys.stderr)
+        logs.stop()
     streams.settle()
     return code
+
+
+def whole_parser() -> Parser:
+    """The parser of the command line, without the defaults of a file."""
+    return build_parser(COMMANDS)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """What was typed, over the defaults of a file; the log is set up on the way."""
+    parser = whole_parser()
+    name, file = peek(words)
+    config, taken = None, []
+    if name in command_parsers(parser) and name not in ("help", "completion") and not _asks(words):
+        config = Config.find(file)
+    if config is None:
+        args = parser.parse_args(words)
+    else:
+        taken = config.apply(parser, name, None)
+        args = parser.parse_args(words)
+        if getattr(args, "precision", None) is not None:
+            taken += config.apply(parser, name, args.precision)
+            args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help()
+        parser.exit()
+    _check_paths(args)
+    args.parser = parser  # for the commands that are about the command line itself
+    logs.start(
+        verbose=getattr(args, "verbose", False),
+        quiet=getattr(args, "quiet", False),
+        file=getattr(args, "log_file", None),
+        words=words,
+    )
+    if config is not None and taken:
+        log.info("defaults of %s: %s", config.path, ", ".join(taken))
+    return args
+
+
+def _asks(words: list[str]) -> bool:
+    """Whether help or the version is asked for, which a broken file of defaults must not keep away."""
+    return bool({"-h", "--help", "-V", "--version"} & set(words))
 
 
 def _check_paths(args: argparse.Namespace) -> None:
@@ -81,10 +149,10 @@ def _check_paths(args: argparse.Namespace) -> None:
                 check_path(path, name.replace("_", "-"))
 
 
-def _gives(words: list[str], option: str) -> bool:
+def _gives(words: list[str], option: str, short: str | None = None) -> bool:
     """Whether a command line has a flag, which argparse lets one shorten; it may be one that cannot be parsed."""
     options = words[: words.index("--")] if "--" in words else words
-    return any(len(word) > len("--") and option.startswith(word) for word in options)
+    return any(word == short or (len(word) > len("--") and option.startswith(word)) for word in options)
 
 
 def _ended(command: str | None, code: int) -> str:
@@ -97,42 +165,3 @@ def _ended(command: str | None, code: int) -> str:
 
 def _terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt  # so that a stopped export cleans up as an interrupted one does
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="vitdeploy",
-        description="Efficient vision transformers from PyTorch to an edge device, with proof that nothing was lost.",
-    )
-    from vitdeploy import __version__
-
-    parser.add_argument("--version", action="version", version=f"vitdeploy {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in zip(_NAMES, COMMANDS, strict=True):
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_argument("--json", action="store_true", help="one JSON object on standard output")
-        command.add_argument("--verbose", action="store_true", help="every step, and the traceback of a defect")
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    return parser
-
-
-class _Formatter(logging.Formatter):
-    """The message, with the name of its level from WARNING on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
-
-
-def _log_to_stderr(verbose: bool) -> None:
-    logger = logging.getLogger("vitdeploy")
-    logger.handlers[:] = [logging.StreamHandler(sys.stderr)]
-    logger.handlers[0].setFormatter(_Formatter())
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False

@@ -17,7 +17,10 @@ _LOAD_OPTIONS = ("threads", "num_requests", "compute_precision", "device", "cach
 def add_runtime(parser: argparse.ArgumentParser) -> None:
     """`--runtime`, one name, and the options of `vitdeploy.load`."""
     parser.add_argument(
-        "--runtime", default="auto", metavar="R", help="a runtime that `vitdeploy doctor` lists, or auto (default)"
+        "--runtime",
+        default="auto",
+        metavar="R",
+        help="a runtime that `vitdeploy doctor` lists, short: ort, ov or trt; or auto (default)",
     )
     add_load_options(parser)
 

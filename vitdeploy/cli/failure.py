@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from vitdeploy.errors import UsageError, VitDeployError
+from vitdeploy.errors import VitDeployError
 
 INTERRUPTED = 130
 BAD_INPUT = 2
 
 
 class Failure(NamedTuple):
-    """A failure in words; `usage` is shown above them where the command line could not be parsed."""
+    """A failure in words."""
 
     what: str
     why: str | None
     fix: str | None
     code: int
-    usage: str = ""
     unexpected: bool = False
 
     def __str__(self) -> str:
-        return f"{self.usage}error: " + "\n".join(VitDeployError(self.what, why=self.why, fix=self.fix).lines())
+        return "error: " + "\n".join(VitDeployError(self.what, why=self.why, fix=self.fix).lines())
 
     def to_json(self) -> str:
         """The one object that `--json` prints instead of a result."""
         return json.dumps({"error": self.what, "why": self.why, "try": self.fix, "exit_code": self.code})
 
 
-class CommandLineError(UsageError):
-    """A command line that cannot be parsed."""
-
-    def __init__(self, message: str, *, usage: str, fix: str) -> None:
-        super().__init__(message, fix=fix)
-        self.usage = usage
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises CommandLineError where argparse would print and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse calls for every command line that it cannot take."""
-        raise CommandLineError(message, usage=self.format_usage(), fix=f"{self.prog} --help")
-
-
 def failure_of(error: BaseException, *, verbose: bool) -> Failure:
     """The failure that an exception means to the user of the command line."""
     if isinstance(error, VitDeployError):
-        return Failure(error.what, error.why, error.fix, error.exit_code, getattr(error, "usage", ""))
+        return Failure(error.what, error.why, error.fix, error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return Failure(
             str(error) or "interrupted; nothing was left behind", None, "run the same command again", INTERRUPTED

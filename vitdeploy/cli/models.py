@@ -1,10 +1,21 @@
-"""List the models of the zoo: parameters, multiply-adds, published top-1, resolution, and the source of the numbers."""
+"""List the models of the zoo: parameters, multiply-adds, published top-1, image size, and what each is.
+
+  vitdeploy models
+  vitdeploy models 'lemevit_*'
+  vitdeploy models saevit_xs           (of one model also the whole source, and what a reconstruction rests on)
+
+A star marks a reconstruction: the code of that network was never published.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import textwrap
 from typing import Any
+
+WIDTH = 100  # columns
 
 HELP = "list the models of the zoo"
 
@@ -30,13 +41,17 @@ def run(args: argparse.Namespace) -> int:
 
     header = ("model", "params", "GMACs", "top-1", "size", "weights", "source")
     print(render([cells for row in rows for cells in _lines(row)], header=header))
-    notes: dict[str, list[str]] = {}
-    for row in rows:
-        notes.setdefault(row["reconstruction"], []).append(row["name"])
-    notes.pop("", None)
-    for note, variants in notes.items():
-        print(f"\n* RECONSTRUCTION: {', '.join(variants)}. {note}")
+    if len(rows) == 1:
+        print(f"\n{_filled('source', rows[0]['source'])}")
+        if rows[0]["reconstruction"]:
+            print(f"\n{_filled('reconstruction', rows[0]['reconstruction'])}")
+    elif any(row["reconstruction"] for row in rows):
+        print("\n* RECONSTRUCTION: its code was never published; `vitdeploy models NAME` says what was chosen here")
     return 0
+
+
+def _filled(label: str, text: str) -> str:
+    return textwrap.fill(f"{label}: {text}", WIDTH, break_on_hyphens=False)
 
 
 def _row(card: Any) -> dict[str, Any]:
@@ -59,7 +74,6 @@ def _row(card: Any) -> dict[str, Any]:
 
 def _lines(row: dict[str, Any]) -> list[list[str]]:
     """One line for the default size and one for each other size with published results."""
-    source = row["source"]
     return [
         [
             row["name"] + (" *" if row["reconstruction"] else ""),
@@ -68,7 +82,15 @@ def _lines(row: dict[str, Any]) -> list[list[str]]:
             "-" if sized["top1"] is None else f"{sized['top1']:.2f}",
             "x".join(str(side) for side in dict.fromkeys(sized["image_size"])),
             "included" if row["weights"].endswith(".safetensors") else "-",
-            source if len(source) <= 60 else source[:57] + "...",
+            _paper(row["source"]),
         ]
         for sized in (row, *row["other_sizes"])
     ]
+
+
+def _paper(source: str) -> str:
+    """Authors and number of the paper, as far as they fit a line: `Jiang et al., arXiv 2405.09789`."""
+    number = re.search(r"arXiv \d{4}\.\d{5}", source)
+    if number is None:
+        return textwrap.shorten(source, 40, placeholder=" …")
+    return f"{textwrap.shorten(source.partition(',')[0], 26, placeholder=' …')}, {number[0]}"
