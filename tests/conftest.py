@@ -49,6 +49,18 @@ def operators_are_translated_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def every_result_has_the_form_of_its_schema() -> Iterator[None]:
+    """Whatever a test asks of a command in this process: what `--json` prints of it validates."""
+    from tests.schemas.forms import checked
+    from vitdeploy.cli import COMMANDS
+
+    with pytest.MonkeyPatch.context() as patch:
+        for command in COMMANDS:
+            patch.setattr(command, "run", checked(command.run))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of goldens, data and weights beside the repository."""

@@ -54,6 +54,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/session.py": ("predict", "benchmark"),
     "runtime/auto.py": LOADING,
     "runtime/verify.py": ("verify",),
+    "schemas/": ("schema",),
     "signing/": ("sign", "verify", "predict", "build"),
     "signing/check.py": ("verify", "predict", "build"),
     "signing/sign.py": ("sign",),

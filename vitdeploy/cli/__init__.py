@@ -26,6 +26,7 @@ from vitdeploy.cli import (
     logs,
     models,
     predict,
+    schema,
     sign,
     streams,
     targets,
@@ -50,6 +51,7 @@ COMMANDS = (
     benchmark,
     doctor,
     cache,
+    schema,
     completion,
     help,
 )
