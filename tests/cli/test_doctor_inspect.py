@@ -28,7 +28,12 @@ def report(runtime: Package, *findings: Finding) -> DoctorReport:
             driver="540.4.0",
             cudart="12.6",
             jetson=Jetson("NVIDIA Jetson Orin Nano", "36.4.3", "6.2"),
-            python={"version": "3.10.12", "hides_system_packages": True},
+            python={
+                "version": "3.10.12",
+                "executable": "/usr/bin/python3",
+                "virtual_environment": True,
+                "hides_system_packages": True,
+            },
         ),
         base=(Package("numpy", "1.26.4"),),
         runtimes=(runtime,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import sys
@@ -15,7 +16,17 @@ from vitdeploy.cli.streams import Printed
 from vitdeploy.schemas import schema
 
 Path = tuple[str | int, ...]
-SIMPLE = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "null": type(None)}
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+Kinds = frozenset[str]
+ANY: Kinds = frozenset(KINDS)
 
 
 @functools.cache
@@ -53,49 +64,47 @@ def checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
 
 
 class Place(NamedTuple):
-    """An object or value of a document, and what its schema fixes there.
+    """A value of a document, and what its schema fixes there.
 
     required  keys that may not be missing
     closed    whether no other key may be added
-    types     JSON types that a simple value may have; empty where anything may stand
+    kinds     JSON types that may stand here, of a value that is no object and no array
     """
 
     path: Path
     required: frozenset[str]
     closed: bool
-    types: frozenset[str]
+    kinds: Kinds = ANY
 
 
-def places(name: str, document: Any) -> Iterator[Place]:
-    """Every place of a valid document, with all that the branches of its schema that it takes say of it."""
+def places(name: str, document: Any) -> list[Place]:
+    """Every place of a valid document."""
     whole = schema(name)
-    yield from _places(whole, whole.get("$defs", {}), document, ())
+    return list(_places(whole, whole.get("$defs", {}), document, ()))
 
 
 def _places(part: Any, definitions: Mapping[str, Any], value: Any, path: Path) -> Iterator[Place]:
     parts = list(_applying(part, definitions, value))
-    keys = {key for one in parts for key in one.get("properties", {})}
     if isinstance(value, dict):
-        required = frozenset(key for one in parts for key in one.get("required", ()))
-        closed = any(
-            one.get("additionalProperties") is False or one.get("unevaluatedProperties") is False for one in parts
-        )
-        yield Place(path, required & value.keys(), closed, frozenset())
+        closed = any(False in (one.get("additionalProperties"), one.get("unevaluatedProperties")) for one in parts)
+        required = {key for one in parts for key in one.get("required", ())}
+        required |= {key for one in parts for given in value for key in one.get("dependentRequired", {}).get(given, ())}
+        yield Place(path, frozenset(required & value.keys()), closed)
         for key, inner in value.items():
             below = [one["properties"][key] for one in parts if key in one.get("properties", {})]
-            rest = [one["additionalProperties"] for one in parts if "additionalProperties" in one]
-            yield from _places({"allOf": below if key in keys else rest}, definitions, inner, (*path, key))
+            below = below or [one["additionalProperties"] for one in parts if "additionalProperties" in one]
+            yield from _places({"allOf": below}, definitions, inner, (*path, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             below = [one["items"] for one in parts if index >= len(one.get("prefixItems", ())) and "items" in one]
             below += [one["prefixItems"][index] for one in parts if index < len(one.get("prefixItems", ()))]
             yield from _places({"allOf": below}, definitions, inner, (*path, index))
     else:
-        yield Place(path, frozenset(), False, _types(parts, value))
+        yield Place(path, frozenset(), False, _kinds(part, definitions))
 
 
 def _applying(part: Any, definitions: Mapping[str, Any], value: Any) -> Iterator[Mapping[str, Any]]:
-    """`part` and every schema that it applies to `value` at the same place."""
+    """`part` and every schema that has to hold for `value` at the same place: of a choice the only branch that does."""
     if not isinstance(part, dict):
         return
     yield part
@@ -104,18 +113,66 @@ def _applying(part: Any, definitions: Mapping[str, Any], value: Any) -> Iterator
     if "$ref" in part:
         yield from _applying(definitions[part["$ref"].removeprefix("#/$defs/")], definitions, value)
     for choice in ("anyOf", "oneOf"):
-        for one in part.get(choice, ()):
-            if Draft202012Validator({**one, "$defs": definitions}).is_valid(value):
-                yield from _applying(one, definitions, value)
+        taken = [
+            one
+            for one in part.get(choice, ())
+            if Draft202012Validator({"allOf": [one], "$defs": definitions}).is_valid(value)
+        ]
+        if len(taken) == 1:
+            yield from _applying(taken[0], definitions, value)
 
 
-def _types(parts: list[Mapping[str, Any]], value: Any) -> frozenset[str]:
-    stated = []
-    for one in parts:
-        if "type" in one:
-            stated.append({one["type"]} if isinstance(one["type"], str) else set(one["type"]))
-        for values in ([one["const"]] if "const" in one else [], one.get("enum", ())):
-            if values:
-                kinds = {kind for kind, types in SIMPLE.items() for known in values if type(known) is types}
-                stated.append(kinds)
-    return frozenset(set.intersection(*stated)) if stated else frozenset()
+def _kinds(part: Any, definitions: Mapping[str, Any]) -> Kinds:
+    """The JSON types that a schema lets stand."""
+    if not isinstance(part, dict):
+        return ANY
+    found = ANY
+    if "type" in part:
+        found &= {part["type"]} if isinstance(part["type"], str) else set(part["type"])
+        found |= {"integer"} if "number" in found else set()
+    values = [part["const"]] if "const" in part else part.get("enum")
+    if values is not None:
+        found &= {kind for kind, types in KINDS.items() for value in values if type(value) in types}
+    if "$ref" in part:
+        found &= _kinds(definitions[part["$ref"].removeprefix("#/$defs/")], definitions)
+    for one in part.get("allOf", ()):
+        found &= _kinds(one, definitions)
+    for choice in ("anyOf", "oneOf"):
+        if choice in part:
+            found &= frozenset().union(*(_kinds(one, definitions) for one in part[choice]))
+    return found
+
+
+class Spoiled(NamedTuple):
+    """A document with one change that its schema does not admit, and what was changed in words."""
+
+    document: Any
+    what: str
+
+
+def spoil(document: Any, place: Place, choose: Callable[[list[Any]], Any]) -> Spoiled | None:
+    """A copy with one change at `place`: a key less, a key more, or a value of another type; None for none to make."""
+    changed = copy.deepcopy(document)
+    whole = {"": changed}
+    holder: Any = whole
+    for step in ("", *place.path)[:-1]:
+        holder = holder[step]
+    last = ("", *place.path)[-1]
+    value = holder[last]
+    where = "/".join(map(str, place.path)) or "the document"
+    if isinstance(value, dict):
+        keys = [*sorted(place.required), *([None] if place.closed else [])]
+        if not keys:
+            return None
+        key = choose(keys)
+        if key is None:
+            value["unheard_of"] = 1
+            return Spoiled(changed, f"{where} with one key more")
+        del value[key]
+        return Spoiled(changed, f"{where} without {key}")
+    others = {"string": "a word", "number": 1.5, "boolean": True, "null": None, "array": [], "object": {}}
+    kinds = [kind for kind in others if kind not in place.kinds]
+    if not kinds:
+        return None
+    holder[last] = others[choose(kinds)]
+    return Spoiled(whole[""], f"{where} is {holder[last]!r} and was {value!r}")
