@@ -17,7 +17,7 @@ import pytest
 import vitdeploy
 from tests.rows import RULES, TARGETS
 from tests.test_plugins import ENTRY_POINTS
-from vitdeploy import bundle, registry
+from vitdeploy import bundle, registry, schemas
 from vitdeploy.bundle.sbom import SBOM
 from vitdeploy.cli import main, whole_parser
 from vitdeploy.platforms.devices import DEVICES
@@ -136,6 +136,13 @@ def test_the_first_screen_names_every_target_and_says_that_no_gpu_was_used() -> 
     assert re.search(r"\| TensorRT \| \*\*not yet run on a GPU\*\*", screen)
 
 
+# Output for programs
+
+
+def test_the_schemas_of_the_page_are_those_of_the_package() -> None:
+    assert table("json.md", "schema") == [[name, schemas.schema(name)["title"]] for name in schemas.names()]
+
+
 # The zoo
 
 
@@ -209,7 +216,7 @@ def calls(program: str) -> Iterator[tuple[str, ast.Call]]:
 @pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PROGRAMS)])
 def test_every_call_of_a_program_fits_its_function(page: str, program: str) -> None:
     for name in re.findall(r"\bvitdeploy\.(\w+)", program):
-        assert name in vitdeploy.__all__
+        assert name in (*vitdeploy.__all__, "schemas")  # a module that is public as it is
     for name, call in calls(program):
         keywords = {word.arg: None for word in call.keywords if word.arg is not None}
         inspect.signature(getattr(vitdeploy, name)).bind(*call.args, **keywords)

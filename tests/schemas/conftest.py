@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.cli.conftest import model_file
+from tests.schemas.forms import read
 from tests.tensorrt.conftest import world
 from tests.tensorrt.rtx.conftest import play
 from vitdeploy.cli import main
@@ -29,7 +29,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     def call(*words: object, code: int = 0) -> Any:
         capsys.readouterr()
         assert main([*map(str, words), "--json"]) == code
-        return json.loads(capsys.readouterr().out)
+        return read(capsys.readouterr().out)
 
     return call
 

@@ -49,6 +49,15 @@ def _words(error: Any) -> str:
     return f"{error.json_path}: {error.message[:300]}"
 
 
+def read(text: str) -> Any:
+    """The document of a text; ValueError for NaN and Inf, which are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """The `run` of a command, which fails where it prints JSON of another form than its schema."""
 
@@ -56,11 +65,36 @@ def checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
     def checking(args: argparse.Namespace) -> int:
         code = run(args)
         if getattr(args, "json", False) and isinstance(sys.stdout, Printed):
-            found = problems(args.command, json.loads(sys.stdout.text()))
+            found = problems(args.command, read(sys.stdout.text()))
             assert not found, f"the JSON of {args.command} has another form than its schema: {'; '.join(found)}"
         return code
 
     return checking
+
+
+def schema_at(name: str, *keys: str) -> dict[str, Any]:
+    """The part of a schema under some keys; each is a definition, or a property of an object or of a list's objects."""
+    whole = schema(name)
+    definitions = whole.get("$defs", {})
+    part: dict[str, Any] = whole
+    for key in keys:
+        known: dict[str, Any] = _followed(part, definitions).get("properties", {})
+        part = _followed(known[key] if key in known else definitions[key], definitions)
+    return part
+
+
+def _followed(part: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part stands for: without references, lists and the choice of null."""
+    while True:
+        chosen = [one for one in part.get("anyOf", ()) if one.keys() != {"type"} and one.get("type") != "null"]
+        if "$ref" in part:
+            part = definitions[part["$ref"].removeprefix("#/$defs/")]
+        elif isinstance(part.get("items"), dict):
+            part = part["items"]
+        elif len(chosen) == 1 and "properties" not in part:
+            (part,) = chosen
+        else:
+            return part
 
 
 class Place(NamedTuple):
@@ -68,7 +102,7 @@ class Place(NamedTuple):
 
     required  keys that may not be missing
     closed    whether no other key may be added
-    kinds     JSON types that may stand here, of a value that is no object and no array
+    kinds     JSON types that may stand here, of a value that is no object
     """
 
     path: Path
@@ -95,6 +129,7 @@ def _places(part: Any, definitions: Mapping[str, Any], value: Any, path: Path) -
             below = below or [one["additionalProperties"] for one in parts if "additionalProperties" in one]
             yield from _places({"allOf": below}, definitions, inner, (*path, key))
     elif isinstance(value, list):
+        yield Place(path, frozenset(), False, _kinds(part, definitions))
         for index, inner in enumerate(value):
             below = [one["items"] for one in parts if index >= len(one.get("prefixItems", ())) and "items" in one]
             below += [one["prefixItems"][index] for one in parts if index < len(one.get("prefixItems", ()))]

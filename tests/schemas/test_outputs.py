@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.schemas.conftest import Told
 from tests.schemas.forms import places, problems, spoil
 from tests.tasks.task_cases import scenes, write_data, write_pyramid, write_segmenter
 from tests.tensorrt.fake_tensorrt import World
+from tests.tensorrt.int8 import write_int8_bundle
 from tests.tensorrt.rtx.conftest import Play, recorded
 from tests.transformer import damaged_weight, transformer, write_bundle
 from vitdeploy.bundle import MANIFEST
@@ -139,7 +141,8 @@ def test_accuracies_of_maps_features_and_a_figure_of_ones_own(told: Told, tmp_pa
 def test_the_rules_for_a_version_and_for_a_board(told: Told, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle").path
     assert holds("check", told("check", bundle, "--target", "tensorrt10")) > 100
-    board = told("check", bundle, "--target", "jetson-agx-orin-jp5")
+    board = told("check", bundle, "--target", "jetson-agx-orin-jp5", code=1)
+    assert board["findings"]
     assert board["dla"]["total"] > 0
     assert holds("check", board) > 100
 
@@ -155,21 +158,23 @@ def test_the_compiler_alone_and_beside_the_rules(told: Told, play: Play, tmp_pat
 
 def test_what_the_compiler_refuses_or_dies_of(told: Told, play: Play, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(transformer(half=False, batch=1))
-    error = {"node": "blocks.0.0.attn/Softmax", "operator": "Softmax", "code": "UNSUPPORTED_NODE", "why": "no"}
-    play(parsed=False, errors=[error])
+    node = "blocks.0.0.attn/Softmax"
+    play(parsed=False, errors=[{"node_name": node, "node_operator": "Softmax", "desc": "no", "code": "UNSUPPORTED"}])
     refused = told("check", "model.onnx", "--compile", code=1)
     assert refused["compiled"]["refused"]
     assert holds("check", refused) > 20
-    play(crash_on="blocks.0.0.attn/Softmax")
+    play(crash_on=node)
     crashed = told("check", "model.onnx", "--compile", code=1)
     assert crashed["compiled"]["failure"]
     assert holds("check", crashed) > 20
 
 
-def test_engines_that_hold_that_are_repaired_and_that_are_wrong(told: Told, world: World, tmp_path: Path) -> None:
+def test_engines_that_hold_and_that_are_wrong(told: Told, world: World, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", half=True).path
+    layer = {"Name": "_gemm_mha_v2", "LayerType": "kgen", "Inputs": [{"Format/Datatype": "Half"}], "Outputs": []}
+    world.inspection = json.dumps({"Layers": [layer], "Bindings": []})
     kept = told("build", bundle)
-    assert kept["fusion"]["layers"] > 0
+    assert kept["fusion"]["layers"] == 1
     assert holds("build", kept) > 50
     assert told("build", bundle)["cached"]
     assert holds("verify", told("verify", bundle, "--runtime", "tensorrt")) > 20
@@ -178,6 +183,16 @@ def test_engines_that_hold_that_are_repaired_and_that_are_wrong(told: Told, worl
     assert wrong["diverges"]["block"] == "head"
     assert any("skipped" in one for one in wrong["attempts"])
     assert holds("build", wrong) > 50
+
+
+def test_an_engine_whose_int8_was_measured(
+    told: Told, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: world.clock)
+    world.cost = lambda model: len(model) / 1000
+    document = told("build", write_int8_bundle(tmp_path / "bundle").path, "--int8-if-faster")
+    assert document["int8"]["races"]
+    assert holds("build", document) > 50
 
 
 def test_a_signature(told: Told, bundle: Path, tmp_path: Path) -> None:
