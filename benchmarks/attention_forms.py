@@ -28,7 +28,7 @@ from operator_compiler import OK, compiled
 from operator_variants import Net
 
 from vitdeploy.graph.attention import find_attentions
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.fusion_rules import judge_attention
 from vitdeploy.tensorrt.rtx import requirements
 

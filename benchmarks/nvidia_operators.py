@@ -38,7 +38,7 @@ from operator_compiler import NEWEST, OK, ask, rules
 from operator_forms import ALL, HEAD, OTHERS, REST, Form, forms
 from operator_variants import variants
 
-from vitdeploy.platforms.capabilities import dotted
+from vitdeploy.platforms.versions import dotted
 from vitdeploy.tensorrt.rtx import requirements
 
 RESULTS = Path(__file__).parent / "results" / "nvidia_operators.json"

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vitdeploy.platforms.capabilities import PLATFORMS, Platform
+from vitdeploy.platforms.boards import PLATFORMS, Platform
 from vitdeploy.platforms.graph_rules import check_graph
 from vitdeploy.platforms.report import BLOCKS
 from vitdeploy.tensorrt.rtx import requirements

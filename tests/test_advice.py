@@ -44,7 +44,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "models/outputs.py": ("export",),
     "passes/": ("export",),
     "platforms/": ("check", "build"),
-    "platforms/capabilities.py": ("check",),
+    "platforms/boards.py": ("check", "export"),
     "preprocess/": ("export", "validate", "predict"),
     "preprocess/recipe.py": ("export",),
     "proof/prove.py": ("verify",),

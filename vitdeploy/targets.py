@@ -205,7 +205,7 @@ _ROWS = (
             "FP32 whatever the graph types FP32; a Split of columns makes the compiler dequantize the weights at every "
             "call (docs/benchmarks.md)",
         ),
-        description="TensorRT 10.3 (JetPack 6.1, 6.2) to 10.16",
+        description="TensorRT 10.3 (JetPack 6.1) to 10.16 (JetPack 7.2)",
         source="guide: scale before the first product, no Cast or Reshape between the two; parser 10.1 reads opset 9 "
         "to 20, and Q/DQ are of FP16 since opset 19; erf GELU is the pattern fused by every 10.x",
         **_COMPILED,
@@ -216,7 +216,7 @@ _ROWS = (
         gelu="gelu",
         runtimes=("tensorrt",),
         int8=Int8Rules(half_rest=True, packed_heads=True, source="as tensorrt10"),
-        description="TensorRT 11 (JetPack 7.2.2 and newer), strongly typed only",
+        description="TensorRT 11 (from JetPack 7.2.2 on, installed by hand), strongly typed only",
         source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
         "primitives",
         **_COMPILED,

@@ -22,7 +22,8 @@ from tests.tensorrt.int8 import write_int8_bundle
 from vitdeploy import build
 from vitdeploy.cli import main, whole_parser
 from vitdeploy.machine.settings import machine_conditions, machine_settings
-from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, dotted
+from vitdeploy.platforms.boards import BOARDS, PLATFORMS
+from vitdeploy.platforms.versions import dotted
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "jetson.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
@@ -172,7 +173,7 @@ def test_its_python_uses_what_is_public(code: str) -> None:
 def test_its_table_is_the_data() -> None:
     row = r"^\| \d[^|]* \| [^|]* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| `--target (\w+)` \| `(.*)` \|$"
     rows = re.findall(row, PAGE, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for tensorrt, cuda, python, target, name in rows:
         platform = PLATFORMS[name]
         assert (dotted(platform.oldest), platform.cuda, platform.python) == (tensorrt, cuda, python)

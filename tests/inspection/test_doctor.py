@@ -13,8 +13,10 @@ import pytest
 
 from vitdeploy.errors import MissingDependencyError
 from vitdeploy.inspection import doctor as doctor_module
-from vitdeploy.inspection.doctor import doctor, probe_python
+from vitdeploy.inspection import runtimes as runtimes_module
+from vitdeploy.inspection.doctor import doctor
 from vitdeploy.inspection.doctor_report import Machine, Package, TensorRt
+from vitdeploy.inspection.probe_python import probe_python
 from vitdeploy.machine import gpus
 from vitdeploy.machine import hardware as machine
 from vitdeploy.machine.gpus import Gpu
@@ -66,7 +68,7 @@ def orin(tmp_path: Path) -> Path:
 
 def no_children(name: str, code: str, *arguments: str, seconds: float = 0) -> dict[str, object]:
     """Every package missing but numpy, Pillow and onnxruntime."""
-    if code is doctor_module._BACKENDS:
+    if code is runtimes_module.BACKENDS:
         return {"names": ["onnxruntime", "openvino"]}
     if name in ("numpy", "PIL", "onnxruntime"):
         return {"version": "1.26.4"}
@@ -98,7 +100,14 @@ def test_an_ordinary_computer_is_no_jetson(tmp_path: Path) -> None:
         ("36.3.0", "6.0"),
         ("36.4.0", "6.1"),
         ("36.4.3", "6.2"),
+        ("36.4.4", "6.2.1"),
+        ("36.4.7", "6.2.1"),
+        ("36.5.0", "6.2.2"),
+        ("38.2.1", "7.0"),
+        ("38.4.0", "7.1"),
         ("39.2", "7.2"),
+        ("39.2.0", "7.2"),
+        ("39.2.1", "7.2.1"),
         ("37.1", None),
         (None, None),
     ],
@@ -185,6 +194,7 @@ def test_a_file_in_the_working_folder_is_not_taken_for_a_package(
 
 def test_a_jetson_in_a_closed_environment_is_told_what_to_type(orin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "probe_python", no_children)
+    monkeypatch.setattr(runtimes_module, "probe_python", no_children)
     monkeypatch.setattr(doctor_module, "describe_python", lambda: {"version": "3.10.12", "hides_system_packages": True})
     report = doctor(orin, architecture="aarch64")
     assert report.usable == ("onnxruntime",)
@@ -264,10 +274,11 @@ def test_nvidias_compiler_is_named_with_what_brings_it(
 
 def test_nothing_usable_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str, code: str, *arguments: str, seconds: float = 0) -> dict[str, object]:
-        names = {"names": ["onnxruntime"]} if code is doctor_module._BACKENDS else None
+        names = {"names": ["onnxruntime"]} if code is runtimes_module.BACKENDS else None
         return names or {"problem": f"{name} is not installed", "fix": f"pip install {name}"}
 
     monkeypatch.setattr(doctor_module, "probe_python", nothing)
+    monkeypatch.setattr(runtimes_module, "probe_python", nothing)
     report = doctor(tmp_path, architecture="x86_64")
     assert report.usable == ()
     assert any(
@@ -317,7 +328,7 @@ def test_versions_are_compared_number_by_number(version: str, conditions: str, h
 def test_every_row_is_complete_and_can_be_evaluated() -> None:
     for row in KNOWN_BAD:
         assert row.effect in (WRONG, FAILS, SLOW)
-        assert row.package in ("tensorrt", "onnxruntime", "openvino", "numpy")
+        assert row.package in ("tensorrt", "onnxruntime", "openvino", "numpy", "nvidia-modelopt")
         assert row.affects
         assert row.symptom
         assert row.advice
@@ -359,3 +370,18 @@ def test_wrong_numbers_come_first() -> None:
     effects = [row.effect for row, _ in matching_rows(here)]
     assert effects == sorted(effects, key=(WRONG, FAILS, SLOW).index)
     assert {WRONG, SLOW} <= set(effects)
+
+
+def test_rows_of_jetpack_7_apply_to_its_boards_only() -> None:
+    container = "Jonah-May-OSS/wyoming-whisper-trt#1038"
+    assert container in issues(versions={"tensorrt": "10.11.0.33"}, sm=(87,), jetson=True, jetpack="7.2")
+    assert container not in issues(versions={"tensorrt": "10.11.0.33"}, sm=(87,), jetson=True, jetpack="6.2")
+    eleven = {"tensorrt": "11.2.0"}
+    assert "ultralytics/ultralytics#24735" in issues(versions=eleven, sm=(87,), jetson=True, jetpack="7.2")
+    assert "ultralytics/ultralytics#24735" not in issues(versions=eleven, sm=(110,), jetson=True, jetpack="7.0")
+    assert "NVIDIA/TensorRT#4820" in issues(versions={"tensorrt": "10.13.3"}, sm=(110,), jetson=True, jetpack="7.1")
+
+
+def test_a_quantizer_is_named_where_it_is_installed() -> None:
+    assert "onnxsim/onnxsim#1742" in issues(versions={"nvidia-modelopt": "0.47.0"})
+    assert issues(versions={"onnx": "1.22.0"}) == set()

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import attention_forms as table
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.fusion_rules import measured
 from vitdeploy.platforms.parser_reports import COMPILER
 from vitdeploy.platforms.report import Rule

@@ -15,7 +15,7 @@ from tests.bundles import LABELS, SIZE, tiny_manifest, write_tiny_bundle
 from vitdeploy.bundle import MODEL, BundleWriter
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.platforms.capabilities import BOARDS, PLATFORMS, find_platform
+from vitdeploy.platforms.boards import BOARDS, PLATFORMS, find_platform
 from vitdeploy.platforms.check import check
 from vitdeploy.platforms.report import BLOCKS, CheckReport
 
@@ -27,6 +27,7 @@ def write(
     inputs: dict[str, tuple[int, list[int | str]]] | None = None,
     output: tuple[str, int, list[int | str] | None] = ("out", TensorProto.FLOAT, None),
     weights: dict[str, np.ndarray] | None = None,
+    more: Sequence[TensorProto] = (),
     opset: int = 17,
 ) -> Path:
     """A bundle around any graph; `check` reads no more of it than its model and its name."""
@@ -36,7 +37,7 @@ def write(
         "g",
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
         [helper.make_tensor_value_info(*output)],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+        [*(numpy_helper.from_array(array, name) for name, array in (weights or {}).items()), *more],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -285,7 +286,75 @@ def test_known_bad_versions_are_named_where_the_graph_has_what_they_break(tmp_pa
         attention(tmp_path / "s", kind=TensorProto.FLOAT), "jetson-orin-nano-jp6"
     )
     assert "NVIDIA/TensorRT#4333" in sources(attention(tmp_path / "a"), "tensorrt10.7")
+    assert "NVIDIA/TensorRT#4419" not in sources(attention(tmp_path / "i"), "jetson-orin-nano-jp6")
+    free = attention(tmp_path / "f", batches=("batch", "batch"))
+    assert "NVIDIA/TensorRT#4419" in sources(free, "jetson-orin-nano-jp6")
+    assert "NVIDIA/TensorRT#4419" not in sources(free, "jetson-orin-nano-jp7.2")
     assert "NVIDIA/TensorRT#4333" not in sources(write(tmp_path / "r", [node("Relu", ["x"])]), "tensorrt10.7")
+
+
+@pytest.mark.parametrize(("operator", "named"), [(False, True), (True, False)])
+def test_a_layer_norm_that_is_written_out_overflows_in_fp16_on_tensorrt_10_3(
+    operator: bool, named: bool, tmp_path: Path
+) -> None:
+    ones = {"w": np.ones(16, np.float16), "eps": np.asarray(1e-6, np.float16)}
+    written = [
+        node("ReduceMean", ["x"], "mean", axes=[-1]),
+        node("Sub", ["x", "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squared"),
+        node("ReduceMean", ["squared"], "variance", axes=[-1]),
+        node("Add", ["variance", "eps"], "shifted"),
+        node("Sqrt", ["shifted"], "deviation"),
+        node("Div", ["centred", "deviation"]),
+    ]
+    bundle = write(
+        tmp_path / "b",
+        [node("LayerNormalization", ["x", "w", "w"])] if operator else written,
+        inputs={"x": (TensorProto.FLOAT16, [1, 8, 16, 16])},
+        output=("out", TensorProto.FLOAT16, None),
+        weights=ones,
+    )
+    sources = {finding.source for finding in check(bundle, "jetson-orin-nano-jp6").findings}
+    assert ("onnxsim/onnxsim#1742" in sources) is named
+
+
+@pytest.mark.parametrize(("target", "named"), [("jetson-orin-nano-jp6", True), ("jetson-orin-nano-jp7.2", False)])
+@pytest.mark.parametrize("top", [True, False])
+def test_int8_that_ends_in_top_k_is_warned_of_on_jetpack_6(target: str, named: bool, top: bool, tmp_path: Path) -> None:
+    pair = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    end = [helper.make_node("TopK", ["d", "k"], ["out", "places"])] if top else [node("Relu", ["d"])]
+    weights = {"s": np.asarray(0.1, np.float32), "z": np.asarray(np.int8(0)), "k": np.asarray([4], np.int64)}
+    bundle = write(tmp_path / "b", [*pair, *end], weights=weights)
+    sources = {finding.source for finding in check(bundle, target).findings}
+    assert ("ultralytics/ultralytics#23841" in sources) is (named and top)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "blocks"),
+    [
+        (TensorProto.FLOAT8E4M3FN, "jetson-orin-nano-jp7.2", True),
+        (TensorProto.FLOAT8E4M3FN, "jetson-thor-jp7.2", False),
+        (TensorProto.FLOAT8E4M3FN, "tensorrt10", False),
+        (TensorProto.INT8, "jetson-orin-nano-jp7.2", False),
+    ],
+)
+def test_orin_has_no_fp8(kind: int, target: str, blocks: bool, tmp_path: Path) -> None:
+    zero = helper.make_tensor("z", kind, [], [0])
+    pair = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"])]
+    bundle = write(tmp_path / "b", pair, weights={"s": np.asarray(0.1, np.float32)}, more=[zero], opset=19)
+    found = [what for what in blocked(check(bundle, target)) if "needs compute capability 8.9" in what]
+    assert bool(found) is blocks
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [(TensorProto.FLOAT16, "trtexec --onnx=model.onnx --fp16"), (TensorProto.FLOAT, "trtexec --onnx=model.onnx")],
+)
+def test_on_jetpack_5_the_line_for_trtexec_allows_what_the_graph_has(kind: int, line: str, tmp_path: Path) -> None:
+    findings = check(attention(tmp_path / "b", kind=kind), "jetson-orin-nano-jp5").findings
+    (python,) = [finding for finding in findings if "Python 3.8" in finding.what]
+    assert python.fix == f"{line}, or a newer JetPack"
+    assert ("compare the outputs" in python.what) is (kind == TensorProto.FLOAT16)
 
 
 def test_the_int8_bound_counts_multiplications(tmp_path: Path) -> None:

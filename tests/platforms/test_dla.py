@@ -10,7 +10,7 @@ import pytest
 
 from tests.transformer import transformer
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.dla import judge_dla
 from vitdeploy.platforms.report import DlaReport
 
@@ -32,7 +32,8 @@ def judged(nodes: str, inputs: str = "float16[1, 8, 16, 16] x", weights: str = "
     [
         ("jetson-orin-nano-jp6", "Orin Nano has no DLA"),
         ("jetson-thor-jp7", "AGX Orin only"),
-        ("jetson-thor-jp7.2", "AGX Orin only"),
+        ("jetson-thor-jp7.2.2-trt11", "AGX Orin only"),
+        ("jetson-agx-orin-jp7.2", "TensorRT 10.16.2 has none"),
     ],
 )
 def test_boards_without_are_told_so(target: str, words: str) -> None:

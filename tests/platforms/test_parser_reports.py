@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from benchmarks import nvidia_operators as probe
 from benchmarks.exporter_operators import emitted, left_out, standard_operators
 from benchmarks.operator_forms import TYPES as ELEMENT_TYPES
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.graph_rules import check_graph
 from vitdeploy.platforms.parser_reports import OTHER_REASONS, PARSER, beside, takes, takes_form
 from vitdeploy.platforms.parser_table import FORMS, TYPES

@@ -11,7 +11,7 @@ import pytest
 from tests.bundles import tiny_model
 from tests.tensorrt.fake_tensorrt import API, EIGHT, ELEVEN, TEN, World
 from vitdeploy.errors import UsageError
-from vitdeploy.platforms.capabilities import missing_dla
+from vitdeploy.platforms.boards import missing_dla
 from vitdeploy.tensorrt import backend as backend_module
 from vitdeploy.tensorrt import build as engine_build
 from vitdeploy.tensorrt import engine as engine_run

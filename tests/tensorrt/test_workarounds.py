@@ -13,7 +13,7 @@ from tests.transformer import BLOCKS, compute, transformer, wrong_fused_attentio
 from vitdeploy.graph.attention import find_attentions
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.fusion_rules import judge_attention
 from vitdeploy.tensorrt.options import WORKAROUNDS as NAMES
 from vitdeploy.tensorrt.workarounds import (

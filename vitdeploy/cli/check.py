@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="T",
         help="tensorrt8, tensorrt10, tensorrt11, tensorrt_rtx, one version (tensorrt10.7), or a board: "
-        "jetson-orin-nano-jp6, …",
+        "jetson-orin-nano (its newest JetPack), jetson-orin-nano-jp6, …",
     )
     group = parser.add_argument_group("NVIDIA's own parser and compiler")
     group.add_argument(

@@ -6,16 +6,14 @@ becomes a finding and does not end the examination.
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.inspection.doctor_report import DoctorReport, Finding, Machine, Package, TensorRt
+from vitdeploy.inspection.probe_python import probe_python
+from vitdeploy.inspection.runtimes import failing_devices, find_runtimes, lacks_kernels
 from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.hardware import (
     cudart_version,
@@ -32,24 +30,11 @@ from vitdeploy.machine.probe import ROOT
 from vitdeploy.platforms.known_bad import Circumstances, matching_rows
 from vitdeploy.tensorrt.rtx import requirements as rtx
 
-IMPORT_SECONDS = 60.0
 BASE_PACKAGES = (("numpy", "numpy"), ("PIL", "pillow"))
 EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
+QUANTIZERS = ("nvidia-modelopt",)  # whose files people bring along
 
 _IMPORT = "import json, {0}; print(json.dumps({{'version': str(getattr({0}, '__version__', 'unknown'))}}))"
-_BACKENDS = "import json, vitdeploy.runtime.backends as b; print(json.dumps({'names': b.backend_names()}))"
-_BACKEND = """
-import json, sys
-from vitdeploy.errors import BackendError
-from vitdeploy.runtime.backends import find_backend
-backend = find_backend(sys.argv[1])
-try:
-    backend.require()
-    found = {"version": backend.version(), "devices": list(backend.devices())}
-except BackendError as error:
-    found = {"problem": error.what, "why": error.why, "fix": error.fix}
-print(json.dumps(found))
-"""
 
 
 @checked_arguments
@@ -75,47 +60,13 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
         python=describe_python(),
     )
     base = tuple(_imported(module, package) for module, package in BASE_PACKAGES)
-    runtimes = () if any(package.problem for package in base) else _runtimes()
+    runtimes = () if any(package.problem for package in base) else find_runtimes()
     tensorrt, compiler = _tensorrt(root), _compiler()
     export = tuple(_installed(package) for package in EXPORT_PACKAGES)
     findings = _missing(machine, base, runtimes, tensorrt, compiler, export)
+    findings += failing_devices(machine, runtimes)
     findings += _known_bad(machine, base, runtimes, tensorrt)
     return DoctorReport(machine, base, runtimes, tensorrt, compiler, export, tuple(findings))
-
-
-def probe_python(name: str, code: str, *arguments: str, seconds: float = IMPORT_SECONDS) -> dict[str, Any]:
-    """The JSON that `code` prints in a new interpreter; `problem`, `why` and `fix` where it fails before that."""
-    reinstall = f"pip install --force-reinstall {name}"
-    # Without this, a file of that name in the working folder would be imported instead.
-    same_path = f"import sys; sys.path[:] = {sys.path!r}\n"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", same_path + code, *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        why = f"the import had not finished after {seconds:.0f} seconds"
-        return {"problem": f"{name} hangs", "why": why, "fix": reinstall}
-    if done.returncode < 0:
-        kind = signal.Signals(-done.returncode).name
-        return {"problem": f"{name} crashes Python on import", "why": f"it ends with {kind}", "fix": reinstall}
-    lines = done.stdout.strip().splitlines()
-    try:
-        if done.returncode == 0 and lines:
-            found: dict[str, Any] = json.loads(lines[-1])
-            return found
-    except ValueError:
-        pass
-    said = done.stderr.strip().splitlines()
-    last = said[-1] if said else f"exit code {done.returncode}"
-    if last.startswith("ModuleNotFoundError") and f"'{name}'" in last:
-        return {"problem": f"{name} is not installed", "fix": f"pip install {name}"}
-    return {"problem": f"{name} is installed but cannot be imported", "why": last, "fix": reinstall}
 
 
 def _imported(module: str, package: str) -> Package:
@@ -132,14 +83,6 @@ def _installed(package: str) -> Package:
         return Package(package, metadata.version(package))
     except metadata.PackageNotFoundError:
         return Package(package, problem=f"{package} is not installed", fix="pip install 'vitdeploy[export]'")
-
-
-def _runtimes() -> tuple[Package, ...]:
-    names = probe_python("vitdeploy", _BACKENDS).get("names", [])
-    found = {name: probe_python(name, _BACKEND, name) for name in names}
-    return tuple(
-        Package(name, **{**about, "devices": tuple(about.get("devices", ()))}) for name, about in found.items()
-    )
 
 
 def _tensorrt(root: Path) -> TensorRt:
@@ -228,6 +171,7 @@ def _known_bad(
 ) -> list[Finding]:
     versions = {package.name: package.version for package in (*base, *runtimes)}
     versions["tensorrt"] = tensorrt.binding.version or tensorrt.library
+    versions |= {name: _installed(name).version for name in QUANTIZERS}
     jetson = machine.jetson
     here = Circumstances(
         versions={name: version for name, version in versions.items() if version},
@@ -239,6 +183,7 @@ def _known_bad(
             "vnni": machine.cpu.vnni,
             "bf16": machine.cpu.bf16,
             "gpu": bool(machine.gpus or jetson),
+            "cuda kernels": not lacks_kernels(runtimes, "CUDAExecutionProvider"),
         },
     )
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vitdeploy.machine.gpus import Gpu
@@ -15,7 +15,11 @@ NOTHING_RUNS = "NO RUNTIME IS USABLE: no bundle can run here\n  try: pip install
 
 @dataclass(frozen=True)
 class Package:
-    """A package or runtime: its version, or the problem with it and the command that helps."""
+    """A package or runtime: its version, or the problem with it and the command that helps.
+
+    devices  those on which a small model ran or, where the runtime tries none, those that it names
+    failing  those that it names and on which the model did not run, with the reason
+    """
 
     name: str
     version: str | None = None
@@ -23,6 +27,7 @@ class Package:
     problem: str | None = None
     why: str | None = None
     fix: str | None = None
+    failing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,5 +139,5 @@ def _machine_rows(machine: Machine) -> list[list[str]]:
 def _state(package: Package) -> str:
     if package.problem:
         return package.problem.removeprefix(f"{package.name} ")
-    devices = f" ({', '.join(package.devices)})" if package.devices else ""
-    return f"{package.version}{devices}"
+    devices = ", ".join([*package.devices, *(f"not {device}" for device in package.failing)])
+    return f"{package.version} ({devices})" if devices else str(package.version)

@@ -38,14 +38,19 @@ ARM_FEATURES: Mapping[str, tuple[str, str]] = {
     "i8mm": ("i8mm", "INT8"),
 }
 
-# L4T (major, minor, patch) from which a JetPack starts.
+# L4T (major, minor, patch) from which a JetPack starts: developer.nvidia.com/embedded/jetpack-archive, and for 39.2 the
+# sources of `vitdeploy.platforms.boards`.
 JETPACK_OF_L4T: Sequence[tuple[tuple[int, ...], str]] = (
     ((35, 2), "5.1"),
     ((36, 3), "6.0"),
     ((36, 4), "6.1"),
     ((36, 4, 3), "6.2"),
+    ((36, 4, 4), "6.2.1"),
+    ((36, 5), "6.2.2"),
     ((38,), "7.0"),
+    ((38, 4), "7.1"),
     ((39, 2), "7.2"),
+    ((39, 2, 1), "7.2.1"),
 )
 # Compute capability of the modules that TensorRT serves.
 SM_OF_JETSON: Mapping[str, int] = {"Xavier": 72, "Orin": 87, "Thor": 110}

@@ -1,173 +1,19 @@
-"""What TensorRT and the boards that carry it can do, as data: platforms, operators, limits, fusion rules.
+"""What TensorRT can do, as data: operators, types, limits, fusion rules.
 
 Every row names where it is from. `parser 8.5`, `parser 10.1` and `parser 10.15` are onnx-tensorrt's operator tables
 (docs/operators.md) of those versions, `guide` is the TensorRT documentation's page on fused attention, `ModelOpt` the
 placement rules in NVIDIA/Model-Optimizer (modelopt/onnx/quantization), `#` and a number an issue of NVIDIA/TensorRT.
-Versions that compute something wrong are in `vitdeploy.platforms.known_bad`, and where NVIDIA's own parser contradicts
-the tables in `vitdeploy.platforms.parser_reports`.
+Which versions and boards there are is in `vitdeploy.platforms.boards`, versions that compute something wrong are in
+`vitdeploy.platforms.known_bad`, and where NVIDIA's own parser contradicts the tables in
+`vitdeploy.platforms.parser_reports`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from vitdeploy.errors import UsageError
-
-Version = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Platform:
-    """Where an engine is built: a range of TensorRT versions, and for a board what comes with its JetPack.
-
-    oldest, newest  TensorRT versions, both included; what one of them cannot do counts as missing
-    sm              compute capability of the GPU, None where the platform leaves it open
-    jetpack, cuda, python  what the board's system image brings; empty where the platform leaves it open
-    product  another product than TensorRT, which is judged by the rules of these versions
-    """
-
-    name: str
-    oldest: Version
-    newest: Version
-    sm: Version | None = None
-    jetpack: str = ""
-    cuda: str = ""
-    python: str = ""
-    source: str = ""
-    product: str = ""
-
-    @property
-    def minors(self) -> tuple[Version, ...]:
-        """Every version of the range to its second place; the ends as they are stated."""
-        between = ((self.oldest[0], minor) for minor in range(self.oldest[1] + 1, self.newest[1]))
-        return tuple(dict.fromkeys((self.oldest, *between, self.newest)))
-
-    @property
-    def versions(self) -> str:
-        """The range in words."""
-        old, new = dotted(self.oldest), dotted(self.newest)
-        range_ = f"TensorRT {old}" if old == new else f"TensorRT {old} to {new}"
-        return f"{self.product}, by the rules of {range_}" if self.product else range_
-
-
-@dataclass(frozen=True)
-class JetPack:
-    """One generation of system images."""
-
-    key: str
-    releases: str
-    tensorrt: Version
-    cuda: str
-    python: str
-    boards: tuple[str, ...]
-    source: str
-
-
-BOARDS: Mapping[str, Version] = {
-    "jetson-orin-nano": (8, 7),
-    "jetson-orin-nx": (8, 7),
-    "jetson-agx-orin": (8, 7),
-    "jetson-thor": (11, 0),
-}
-_ORIN = tuple(name for name in BOARDS if "orin" in name)
-
-# JetPack 7.2 on Orin is missing: which TensorRT it brings is in none of the sources.
-JETPACKS = (
-    JetPack("jp5", "5.1.x", (8, 5, 2), "11.4", "3.8", _ORIN, "jetson-containers l4t_version.py; CUDA unverified"),
-    JetPack("jp6.0", "6.0", (8, 6, 2), "12.2", "3.10", _ORIN, "jetson-containers config.py; CUDA unverified"),
-    JetPack("jp6", "6.1, 6.2", (10, 3), "12.6", "3.10", _ORIN, "jetson-containers packages/cuda/tensorrt/config.py"),
-    JetPack("jp7", "7.0, 7.1", (10, 13), "13.0", "3.12", ("jetson-thor",), "TensorRT-Edge-LLM support matrix 0.11.1"),
-    JetPack(
-        "jp7.2",
-        "7.2.2 and newer",
-        (11, 4, 1),
-        "13.2",
-        "3.12",
-        ("jetson-agx-orin", "jetson-thor"),
-        "TensorRT 11.4.1 Jetson migration page",
-    ),
-)
-
-
-def _platforms() -> Iterator[Platform]:
-    yield Platform("tensorrt8", (8, 5, 2), (8, 6, 2), source="vitdeploy export MODEL --target tensorrt8")
-    yield Platform("tensorrt10", (10, 3), (10, 16), source="vitdeploy export MODEL --target tensorrt10")
-    yield Platform("tensorrt11", (11, 0), (11, 4, 1), source="vitdeploy export MODEL --target tensorrt11")
-    # Of the line of TensorRT 10 and 11, with a numbering of its own: it is judged as the newest whose tables are here.
-    yield Platform(
-        "tensorrt_rtx",
-        (10, 16),
-        (10, 16),
-        source="vitdeploy export MODEL --target tensorrt_rtx; `vitdeploy check BUNDLE --compile` asks it itself",
-        product="TensorRT for RTX 1.7",
-    )
-    for pack in JETPACKS:
-        for board in pack.boards:
-            yield Platform(
-                f"{board}-{pack.key}",
-                pack.tensorrt,
-                pack.tensorrt,
-                BOARDS[board],
-                pack.releases,
-                pack.cuda,
-                pack.python,
-                pack.source,
-            )
-
-
-PLATFORMS: Mapping[str, Platform] = {row.name: row for row in _platforms()}
-_EXACT = re.compile(r"tensorrt((?:8|10|11)(?:\.\d+){1,2})")
-
-
-def find_platform(name: str) -> Platform:
-    """The platform called `name`, or `tensorrt10.7` for one version; a UsageError lists what exists."""
-    if name in PLATFORMS:
-        return PLATFORMS[name]
-    exact = _EXACT.fullmatch(name)
-    if exact:
-        version = tuple(map(int, exact[1].split(".")))
-        return Platform(name, version, version, source="asked for by version")
-    close = get_close_matches(name, PLATFORMS, n=1)
-    raise UsageError(
-        f"there is no platform called {name!r}",
-        why=f"platforms: {', '.join(PLATFORMS)}, or a version such as tensorrt10.7",
-        fix=f"--target {close[0] if close else 'tensorrt10'}",
-    )
-
-
-def dotted(version: Version) -> str:
-    """10.3 for (10, 3)."""
-    return ".".join(map(str, version))
-
-
-# Boards without a deep learning accelerator (DLA), by what their names contain once dashes are spaces; how many cores
-# another one has, the builder tells.
-WITHOUT_DLA: Mapping[str, str] = {
-    "orin nano": "Jetson Orin Nano has no DLA",
-    "thor": "TensorRT 11.4.1 serves the DLA of AGX Orin only (Jetson migration page)",
-}
-# The first version of TensorRT that builds for none, the first that does again.
-DLA_GAP: tuple[Version, Version] = (10, 8), (11, 4, 1)
-
-
-def missing_dla(version: Version, board: str | None) -> str | None:
-    """Why TensorRT `version` cannot build for an accelerator on `board`; None where it may.
-
-    `board` is the name in the device tree or that of a platform of `vitdeploy check`, None for any other machine.
-    """
-    if board is None:
-        return "only Jetson modules have a DLA"
-    name = board.lower().replace("-", " ")
-    lacking = next((reason for part, reason in WITHOUT_DLA.items() if part in name), None)
-    if lacking:
-        return lacking
-    if DLA_GAP[0] <= version < DLA_GAP[1]:
-        return f"TensorRT {dotted(version)} has none: 10.7 was the last, 11.4.1 is the next"
-    return None
-
+from vitdeploy.platforms.versions import Version
 
 MIN_PYTHON: Version = (3, 10)
 
@@ -237,6 +83,14 @@ INTEGER_OPERATORS = frozenset(_INTEGER_OPERATORS.split())
 
 # In the heads of the tables, in ONNX's words; bfloat16 has a rule of its own. Some come by quantization only.
 QUANTIZED_TYPES = frozenset({"float8e4m3fn", "float4e2m1", "int4"})
+# From which compute capability on the GPU computes in them; before, the builder refuses the network.
+NARROW_SINCE: Mapping[str, tuple[Version, str]] = {
+    "float8e4m3fn": (
+        (8, 9),
+        "NVIDIA/TensorRT-LLM#1428; TensorRT-Edge-LLM 0.11.1, overview: Orin has FP16, INT8, INT4",
+    ),
+    "float4e2m1": ((10, 0), "TensorRT-Edge-LLM 0.11.1, supported models: no FP4 or NVFP4 checkpoints for Orin"),
+}
 QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
 ELEMENT_TYPES_8 = frozenset({"double", "float", "float16", "int8", "int32", "int64", "uint8", "bool"})
 ELEMENT_TYPES_10 = ELEMENT_TYPES_8 | QUANTIZED_TYPES

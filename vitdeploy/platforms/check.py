@@ -12,7 +12,7 @@ from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.bundle.typed_graph import read_model
 from vitdeploy.errors import MissingDependencyError
-from vitdeploy.platforms.capabilities import find_platform
+from vitdeploy.platforms.boards import find_platform
 from vitdeploy.platforms.report import CheckReport
 
 
@@ -24,8 +24,8 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
 
     Args:
         bundle: A bundle, or its folder.
-        target: A name of `capabilities.PLATFORMS`, such as `tensorrt10` or `jetson-orin-nano-jp6`, or one version, such
-            as `tensorrt10.7`.
+        target: A name of `boards.PLATFORMS`, such as `tensorrt10` or `jetson-orin-nano-jp6`, a board, such as
+            `jetson-orin-nano` with its newest JetPack, or one version, such as `tensorrt10.7`.
 
     Returns:
         What blocks the build, what fuses, what INT8 can bring, and what a board's accelerator could compute.

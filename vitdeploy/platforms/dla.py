@@ -13,7 +13,7 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import attribute, constant, sizes
-from vitdeploy.platforms.capabilities import Platform, missing_dla
+from vitdeploy.platforms.boards import Platform, missing_dla
 from vitdeploy.platforms.fusion_rules import type_name
 from vitdeploy.platforms.report import DlaReport
 

@@ -9,17 +9,17 @@ import onnx_ir as ir
 from vitdeploy.graph.attention import Attention
 from vitdeploy.graph.edit import attribute, constant, consumers, input_of, producer, sizes
 from vitdeploy.graph.layer_norm import layer_norms
+from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.capabilities import (
     ATTENTION,
     ATTENTION_KERNELS,
     INT8_ATTENTION_CAUTION,
     NEWCOMERS,
     AttentionKernels,
-    Platform,
-    dotted,
 )
 from vitdeploy.platforms.parser_reports import COMPILER
 from vitdeploy.platforms.report import Block, Rule, Verdict
+from vitdeploy.platforms.versions import dotted
 
 Sizes = tuple[int | str, ...]
 

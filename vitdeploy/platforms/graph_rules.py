@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from vitdeploy.platforms import capabilities as can
-from vitdeploy.platforms.capabilities import Platform, dotted
+from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.fusion_rules import type_name
 from vitdeploy.platforms.known_bad import Circumstances, KnownBad, matching_rows
 from vitdeploy.platforms.node_rules import node_findings, title
 from vitdeploy.platforms.parser_reports import LACKING, OTHER_REASONS, PARSER, beside, takes, takes_form
 from vitdeploy.platforms.report import BLOCKS, WARNS, Block, Finding
+from vitdeploy.platforms.versions import dotted
 
 _TABLES = "parser 8.5 and 10.15"
 
@@ -26,7 +27,7 @@ _DECIDED_BY_RULES = (
 def check_graph(model: ir.Model, platform: Platform) -> Iterator[Finding]:
     """Everything but fusion: opset, operators, types, limits and the form of quantization."""
     yield from _opset(model, platform)
-    yield from _python(platform)
+    yield from _python(model.graph, platform)
     yield from _signature(model.graph, platform)
     for node in model.graph:
         if node.domain not in ("", "ai.onnx"):
@@ -63,10 +64,15 @@ def _opset(model: ir.Model, platform: Platform) -> Iterator[Finding]:
         yield Finding(BLOCKS, "model", what, f"vitdeploy export … --target {target}", source)
 
 
-def _python(platform: Platform) -> Iterator[Finding]:
+def _python(graph: ir.Graph, platform: Platform) -> Iterator[Finding]:
+    """What to use instead of vitdeploy's runtime where the board's Python is too old for it."""
     if platform.python and tuple(map(int, platform.python.split("."))) < can.MIN_PYTHON:
+        kinds = {type_name(value) for node in graph for value in node.outputs}
+        flags = "".join(f" --{kind}" for kind in ("fp16", "int8") if kind in kinds)
         what = f"Python {platform.python} is too old for vitdeploy's runtime"
-        yield Finding(WARNS, "system", what, "trtexec --onnx=model.onnx, or a newer JetPack", platform.source)
+        if "fp16" in kinds:
+            what += ", and trtexec --fp16 may compute in FP16 what the graph keeps in FP32: compare the outputs"
+        yield Finding(WARNS, "system", what, f"trtexec --onnx=model.onnx{flags}, or a newer JetPack", platform.source)
 
 
 def _signature(graph: ir.Graph, platform: Platform) -> Iterator[Finding]:
@@ -153,6 +159,11 @@ def _documented_types(
             beside(can.UINT8_SOURCE, takes_form("Cast", "through", "uint8")),
         )
         yield Finding(BLOCKS, title(node), what, "stay in int32 or float32", source)
+    for kind in sorted(narrow & can.NARROW_SINCE.keys()):
+        since, source = can.NARROW_SINCE[kind]
+        if platform.sm is not None and platform.sm < since:
+            what = f"{kind} needs compute capability {dotted(since)}, this GPU has {dotted(platform.sm)}"
+            yield Finding(BLOCKS, title(node), what, "export it with --int8 or --fp16", source)
     float_only = can.FLOAT_ONLY_8 if platform.oldest < (10, 0) else can.FLOAT_ONLY_8 - can.INTEGERS_SINCE_10
     if node.op_type in float_only and first is not None and first.dtype is not None and first.dtype.is_integer():
         what = f"{node.op_type} of {type_name(first)} is not taken"
@@ -176,10 +187,17 @@ def check_known_bad(
     """Versions of the range that are known to go wrong on what this graph has; of another product nothing is known."""
     if platform.product:
         return
+    every = {type_name(value) for node in graph for value in node.outputs}
+    operators = {node.op_type for node in graph}
+    free = any(not isinstance(axis, int) for value in graph.inputs for axis in value.shape or ())
+    # What the words of a row name, the narrower words first, and the precisions in which the graph has it.
     precisions = {
         "attention": {block.precision for block in attentions},
+        "written-out layer norm": {block.precision for block in norms if _is_written_out(block)},
         "layer norm": {block.precision for block in norms},
-        "": {type_name(value) for node in graph for value in node.outputs},
+        "TopK": every if "TopK" in operators else set(),
+        "free axes": every if free else set(),
+        "": every,
     }
     versions: dict[KnownBad, list[str]] = {}
     for version in platform.minors:
@@ -192,6 +210,10 @@ def check_known_bad(
         where = f"TensorRT {hit[0]}" if len(hit) == 1 else f"TensorRT {hit[0]} to {hit[-1]}"
         what = f"{row.effect} reported: {row.affects}, {row.symptom}"
         yield Finding(WARNS, where, what, row.advice, row.issue or row.source)
+
+
+def _is_written_out(norm: Block) -> bool:
+    return any(rule.name == "operator" and not rule.holds for rule in norm.rules)
 
 
 def _concerns(row: KnownBad, precisions: Mapping[str, set[str]]) -> bool:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from vitdeploy.graph.edit import attribute, constant, producer
 from vitdeploy.platforms import capabilities as can
-from vitdeploy.platforms.capabilities import Platform
+from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.fusion_rules import type_name
 from vitdeploy.platforms.parser_reports import COMPILER, PARSER, beside, takes_form
 from vitdeploy.platforms.report import BLOCKS, WARNS, Finding

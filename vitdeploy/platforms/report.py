@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitdeploy.platforms.capabilities import Platform, dotted
+from vitdeploy.platforms.boards import Platform
+from vitdeploy.platforms.versions import dotted
 
 BLOCKS, WARNS = "blocks", "warns"
 # The words of every report about fusion: by rules, of an engine, and by NVIDIA's compiler.

@@ -1,8 +1,15 @@
-"""Conditions on versions: `>=10.4,<10.6`, `==10.3.*`."""
+"""Versions as numbers, and conditions on them: `>=10.4,<10.6`, `==10.3.*`."""
 
 from __future__ import annotations
 
 import re
+
+Version = tuple[int, ...]
+
+
+def dotted(version: Version) -> str:
+    """10.3 for (10, 3)."""
+    return ".".join(map(str, version))
 
 
 def version_matches(version: str, conditions: str) -> bool:
@@ -15,12 +22,12 @@ def version_matches(version: str, conditions: str) -> bool:
     return all(_holds(_numbers(version), condition) for condition in asked)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _numbers(version: str) -> Version:
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _holds(version: tuple[int, ...], condition: str) -> bool:
+def _holds(version: Version, condition: str) -> bool:
     parsed = re.fullmatch(r"(==|!=|>=|<=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?", condition)
     if parsed is None:
         raise ValueError(f"{condition!r} is not a condition on a version")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.platforms.capabilities import missing_dla
+from vitdeploy.platforms.boards import missing_dla
 from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.logger import collector, worded
 from vitdeploy.tensorrt.options import BuildOptions

@@ -17,7 +17,7 @@ from vitdeploy.graph.attention import Attention, find_attentions
 from vitdeploy.graph.gelu import find_gelus
 from vitdeploy.graph.layer_norm import layer_norms
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.platforms.capabilities import Platform
+from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.fusion_rules import judge_attention, judge_layer_norms
 from vitdeploy.platforms.report import ATTENTION, FUSION_STATES, GELU, LAYER_NORM
 from vitdeploy.table import render

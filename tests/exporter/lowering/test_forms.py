@@ -17,7 +17,7 @@ from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.lowering.opset import GRID_SAMPLE_OPSET
 from vitdeploy.exporter.optimize import lower, optimize
 from vitdeploy.graph.run import Runner
-from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.platforms.boards import PLATFORMS
 from vitdeploy.platforms.graph_rules import unreadable
 
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from vitdeploy.exporter.lowering.opset_rules import NEW_OPERATORS, RULES, reduction_of_flags
 from vitdeploy.exporter.lowering.validity import require_valid
 from vitdeploy.graph.edit import attribute, of_type
-from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.platforms.boards import PLATFORMS
 from vitdeploy.platforms.graph_rules import has_operator
 from vitdeploy.targets import Target
 

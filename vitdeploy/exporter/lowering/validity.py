@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import REPORT, ExportError
 from vitdeploy.exporter.lowering.refusal import newer_target, refusal
-from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.platforms.boards import PLATFORMS
 from vitdeploy.platforms.graph_rules import unreadable
 from vitdeploy.targets import Target
 

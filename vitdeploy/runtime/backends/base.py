@@ -34,6 +34,7 @@ class Backend(ABC):
     proves_exports  an export may be proven on it: it loads a bundle without building an engine first
     tells_graph     `executed` says what it makes of a bundle
     times_layers    single layers can be timed on it while exporting (`--tune-latency`)
+    tries_devices   `try_device` tells of a device that it names whether it works
 
     A package adds a backend by an entry point of the group `vitdeploy.backends`.
     """
@@ -44,6 +45,7 @@ class Backend(ABC):
     tells_graph: ClassVar[bool] = False
     proves_exports: ClassVar[bool] = True
     times_layers: ClassVar[bool] = False
+    tries_devices: ClassVar[bool] = False
     refuses: ClassVar[Mapping[str, str]] = {
         "checkpoint": "it runs the model file of the bundle",
         "build": "it runs no engines",
@@ -91,6 +93,11 @@ class Backend(ABC):
     def devices(cls) -> tuple[str, ...]:
         """Names of the devices that it can use here, for `doctor`; the package is there and can be imported."""
         return ()
+
+    @classmethod
+    def try_device(cls, name: str) -> None:
+        """Run a small model on one of `devices`, where `tries_devices`; BackendError says why it fails."""
+        raise BackendError(f"{cls.name} tries no devices", fix="vitdeploy verify BUNDLE")
 
     @classmethod
     def convert(cls, model: bytes) -> dict[str, bytes]:

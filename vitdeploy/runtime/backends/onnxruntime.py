@@ -21,6 +21,8 @@ PROVIDERS = {
     "GPU": ("CUDAExecutionProvider", "MIGraphXExecutionProvider", "DmlExecutionProvider"),
     "NPU": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
 }
+# Sends what it is asked to a server, and has no kernels here.
+REMOTE = ("AzureExecutionProvider",)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -31,6 +33,7 @@ class OnnxRuntimeBackend(Backend):
     extra = "onnxruntime"
     tells_graph = True
     times_layers = True
+    tries_devices = True
     auto_rank = 30
     auto_reason = "it is the fastest measured"
     refuses: ClassVar[Mapping[str, str]] = {
@@ -41,10 +44,17 @@ class OnnxRuntimeBackend(Backend):
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        """The execution providers of the installed package."""
+        """The execution providers of the installed package that compute on this machine."""
         import onnxruntime
 
-        return tuple(onnxruntime.get_available_providers())
+        return tuple(name for name in onnxruntime.get_available_providers() if name not in REMOTE)
+
+    @classmethod
+    def try_device(cls, name: str) -> None:
+        """Run a small model in the execution provider `name` and nowhere else."""
+        from vitdeploy.runtime.backends.onnxruntime_trial import try_provider
+
+        try_provider(name)
 
     @classmethod
     def throughput_options(cls, cores: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError
 from vitdeploy.machine.gpus import Gpu
 from vitdeploy.machine.hardware import driver_version
-from vitdeploy.platforms.capabilities import PLATFORMS
+from vitdeploy.platforms.boards import PLATFORMS
 from vitdeploy.runtime.backends.base import one_line
 from vitdeploy.tensorrt.backend import EngineBackend
 from vitdeploy.tensorrt.build import BuildError, Built

@@ -12,8 +12,9 @@ from vitdeploy.errors import UsageError
 from vitdeploy.files import write_atomically
 from vitdeploy.graph.names import module_of
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.platforms.capabilities import PLATFORMS, Platform, dotted
+from vitdeploy.platforms.boards import PLATFORMS, Platform
 from vitdeploy.platforms.graph_rules import check_graph
+from vitdeploy.platforms.versions import dotted
 from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.rtx.compiler import FAILED, TIMED_OUT, Outcome, run_compiler, without_driver
 from vitdeploy.tensorrt.rtx.model_file import free_shapes

@@ -1,0 +1,140 @@
+"""Versions of ONNX Runtime, OpenVINO and what they need that go wrong.
+
+`measured` in a source means: seen with vitdeploy's own networks, on the versions that the row names.
+"""
+
+from __future__ import annotations
+
+from vitdeploy.platforms.known_bad.row import FAILS, SLOW, VERIFY, WRONG, KnownBad
+
+_MEASURED = "measured: OpenVINO 2026.4.1 against ONNX Runtime 1.31.1 on the same file"
+_WHEEL = "issue thread; measured: the fat binaries of onnxruntime-gpu 1.31.1 for aarch64"
+
+RUNTIMES: tuple[KnownBad, ...] = (
+    KnownBad(
+        "onnxruntime",
+        "<=1.24.4",
+        SLOW,
+        "the ONNX operator Attention (opset 23) on a GPU",
+        "it runs on the CPU whatever execution provider was asked for",
+        "export with vitdeploy, which ships MatMul, Softmax, MatMul; or a newer ONNX Runtime",
+        "microsoft/onnxruntime#28025",
+        "issue thread; fixed by microsoft/onnxruntime#27542",
+        has="gpu",
+    ),
+    KnownBad(
+        "onnxruntime",
+        "",
+        FAILS,
+        "the CUDA provider of PyPI's onnxruntime-gpu on Orin",
+        "no kernel image is available: the aarch64 wheel is compiled for compute capability 8.9, 9.0, 12.0 and 12.1",
+        "JetPack 6: pip install onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126 'numpy<2'; "
+        "JetPack 7: build it for CMAKE_CUDA_ARCHITECTURES=87; or pip install onnxruntime, for the CPU",
+        "microsoft/onnxruntime#20503",
+        _WHEEL,
+        sm=(87,),
+        architecture="aarch64",
+        lacks="cuda kernels",
+    ),
+    KnownBad(
+        "onnxruntime",
+        "",
+        FAILS,
+        "the CUDA provider of PyPI's onnxruntime-gpu on Thor",
+        "no kernel image is available: the aarch64 wheel is compiled for compute capability 8.9, 9.0, 12.0 and 12.1",
+        "build it for CMAKE_CUDA_ARCHITECTURES=110; or pip install onnxruntime, for the CPU",
+        "microsoft/onnxruntime#27098",
+        _WHEEL,
+        sm=(110,),
+        architecture="aarch64",
+        lacks="cuda kernels",
+    ),
+    KnownBad(
+        "onnxruntime",
+        "",
+        WRONG,
+        "INT8 on a CPU without VNNI, in programs that open the file themselves",
+        "pairs of products are added in 16 bits and overflow: 43 dB where the file keeps 71",
+        "the session's entry session.x64quantprecision = 1, as vitdeploy's sessions have it",
+        source="ONNX Runtime documentation, quantization; measured: 1.31.1 on an EPYC with AVX2",
+        architecture="x86_64",
+        lacks="vnni",
+    ),
+    KnownBad(
+        "openvino",
+        "",
+        WRONG,
+        "INT8 on a CPU without VNNI, in programs that open the file themselves",
+        "pairs of products are added in 16 bits and overflow: 37 dB where the file keeps 71, and no faster than FP32",
+        "the FP32 bundle, as vitdeploy's sessions compute INT8 ones in FP32 there",
+        source="OpenVINO documentation, saturation issue; measured: 2026.4.1 on an EPYC with AVX2",
+        architecture="x86_64",
+        lacks="vnni",
+    ),
+    KnownBad(
+        "openvino",
+        "==2026.4.*",
+        WRONG,
+        "INT8: BatchNormalization, Reshape, ReduceMean, Add with a Q/DQ pair anywhere in the graph",
+        "-4 dB on six nodes; exact without Q/DQ or without the Reshape",
+        "export with vitdeploy, which folds that BatchNormalization behind the mean",
+        source=_MEASURED,
+    ),
+    KnownBad(
+        "openvino",
+        "==2026.4.*",
+        WRONG,
+        "INT8: Q/DQ on LayerNormalization, on the Mul or Div of an erf GELU, or after a dense convolution",
+        "another function is computed: -266, 3 and 3 dB where ONNX Runtime keeps 18 dB and more",
+        "Q/DQ on the inputs of linear layers and convolutions only; " + VERIFY.format("openvino"),
+        source=_MEASURED,
+    ),
+    KnownBad(
+        "openvino",
+        "==2026.4.*",
+        FAILS,
+        "INT8 with asymmetric unsigned activations and per-channel weights at a fixed batch of 1",
+        "compilation ends in Check 'any_of(scale.size(), OC, 1U)' failed",
+        "symmetric signed activations",
+        source=_MEASURED,
+    ),
+    KnownBad(
+        "openvino",
+        "==2025.*",
+        WRONG,
+        "the ONNX operator Attention with a mask or of rank 3",
+        "the front end reads the mask from another input and ignores q_num_heads",
+        "export with vitdeploy, which ships MatMul, Softmax, MatMul",
+        source="OpenVINO source, onnx/frontend/src/op/attention.cpp",
+    ),
+    KnownBad(
+        "openvino",
+        "",
+        WRONG,
+        "programs that call OpenVINO themselves on a CPU with bf16",
+        "it computes in bf16 by default, which is far coarser than the FP32 of the graph",
+        "INFERENCE_PRECISION_HINT f32, which vitdeploy.load sets",
+        source="measured: OpenVINO 2026.4.1 on a CPU with AVX512-BF16",
+        has="bf16",
+    ),
+    KnownBad(
+        "openvino",
+        "",
+        SLOW,
+        "attention on Arm",
+        "it is not fused: the fusing transformation is switched off there",
+        "vitdeploy benchmark BUNDLE --runtime all, and the faster runtime",
+        source="OpenVINO source, intel_cpu transformation_pipeline.cpp",
+        architecture="aarch64",
+    ),
+    KnownBad(
+        "numpy",
+        ">=2.0",
+        FAILS,
+        "wheels built for JetPack 6, such as its torch and onnxruntime-gpu",
+        "they were built against numpy 1 and fail on import",
+        "pip install 'numpy<2'",
+        "ultralytics/ultralytics#19134",
+        jetpack=">=6,<7",
+    ),
+)
