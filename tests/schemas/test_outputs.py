@@ -179,7 +179,7 @@ def test_engines_that_hold_and_that_are_wrong(told: Told, world: World, tmp_path
     assert told("build", bundle)["cached"]
     assert holds("verify", told("verify", bundle, "--runtime", "tensorrt")) > 20
     world.miscompile = damaged_weight("head.weight")
-    wrong = told("build", bundle, "--rebuild", code=1)
+    wrong = told("build", write_bundle(tmp_path / "single").path, code=1)
     assert wrong["diverges"]["block"] == "head"
     assert any("skipped" in one for one in wrong["attempts"])
     assert holds("build", wrong) > 50
