@@ -45,6 +45,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "passes/": ("export",),
     "platforms/": ("check", "build"),
     "platforms/boards.py": ("check", "export"),
+    "platforms/check.py": ("check",),
     "preprocess/": ("export", "validate", "predict"),
     "preprocess/recipe.py": ("export",),
     "proof/prove.py": ("verify",),
@@ -252,7 +253,7 @@ def test_the_rules_find_what_they_look_for() -> None:
 # Command lines that fail, each with a different error; BUNDLE is one of FP32 with a fixed batch.
 FAILING = (
     """
-check BUNDLE | check BUNDLE --target tensorrt9 | check BUNDLE --target tensorrt10 --sm 86
+check nothing | check BUNDLE --target tensorrt9 | check BUNDLE --target tensorrt10 --sm 86
 check nowhere --target tensorrt8
 check model.onnx --target tensorrt10 | check BUNDLE --compile --sm 12
 build BUNDLE | build BUNDLE --runtime onnxruntime | build BUNDLE --profile 1,8 | build BUNDLE --workspace much

@@ -216,7 +216,7 @@ _ROWS = (
         gelu="gelu",
         runtimes=("tensorrt",),
         int8=Int8Rules(half_rest=True, packed_heads=True, source="as tensorrt10"),
-        description="TensorRT 11 (from JetPack 7.2.2 on, installed by hand), strongly typed only",
+        description="TensorRT 11 (JetPack 7.2.2 and newer, by hand), strongly typed only",
         source="migration guide 11.0; IAttention fails the build where no fused kernel exists (NvInfer.h), hence "
         "primitives",
         **_COMPILED,
@@ -237,12 +237,21 @@ _ROWS = (
     ),
 )
 
+ALIASES = {
+    "ort": "onnxruntime",
+    "ov": "openvino",
+    "trt8": "tensorrt8",
+    "trt10": "tensorrt10",
+    "trt11": "tensorrt11",
+    "trt_rtx": "tensorrt_rtx",
+}
+
 _TARGETS: Registry[Target] = Registry(
     "vitdeploy.targets",
     kind="target",
     option="--target",
     kept={row.name: row for row in _ROWS},
-    aliases={"ort": "onnxruntime", "ov": "openvino", "trt8": "tensorrt8", "trt10": "tensorrt10", "trt11": "tensorrt11"},
+    aliases=ALIASES,
 )
 
 

@@ -124,7 +124,7 @@ LINES = [
     "export m --json --set a={[]:1}",
     f"export m --json --set a={'(' * 5000}",
     f"export m --json --preprocessing mean={'-' * 100000}1",
-    "check good --json",
+    "check good --target nothing --json",
     "predict good nowhere.png --json",
     *(f"{module.__name__.rpartition('.')[2]} --json --nonsense" for module in COMMANDS),
 ]

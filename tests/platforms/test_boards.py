@@ -55,12 +55,14 @@ def test_every_row_names_its_source() -> None:
     ],
 )
 def test_a_platform_has_its_target_of_export(name: str, target: str) -> None:
-    assert export_target(name) == target
+    row, platform = export_target(name)
+    assert row.name == target
+    assert platform == (None if name == target else find_platform(name))
 
 
 def test_every_platform_lies_within_the_range_of_its_target() -> None:
     for platform in PLATFORMS.values():
-        target = export_target(platform.name)
+        target = export_target(platform.name)[0].name
         assert target in TARGETS
         span = PLATFORMS[target]
         assert span.oldest <= platform.oldest <= platform.newest <= span.newest

@@ -133,6 +133,8 @@ class Manifest:
     """Everything a bundle says about itself.
 
     precision         `fp32`, `fp16` or `int8`, from the types in the graph
+    target            the form of the graph, a name of `vitdeploy targets`
+    platform          the board, or the version of TensorRT, that was named for it; None where the target itself was
     opset             ONNX opset of the graph
     preprocessing     of the images; None for a network that takes none
     image_inputs      the inputs that preprocessing makes out of images; None in a bundle from before there were others
@@ -156,6 +158,7 @@ class Manifest:
     preprocessing: Preprocessing | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    platform: str | None = None
     image_inputs: tuple[str, ...] | None = None
     preprocessing_in_graph: bool = False
     labels: tuple[str, ...] = ()

@@ -66,6 +66,13 @@ def positive(text: str) -> int:
     return number
 
 
+def runtime_name(text: str) -> str:
+    """`onnxruntime` for `ort`; any other name as it is."""
+    from vitdeploy.runtime.backends import full_name
+
+    return full_name(text)
+
+
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     """`--preprocessing`, which may be given several times: a list of names and values."""
     parser.add_argument(

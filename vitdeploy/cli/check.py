@@ -1,6 +1,10 @@
 """Tell without a GPU whether a bundle builds in TensorRT or on a Jetson, and what fuses there.
 
---target asks tables about a TensorRT version or a board. --compile asks NVIDIA's own ONNX parser and graph compiler,
+  vitdeploy check lemevit-tensorrt10
+  vitdeploy check lemevit --target jetson-orin-nano-jp6
+  vitdeploy check lemevit --compile
+
+The rules are tables about TensorRT versions and boards. --compile asks NVIDIA's own ONNX parser and graph compiler,
 those of TensorRT for RTX, which run on a CPU (x86-64 Linux, pip install 'vitdeploy[nvidia]').
 """
 
@@ -47,21 +51,16 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("sm", "time_limit", "keep") if getattr(args, name) is not None}
     if not args.compile and given:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{options} without --compile", why="the rules of --target compile nothing", fix="--compile")
-    if not args.compile and args.target is None:
+        raise UsageError(f"{options} without --compile", why="the rules compile nothing", fix="--compile")
+    is_file = args.bundle.is_file()
+    if is_file and (args.target is not None or not args.compile):
         raise UsageError(
-            "neither --target nor --compile is given",
-            why="the rules need a TensorRT version or a board to ask about",
-            fix="--target tensorrt10 or --target jetson-orin-nano-jp6; --compile asks NVIDIA's compiler",
-        )
-    if args.target is not None and args.bundle.is_file():
-        raise UsageError(
-            f"{args.bundle} is a file, and the rules of --target judge a bundle",
+            f"{args.bundle} is a file, and the rules judge a bundle",
             why="its manifest says what the network is and how it was exported",
             fix=f"--compile alone, or vitdeploy export {shell(args.bundle)} --target tensorrt10",
         )
     rules = compiled = None
-    if args.target is not None:
+    if args.target is not None or not args.compile:
         from vitdeploy.platforms.check import check
 
         rules = check(args.bundle, args.target)

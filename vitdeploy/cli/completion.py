@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
 def _names() -> dict[str, tuple[str, ...]]:
     """What is completed by name; files follow where a file may be meant too."""
     from vitdeploy.models.registry import list_models
-    from vitdeploy.platforms.capabilities import PLATFORMS
+    from vitdeploy.platforms.boards import BOARDS, PLATFORMS
     from vitdeploy.runtime.backends import backend_names
     from vitdeploy.targets import list_targets
 
     return {
         "models": tuple(list_models()),
-        "targets": tuple(dict.fromkeys((*list_targets(), *PLATFORMS))),
+        "targets": tuple(dict.fromkeys((*list_targets(), *PLATFORMS, *BOARDS))),
         "runtimes": ("auto", *backend_names()),
         "precisions": ("fp32", "fp16", "int8"),
     }

@@ -5,6 +5,7 @@ SOURCE is a model of the zoo (see `vitdeploy models`), `timm:NAME`, `hf:FOLDER_O
 
   vitdeploy export lemevit_tiny.eurosat --fp16
   vitdeploy export lemevit_small --checkpoint weights.pth --num-classes 51 --target tensorrt10 --batch dynamic
+  vitdeploy export lemevit_tiny.eurosat --fp16 --target jetson-orin-nano-jp6
   vitdeploy export lemevit_tiny.eurosat --int8 --calibration labelled/ --max-drop 0.1
   vitdeploy export my_model.py:build --image-size 256x192 -o build/mine
 
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.cli.arguments import add_preprocessing, positive
+from vitdeploy.cli.arguments import add_preprocessing, positive, runtime_name
 
 if TYPE_CHECKING:
     from vitdeploy.quantize.options import Int8Options
@@ -46,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int8", action="store_const", const="int8", dest="precision", help="8-bit integers, see --calibration"
     )
     precision.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), fp16 or int8")
-    parser.add_argument("--target", default="portable", metavar="T", help="see docs/targets.md (default: portable)")
+    parser.add_argument(
+        "--target",
+        default="portable",
+        metavar="T",
+        help="a target or a board of `vitdeploy targets` (default: portable)",
+    )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help=".safetensors, or .pth read without running code"
     )
@@ -140,6 +146,7 @@ def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tune-latency",
         dest="tune_latency",
+        type=runtime_name,
         metavar="RUNTIME",
         help="leave layers in float that are not faster in INT8 on this runtime, measured on this machine",
     )
@@ -231,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own module prints is not the result
         bundle = export(
             args.source,
-            args.output or Path(f"{source_name(args.source)}-{args.target}-{args.precision}"),
+            args.output or Path(f"{source_name(args.source)}-{_target_name(args.target)}-{args.precision}"),
             precision=args.precision,
             target=args.target,
             image_size=args.image_size,
@@ -260,6 +267,14 @@ def source_name(source: str) -> str:
     if not colon or kind in ("timm", "hf"):
         return Path(rest or source).name.removesuffix(".pt2")
     return Path(source.rpartition(":")[0]).stem
+
+
+def _target_name(target: str) -> str:
+    """The whole name of a target or board; UsageError for a name that nothing has."""
+    from vitdeploy.platforms.boards import export_target
+
+    row, platform = export_target(target)
+    return row.name if platform is None else platform.name
 
 
 def _reference(paths: list[Path] | None) -> Any:

@@ -21,6 +21,7 @@ def summarize(bundle: Bundle, *, seconds: float) -> dict[str, Any]:
         "against": manifest.against,
         "precision": manifest.precision,
         "target": manifest.target,
+        "platform": manifest.platform,
         "input": str(manifest.inputs[0]),
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "nodes": {"captured": manifest.graph["nodes_captured"], "shipped": manifest.graph["nodes"]},
@@ -59,7 +60,7 @@ def table(summary: dict[str, Any]) -> str:
     rows = [
         ["bundle", _from_here(summary["bundle"])],
         ["model", summary["model"] + (" (SEEDED RANDOM WEIGHTS)" if random else "")],
-        ["form", f"{summary['precision']} for {summary['target']}"],
+        ["form", f"{summary['precision']} for {summary['target']}" + _board(summary["platform"])],
         ["size", f"{summary['bytes'] / 1e6:.1f} MB"],
         ["nodes", f"{summary['nodes']['captured']} captured, {summary['nodes']['shipped']} shipped"],
     ]
@@ -103,6 +104,10 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(["proof", proven_against(summary["against"])])
     rows.append(["time", f"{summary['seconds']:.1f} s"])
     return render(rows)
+
+
+def _board(platform: str | None) -> str:
+    return "" if platform is None else f", which passes the rules of {platform}"
 
 
 def _drop(summary: dict[str, Any]) -> str:

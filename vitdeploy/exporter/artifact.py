@@ -17,6 +17,7 @@ from vitdeploy.bundle.sbom import SBOM, bill_of_materials
 from vitdeploy.errors import REPORT, ExportError
 from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.optimize import node_count
+from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.files import hash_file
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.runtime.backends import find_backend
@@ -69,7 +70,7 @@ def write_bill(manifest: Manifest, writer: BundleWriter) -> None:
 
 
 def describe(
-    graph: ir.Model, card: ModelCard, network: Network, images: Sequence[str], *, target: Target, precision: str
+    graph: ir.Model, card: ModelCard, network: Network, images: Sequence[str], request: ExportRequest
 ) -> Manifest:
     """The manifest of a finished graph, without the results that come after it; `images` are its inputs of images."""
     labels = () if network.strides else card.labels
@@ -84,8 +85,9 @@ def describe(
             weights=WeightsRecord(**asdict(card.weights)),
             hyperparameters=card.hyperparameters,
         ),
-        precision=precision,
-        target=target.name,
+        precision=request.precision,
+        target=request.row.name,
+        platform=None if request.platform is None else request.platform.name,
         opset=graph.opset_imports[""],
         preprocessing=card.preprocessing if images else None,
         image_inputs=tuple(images),

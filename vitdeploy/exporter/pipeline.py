@@ -36,6 +36,9 @@ from vitdeploy.graph.run import Inputs, samples_in
 from vitdeploy.graph.run import run as run_graph
 from vitdeploy.models.registry import ModelCard
 from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
+from vitdeploy.platforms.boards import Platform
+from vitdeploy.platforms.check import check
+from vitdeploy.platforms.report import BLOCKS
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
 from vitdeploy.quantize.gates import check_goals
 from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, fit_inputs, open_calibration
@@ -112,7 +115,7 @@ def run(request: ExportRequest) -> Bundle:
             images = subject.images
             recipe = card.preprocessing if images else None
             writer.write_reference(reference.fed, reference.outputs, file=file, preprocessing=recipe)
-            manifest = describe(graph, card, reference.network, images, target=request.row, precision=request.precision)
+            manifest = describe(graph, card, reference.network, images, request)
             manifest.graph.update(nodes_captured=nodes, passes=records, seconds=clock.seconds)
             manifest.graph.update(fusion_receipt(writer.path / MODEL, request.row))
             manifest.reference.update(images=list(reference.kinds), rounding_db=rounding_db)
@@ -121,7 +124,23 @@ def run(request: ExportRequest) -> Bundle:
             bundle = writer.seal(manifest)
         with clock.step(f"verifying the files against {reference.network.original}"):
             _prove(bundle, request)
+        gates.close()  # what follows has nothing to do with the numbers
+        if request.platform is not None:
+            _check_rules(bundle, request.platform)
         return writer.commit()
+
+
+def _check_rules(bundle: Bundle, platform: Platform) -> None:
+    """GateError where the rules of a board, or of a version of TensorRT, say that no engine can be built of it."""
+    report = check(bundle, platform.name)
+    log.info("%s", report.verdict)
+    blocking = [finding for finding in report.findings if finding.level == BLOCKS]
+    if blocking:
+        raise GateError(
+            f"{bundle.manifest.model.name} would not build on {platform.name}",
+            why="; ".join(f"{one.where}: {one.what}" for one in blocking),
+            fix=blocking[0].fix,
+        )
 
 
 def _computing(subject: Subject) -> str:
@@ -197,7 +216,7 @@ def _graph(
 ) -> tuple[ir.Model, list[Record]]:
     """The optimized FP32 graph, and the record of each rewrite on the way there."""
     graph = original.clone()
-    with clock.step(f"lowering and optimizing for {request.target}"):
+    with clock.step(f"lowering and optimizing for {request.row.name}"):
         records = lower(graph, request.row)
         records += optimize(graph, request.row)
     unused = [str(value.name) for value in graph.graph.inputs if not value.uses() and not value.is_graph_output()]

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.data import DataSource
 from vitdeploy.errors import UsageError
 from vitdeploy.exporter.inputs import DYNAMIC, InputSpec, parse_input
+from vitdeploy.platforms.boards import Platform, export_target
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.runtime.backends import backends, find_backend
-from vitdeploy.targets import Int8Rules, Target, find_target
+from vitdeploy.targets import Int8Rules, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,9 +114,18 @@ class ExportRequest:
             raise UsageError("--max-drop needs class scores, and --features has none", fix="--min-snr 35")
 
     @cached_property
+    def _choice(self) -> tuple[Target, Platform | None]:
+        return export_target(self.target)
+
+    @property
     def row(self) -> Target:
-        """The target's row; UsageError for a name that none has."""
-        return find_target(self.target)
+        """The target's row; UsageError for a name that nothing has."""
+        return self._choice[0]
+
+    @property
+    def platform(self) -> Platform | None:
+        """The board or the version of TensorRT that was named instead of a target; the bundle has to pass its rules."""
+        return self._choice[1]
 
     @property
     def rules(self) -> Int8Rules:

@@ -8,12 +8,14 @@ Every row names where it is from; `owner/repository#number` is an issue or pull 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from vitdeploy.errors import UsageError
 from vitdeploy.platforms.versions import Version, dotted
+from vitdeploy.targets import ALIASES as TARGET_ALIASES
+from vitdeploy.targets import Target, find_target, list_targets
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def find_platform(name: str) -> Platform:
     close = closest_platforms(name)
     raise UsageError(
         f"there is no platform called {name!r}",
-        why=f"the closest names are {', '.join(close)}; `vitdeploy targets` lists them all",
+        why=_closest(close),
         fix=f"--target {close[0]}",
     )
 
@@ -191,13 +193,36 @@ def closest_platforms(name: str) -> list[str]:
     return (parts or get_close_matches(name.lower(), every, n=3, cutoff=0.5) or ["tensorrt10", *BOARDS])[:5]
 
 
-def export_target(name: str) -> str:
-    """The target of `vitdeploy export` for a platform: `tensorrt10` for `jetson-orin-nano-jp6`.
+def export_target(name: str) -> tuple[Target, Platform | None]:
+    """What `vitdeploy export --target` stands for: the target, and the platform whose rules a bundle has to pass.
 
-    `name` is any that `find_platform` takes; UsageError where it takes none of that name.
+    name  a target, which has no platform of its own, or any name that `find_platform` takes: a board, or one version
+          of TensorRT. `jetson-orin-nano-jp6` gives `tensorrt10` and that board.
+
+    Raises UsageError for any other name, with what was probably meant.
     """
-    platform = find_platform(name)
-    return platform.name if platform.product else f"tensorrt{platform.oldest[0]}"
+    if name in (*list_targets(), *TARGET_ALIASES):
+        return find_target(name), None
+    try:
+        platform = find_platform(name)
+    except UsageError:
+        raise _unknown_target(name) from None
+    return find_target(platform.name if platform.product else f"tensorrt{platform.oldest[0]}"), platform
+
+
+def _unknown_target(name: str) -> UsageError:
+    what = f"there is no target called {name!r}"
+    if name.lower() in ("tensorrt", "trt"):
+        generations = (
+            "tensorrt8 for JetPack 5 and 6.0, tensorrt10 for 6.1 to 7.2.1, tensorrt11 where you installed that"
+        )
+        return UsageError(what, why=generations, fix="--target tensorrt10")
+    close = [*get_close_matches(name.lower(), list_targets(), n=1, cutoff=0.7), *closest_platforms(name)]
+    return UsageError(what, why=_closest(close), fix=f"--target {close[0]}")
+
+
+def _closest(names: Sequence[str]) -> str:
+    return f"the closest names are {', '.join(dict.fromkeys(names))}; `vitdeploy targets` lists them all"
 
 
 # Boards without a deep learning accelerator (DLA), by what their names contain once dashes are spaces; how many cores

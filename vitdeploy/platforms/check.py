@@ -6,18 +6,24 @@ Light: `check` imports onnx when it is called.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.bundle.typed_graph import read_model
-from vitdeploy.errors import MissingDependencyError
-from vitdeploy.platforms.boards import find_platform
+from vitdeploy.errors import MissingDependencyError, UsageError
+from vitdeploy.platforms.boards import PLATFORMS, find_platform
 from vitdeploy.platforms.report import CheckReport
+
+# What a bundle is judged by that names no TensorRT: the generation of the system images that most boards have.
+PORTABLE = "tensorrt10"
+
+log = logging.getLogger(__name__)
 
 
 @checked_arguments
-def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
+def check(bundle: Bundle | str | Path, target: str | None = None) -> CheckReport:
     """Compare the graph of a bundle with what a TensorRT version or a board supports.
 
     Nothing is built or run: the answer is as good as the tables, whose rows name their sources.
@@ -25,19 +31,22 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
     Args:
         bundle: A bundle, or its folder.
         target: A name of `boards.PLATFORMS`, such as `tensorrt10` or `jetson-orin-nano-jp6`, a board, such as
-            `jetson-orin-nano` with its newest JetPack, or one version, such as `tensorrt10.7`.
+            `jetson-orin-nano` with its newest JetPack, or one version, such as `tensorrt10.7`; None for the one that
+            the bundle was exported for, and `tensorrt10` for a portable one.
 
     Returns:
         What blocks the build, what fuses, what INT8 can bring, and what a board's accelerator could compute.
 
     Raises:
-        UsageError: There is no such platform.
+        UsageError: There is no such platform, or TensorRT does not read a bundle of this target.
         BundleError: The bundle or its graph is damaged.
         MissingDependencyError: onnx or onnx-ir is not installed.
     """
     _require_onnx()
-    platform = find_platform(target)
+    if target is not None:
+        find_platform(target)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    platform = find_platform(_own(opened) if target is None else target)
     model = read_model(opened)
 
     from vitdeploy.graph.attention import find_attentions
@@ -58,6 +67,23 @@ def check(bundle: Bundle | str | Path, target: str) -> CheckReport:
         layer_norms=norms,
         int8=judge_int8(model.graph),
         dla=judge_dla(model.graph, platform),
+    )
+
+
+def _own(bundle: Bundle) -> str:
+    """The platform that a bundle was exported for; UsageError where NVIDIA's parser does not read its form."""
+    manifest = bundle.manifest
+    if manifest.platform is not None:
+        return manifest.platform
+    if manifest.target in PLATFORMS:
+        return manifest.target
+    if manifest.target == "portable":
+        log.info("%s is for any TensorRT: judged by the rules of %s; --target names another", bundle.path, PORTABLE)
+        return PORTABLE
+    raise UsageError(
+        f"{bundle.path} was exported for {manifest.target}, which TensorRT does not read",
+        why="the rules are those of TensorRT and of the boards that have it",
+        fix="--target tensorrt10, to judge it all the same, or --target jetson-orin-nano-jp6",
     )
 
 
