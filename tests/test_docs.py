@@ -25,8 +25,10 @@ from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vitdeploy"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXT = {path.name: path.read_text() for path in PAGES}
+DOCS = ROOT / "docs"
+PAGES = {name: ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+PAGES |= {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
+TEXT = {name: path.read_text() for name, path in PAGES.items()}
 WIDTH = 120
 
 BLOCKS = [
@@ -312,7 +314,7 @@ def test_a_row_of_a_table_is_longer_only_for_a_link_or_a_command(page: str) -> N
 
 @pytest.mark.parametrize("page", TEXT)
 def test_every_link_leads_somewhere(page: str) -> None:
-    path = next(path for path in PAGES if path.name == page)
+    path = PAGES[page]
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", TEXT[page]):
         file = path.parent / target if target else path
         assert file.exists(), target

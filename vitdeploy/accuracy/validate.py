@@ -78,7 +78,11 @@ def validate(
         logits: Folder that keeps what was computed, so that an interrupted check can be continued; by default a folder
             of the user's cache.
         record: Whether to write the result into the manifest of each bundle.
-        threads, num_requests, compute_precision, device, cache: See `load`.
+        threads: Threads of computation, see `vitdeploy.load`.
+        num_requests: Calls that are computed at once, see `vitdeploy.load`.
+        compute_precision: `fp32`, `bf16` or `fp16`, see `vitdeploy.load`.
+        device: What computes, see `vitdeploy.load`.
+        cache: Folder of compiled models, see `vitdeploy.load`.
 
     Returns:
         The report. It fails where a run drops by more than `max_drop` or the baseline is no better than chance.
@@ -87,7 +91,9 @@ def validate(
         InputError: DATA cannot be read, has no labels or masks, or has other classes than the network.
         UsageError: The bundles are of different networks, there is no FP32 baseline, it is not certain which task is
             meant, or `metric` fails.
-        BundleError, BackendError, GateError: As for `load`.
+        BundleError: A bundle is damaged or altered, or contradicts itself.
+        BackendError: A runtime refuses the model, or has no engine for it.
+        GateError: `auto` finds no runtime that reproduces the reference.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [_opened(one) for one in given]

@@ -78,7 +78,9 @@ def export(
         The bundle that was written.
 
     Raises:
-        UsageError, ModelError, CheckpointError: input that does not fit.
+        UsageError: a name or an option does not exist or does not fit.
+        ModelError: the network does not admit the image size, or cannot be built.
+        CheckpointError: the checkpoint is missing, damaged, unsafe or of another network.
         ExportError: the network cannot be exported.
         BundleError: the folder cannot be written.
         GateError: the outputs differ from PyTorch's, or INT8 costs more than `Int8Options` allows.

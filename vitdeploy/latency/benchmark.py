@@ -76,15 +76,21 @@ def benchmark(
         allow_different: Whether to compare with an earlier run even if its settings were different.
         on_interrupt: Whether Ctrl-C raises KeyboardInterrupt, or ends the benchmark with a `report` of the complete
             rounds; without a complete round it always raises.
+        threads: Threads of computation, see `vitdeploy.load`.
         num_requests: Number of callers at the same time.
-        threads, compute_precision, device, cache, checkpoint, untrusted: See `load`.
+        compute_precision: `fp32`, `bf16` or `fp16`, see `vitdeploy.load`.
+        device: What computes, see `vitdeploy.load`.
+        cache: Folder of compiled models, see `vitdeploy.load`.
+        checkpoint: File with the weights, for the runtime `torch`.
+        untrusted: Whether the bundle is a stranger's, see `vitdeploy.load`.
 
     Returns:
         The report: latency, throughput, load time and memory of every candidate, and ratios.
 
     Raises:
         UsageError: Options do not fit, the batch is not the fixed one, or an earlier run had different settings.
-        BundleError, BackendError: As for `load`; with `all`, runtimes that cannot run a bundle are left out.
+        BundleError: A bundle is damaged or altered, or contradicts itself.
+        BackendError: A runtime refuses the model; with `all`, such runtimes are left out.
     """
     given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
     bundles = [one if isinstance(one, Bundle) else Bundle.open(one) for one in given]

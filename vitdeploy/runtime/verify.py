@@ -36,7 +36,13 @@ def verify(
         runtime: a name of `vitdeploy doctor`, or `auto`: the one that `vitdeploy.load` would take.
         key: PEM file of a public key. The bundle has to be signed by its private half, see `vitdeploy.sign`; this is
             checked before anything of it is parsed.
-        threads, num_requests, compute_precision, device, cache, checkpoint, untrusted: see `vitdeploy.load`.
+        threads: Threads of computation, see `vitdeploy.load`.
+        num_requests: Calls that are computed at once, see `vitdeploy.load`.
+        compute_precision: `fp32`, `bf16` or `fp16`, see `vitdeploy.load`.
+        device: What computes, see `vitdeploy.load`.
+        cache: Folder of compiled models, see `vitdeploy.load`.
+        checkpoint: File with the weights, for the runtime `torch`.
+        untrusted: Whether the bundle is a stranger's, see `vitdeploy.load`.
 
     Returns:
         The report; numbers and signatures that do not hold are failures of it.
@@ -45,7 +51,8 @@ def verify(
         BundleError: files are missing or altered, or the bundle contradicts itself: its manifest the graph, its
             reference or what the recorded preprocessing gave when it was exported.
         GateError: with `key`: the bundle is not signed, or not by this key, or not as it was signed.
-        UsageError, BackendError: as `vitdeploy.load`.
+        UsageError: there is no such runtime, or it does not support an option that was given.
+        BackendError: the runtime refuses the model, or has no engine for it.
     """
     opened = open_bundle(bundle, key)
     opened.check_files()
