@@ -1,51 +1,28 @@
-"""README, CONTRIBUTING and docs: tables equal the data they repeat, programs use what exists, prose keeps its width."""
+"""README, CONTRIBUTING and docs: tables equal the data they repeat, pages show what exists, prose keeps its width."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import vitdeploy
+from tests.docs.pages import BLOCKS, PAGES, ROOT, TEXT, calls
 from tests.rows import RULES, TARGETS
 from tests.test_plugins import ENTRY_POINTS
 from vitdeploy import bundle, registry, schemas
 from vitdeploy.bundle.sbom import SBOM
-from vitdeploy.cli import main, whole_parser
+from vitdeploy.cli import main
 from vitdeploy.platforms.devices import DEVICES
 from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vitdeploy"
-DOCS = ROOT / "docs"
-PAGES = {name: ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
-PAGES |= {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
-TEXT = {name: path.read_text() for name, path in PAGES.items()}
 WIDTH = 120
 
-BLOCKS = [
-    (name, language, block)
-    for name, text in TEXT.items()
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-]
-COMMANDS = sorted(
-    {
-        (name, line.removeprefix("$ ").partition(" #")[0].strip())
-        for name, language, block in BLOCKS
-        if language == ""
-        for line in re.sub(r"\\\n\s*", "", block).splitlines()
-        if re.match(r"(\$ )?vitdeploy [a-z]", line) and "…" not in line
-    }
-)
-PROGRAMS = [(name, block) for name, language, block in BLOCKS if language == "python"]
+PROGRAMS = [(block.page, block.text) for block in BLOCKS if block.language == "python"]
 RENAMED = ("--streams", "--ignore", "--remedy", "--plot")
 
 
@@ -203,37 +180,10 @@ def test_the_files_of_a_bundle_are_those_that_are_written() -> None:
 # The public face
 
 
-def calls(program: str) -> Iterator[tuple[str, ast.Call]]:
-    """The calls of `vitdeploy.NAME(…)` in a program."""
-    for node in ast.walk(ast.parse(program)):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and isinstance(node.func.value, ast.Name)
-            and node.func.value.id == "vitdeploy"
-        ):
-            yield node.func.attr, node
-
-
-@pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PROGRAMS)])
-def test_every_call_of_a_program_fits_its_function(page: str, program: str) -> None:
-    for name in re.findall(r"\bvitdeploy\.(\w+)", program):
-        assert name in (*vitdeploy.__all__, "schemas")  # a module that is public as it is
-    for name, call in calls(program):
-        keywords = {word.arg: None for word in call.keywords if word.arg is not None}
-        inspect.signature(getattr(vitdeploy, name)).bind(*call.args, **keywords)
-
-
 def test_from_python_shows_every_command_that_is_a_function() -> None:
     section = TEXT["README.md"].partition("## From Python")[2].partition("\n## ")[0]
     shown = {name for _, program in PROGRAMS if program in section for name, _ in calls(program)}
     assert shown >= {"load", "verify", "validate", "benchmark", "check", "inspect", "doctor", "build", "export", "sign"}
-
-
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_parses(page: str, command: str) -> None:
-    _, name, *rest = shlex.split(command.partition(" > ")[0])
-    assert whole_parser().parse_args([name, *rest]).command == name
 
 
 @pytest.mark.parametrize("page", [name for name in TEXT if name != "CHANGELOG.md"])
@@ -255,7 +205,7 @@ def entries(text: str) -> dict[str, dict[str, str]]:
 
 def test_the_plugin_section_has_every_group_and_the_entry_points_of_the_sample() -> None:
     assert column("README.md", "group of entry points") == re.findall(r"`(vitdeploy\.\w+)`", str(registry.__doc__))
-    (toml,) = [block for name, language, block in BLOCKS if (name, language) == ("README.md", "toml")]
+    (toml,) = [block.text for block in BLOCKS if (block.page, block.language) == ("README.md", "toml")]
     assert entries(toml) == entries(ENTRY_POINTS)
 
 
