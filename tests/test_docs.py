@@ -115,6 +115,10 @@ def test_the_first_screen_names_every_target_and_says_that_no_gpu_was_used() -> 
     assert re.search(r"\| TensorRT \| \*\*not yet run on a GPU\*\*", screen)
 
 
+def test_the_first_page_of_the_site_says_the_same_of_the_runtimes() -> None:
+    assert table("index.md", "runtime") == table("README.md", "runtime")
+
+
 # Output for programs
 
 

@@ -22,12 +22,13 @@ _SEPARATORS = {";", "&&", "||", "|", "&", "(", ")", "\n"}
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code of a page: what stands behind the fence, the text, and the line of the fence."""
+    """A block of code of a page: its language, the text, the line of the fence, and the file that it is, if any."""
 
     page: str
     language: str
     text: str
     line: int
+    title: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -37,9 +38,13 @@ def blocks(page: str) -> list[Block]:
     """The blocks of code of a page, in order; those in a list without its indentation."""
     found = []
     for match in _FENCE.finditer(TEXT[page]):
-        indent, language, text = match.groups()
+        indent, head, text = match.groups()
+        language, _, options = head.strip().partition(" ")
+        title = re.fullmatch(r'title="([\w./-]+)"', options)
+        assert title or not options, f"{page}: ```{head}"
         text = "".join(line.removeprefix(indent) for line in text.splitlines(keepends=True))
-        found.append(Block(page, language.strip(), text, TEXT[page].count("\n", 0, match.start()) + 1))
+        line = TEXT[page].count("\n", 0, match.start()) + 1
+        found.append(Block(page, language, text, line, title[1] if title else ""))
     return found
 
 

@@ -24,8 +24,8 @@ NAMES = {module.__name__.rpartition(".")[2] for module in COMMANDS}
 EXTRAS = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 # First words of commands, so that what is no command does not pass as one.
 PROGRAMS = """
-apt-get bash cat cd cmake cp docker echo export git head jetson_clocks journalctl make mkdir model_signing mv nvpmodel
-openssl pip pre-commit python python3 rm scp ssh sudo systemctl test tr trtexec unzip useradd vitdeploy
+. apt-get bash cat cd cmake cp docker echo export git head jetson_clocks journalctl make mkdir model_signing mv nvpmodel
+openssl pip pre-commit python python3 rm scp set sh ssh sudo systemctl test tr trtexec unzip useradd vitdeploy
 """
 INSTRUCTIONS = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM LABEL RUN USER VOLUME WORKDIR"
 
@@ -43,7 +43,7 @@ def check_shell(block: Block) -> None:
 
 def check_command(words: list[str]) -> None:
     """One command of a shell."""
-    program = Path(words[0]).name
+    program = Path(words[0]).name or words[0]
     assert program in PROGRAMS.split(), f"{program} is no program that the pages use: a block of output is ```text"
     for at, word in enumerate(words):
         if Path(word).name == "vitdeploy" and (at == 0 or NAMES & set(words[at + 1 : at + 2])):

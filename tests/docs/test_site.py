@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import vitdeploy
-from vitdeploy.cli import _parser
+from vitdeploy.cli import COMMANDS, _parser
 
 pytest.importorskip("mkdocs", reason="the site needs the packages of the extra docs")
 for package in ("material", "mkdocstrings", "mkdocstrings_handlers.python", "pymdownx"):
@@ -89,6 +89,22 @@ def test_every_link_of_a_page_leads_to_a_page_and_an_anchor_of_the_site(site: Pa
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     page = (site / "reference" / "python.html").read_text()
     assert [name for name in vitdeploy.__all__ if f'id="vitdeploy.{name}"' not in page] == []
+
+
+def test_the_picture_of_the_first_page_is_drawn_in_it_and_has_every_command(site: Path) -> None:
+    drawings = re.findall(r"<svg class=\"drawing\".*?</svg>", (site / "index.html").read_text(), re.DOTALL)
+    assert len(drawings) == 2
+    shown = {
+        name
+        for drawing in drawings
+        for found in re.findall(r'class="name"[^>]*>([^<]+)', drawing)
+        for name in found.split(", ")
+    }
+    assert shown == {module.__name__.rpartition(".")[2] for module in COMMANDS}
+    for drawing in drawings:
+        assert re.search(r'role="img" aria-labelledby="\S+ \S+"', drawing)
+        assert all(f'id="{name}"' in drawing for name in re.findall(r'aria-labelledby="(\S+) (\S+)"', drawing)[0])
+        assert "prefers-color-scheme: dark" in drawing
 
 
 def test_every_argument_of_every_command_is_in_the_reference(site: Path) -> None:
