@@ -22,19 +22,20 @@ NVIDIA = frozenset({"tensorrt", "tensorrt_rtx"})
 class Int8Rules:
     """Where a target wants 8-bit integers.
 
-    activation     scheme of what linear layers and convolutions read
-    attention      scheme of what the two products of attention read; None leaves them in float
-    convolution_output  convolutions also write integers, where the integer kernel does nothing else
-    int32_bias     a bias is an integer too (scale of the input times scale of the weight), where the integer kernel
-                   takes no other
-    pair_per_consumer  each layer gets a Q/DQ pair of its own, even where several read one tensor
-    min_channels   products narrower than this on either side stay in float
-    min_convolution_inputs  convolutions of fewer input channels stay in float
-    joined_convolutions  convolutions may read integers of maps that were concatenated
-    half_rest      what is not quantized computes in FP16, for builders that take the precision from the graph alone
-    packed_heads   queries, keys and values are cut apart once their heads are laid out
-    pair_on_weight weights ship as float with a Q/DQ pair, for readers that take no integer initializer
-    source         where the facts are from
+    Attributes:
+        activation: Scheme of what linear layers and convolutions read.
+        attention: Scheme of what the two products of attention read; None leaves them in float.
+        convolution_output: Convolutions also write integers, where the integer kernel does nothing else.
+        int32_bias: A bias is an integer too (scale of the input times scale of the weight), where the integer kernel
+            takes no other.
+        pair_per_consumer: Each layer gets a Q/DQ pair of its own, even where several read one tensor.
+        min_channels: Products narrower than this on either side stay in float.
+        min_convolution_inputs: Convolutions of fewer input channels stay in float.
+        joined_convolutions: Convolutions may read integers of maps that were concatenated.
+        half_rest: What is not quantized computes in FP16, for builders that take the precision from the graph alone.
+        packed_heads: Queries, keys and values are cut apart once their heads are laid out.
+        pair_on_weight: Weights ship as float with a Q/DQ pair, for readers that take no integer initializer.
+        source: Where the facts are from.
     """
 
     activation: QScheme = S8
@@ -55,27 +56,29 @@ class Int8Rules:
 class Target:
     """One deployment target.
 
-    opset          ONNX opset of what ships
-    deconvolution  forms in order of preference; the first that fits the node is taken:
-                   `broadcast` (kernel equals stride, one channel a group), `depth_to_space` (kernel equals stride),
-                   `conv_transpose`, `resize_conv`
-    min_deconvolution_group  fewest channels a group of ConvTranspose may have on either side; smaller ones take
-                   another form
-    gelu           `erf` (decomposed, the pattern the target fuses) or `gelu` (one operator, opset 20)
-    layer_norm     `operator` (LayerNormalization, opset 17) or `decomposed`, kept FP32
-    key_transpose  `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes)
-    projections    `fused` (queries, keys and values by one GEMM and a Split) or `separate`
-    drops_batch    tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1
-    linear         of matrices: `matmul` (MatMul and Add) or `gemm`
-    channels_last_maps  tokens become a map by [B, H, W, C] (or by [B, C, HW])
-    projection_bias  of queries, keys and values: in the `projection`, or what is left of it by the `heads`
-    columns_at_once  linear layers that read what another one reads have a multiple of so many columns
-    shared_streams what token streams of the same weights have in common: their `linear` layers, or their `attention`
-                   too, under a mask
-    runtimes       the runtimes that the file is for, the first of which proves every export
-    native         the runtime whose own files are written beside model.onnx, if there is one
-    int8           where the target wants 8-bit integers; None for a target that takes no INT8
-    source         where the facts are from
+    Attributes:
+        name: What `--target` calls it.
+        opset: ONNX opset of what ships.
+        deconvolution: Forms in order of preference; the first that fits the node is taken: `broadcast` (kernel equals
+            stride, one channel a group), `depth_to_space` (kernel equals stride), `conv_transpose`, `resize_conv`.
+        min_deconvolution_group: Fewest channels a group of ConvTranspose may have on either side; smaller ones take
+            another form.
+        gelu: `erf` (decomposed, the pattern the target fuses) or `gelu` (one operator, opset 20).
+        layer_norm: `operator` (LayerNormalization, opset 17) or `decomposed`, kept FP32.
+        key_transpose: `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes).
+        projections: `fused` (queries, keys and values by one GEMM and a Split) or `separate`.
+        drops_batch: Tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1.
+        linear: Of matrices: `matmul` (MatMul and Add) or `gemm`.
+        channels_last_maps: Tokens become a map by [B, H, W, C] (or by [B, C, HW]).
+        projection_bias: Of queries, keys and values: in the `projection`, or what is left of it by the `heads`.
+        columns_at_once: Linear layers that read what another one reads have a multiple of so many columns.
+        shared_streams: What token streams of the same weights have in common: their `linear` layers, or their
+            `attention` too, under a mask.
+        runtimes: The runtimes that the file is for, the first of which proves every export.
+        native: The runtime whose own files are written beside model.onnx, if there is one.
+        int8: Where the target wants 8-bit integers; None for a target that takes no INT8.
+        description: One line about it.
+        source: Where the facts are from.
     """
 
     name: str

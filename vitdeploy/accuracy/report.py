@@ -14,11 +14,14 @@ from vitdeploy.tasks.task import Answers, Comparison, ImageSet
 class AccuracyReport:
     """What `validate` found; `str()` is a table.
 
-    baseline  the FP32 results that the others are compared with; `kind` describes them in words
-    problems  what is wrong with the baseline, in words
-    runs      every other bundle and runtime, compared with the baseline
-    skipped   of `all` runtimes those that could not run a bundle, each with the reason
-    max_drop  the gate in points, or in what the task judges, or None
+    Attributes:
+        images: What was compared: the images and what is true of them.
+        baseline: The FP32 results that the others are compared with; `kind` describes them in words.
+        kind: The baseline in words: PyTorch with its version, or the bundle.
+        problems: What is wrong with the baseline, in words.
+        runs: Every other bundle and runtime, compared with the baseline.
+        skipped: Of `all` runtimes those that could not run a bundle, each with the reason.
+        max_drop: The gate in points, or in what the task judges, or None.
     """
 
     images: ImageSet

@@ -83,6 +83,7 @@ def validate(
         compute_precision: `fp32`, `bf16` or `fp16`, see `vitdeploy.load`.
         device: What computes, see `vitdeploy.load`.
         cache: Folder of compiled models, see `vitdeploy.load`.
+        untrusted: Whether the bundles are a stranger's, see `vitdeploy.load`.
 
     Returns:
         The report. It fails where a run drops by more than `max_drop` or the baseline is no better than chance.

@@ -43,8 +43,11 @@ _COPY_AGAIN = "copy the bundle again, or export it again"
 class Bundle:
     """An opened bundle: `path`, `manifest`, and files, which are returned only when they match the manifest.
 
-    manifest_sha256  of the file `manifest.json` as it was opened or last written, in hexadecimal
-    signed_by        fingerprint of the public key that its signature was checked with; None where none was checked
+    Attributes:
+        path: The folder.
+        manifest: What the bundle says about itself.
+        manifest_sha256: Of the file `manifest.json` as it was opened or last written, in hexadecimal.
+        signed_by: Fingerprint of the public key that its signature was checked with; None where none was checked.
     """
 
     def __init__(self, path: Path, document: JsonObject, manifest_sha256: str) -> None:
@@ -59,8 +62,16 @@ class Bundle:
     def open(cls, path: str | Path, *, manifest_sha256: str | None = None) -> Bundle:
         """The bundle in the folder `path`; its files are present but not hashed yet, see `read` and `check_files`.
 
-        Raises BundleError where there is none, where its manifest is damaged or of a newer schema or not the one of
-        `manifest_sha256`, and where a file is missing or lies outside the folder.
+        Args:
+            path: The folder.
+            manifest_sha256: Hash that the manifest has to have, in hexadecimal; None for any.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            BundleError: There is none, its manifest is damaged or of a newer schema or not the one of
+                `manifest_sha256`, or a file is missing or lies outside the folder.
         """
         path = Path(path)
         try:
@@ -86,8 +97,15 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """The contents of one file, checked against the manifest, so that a runtime loads what was verified.
 
-        Raises BundleError for a file that differs, and for a model that no runtime should see: one that is no ONNX
-        file, refers to other files, has custom operators or cycles, or is of absurd sizes.
+        Args:
+            name: Path of the file inside the bundle.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            BundleError: The file differs, or it is a model that no runtime should see: one that is no ONNX file,
+                refers to other files, has custom operators or cycles, or is of absurd sizes.
         """
         record = self.manifest.files.get(name)
         if record is None:
@@ -106,7 +124,8 @@ class Bundle:
     def check_graph(self) -> None:
         """Holds the manifest against the graph: signature, image size, classes, opset and precision.
 
-        Raises BundleError where they contradict each other, and what `read` raises.
+        Raises:
+            BundleError: They contradict each other, or the model is one that `read` refuses.
         """
         if self._facts is None:
             self.read(MODEL)
@@ -120,7 +139,11 @@ class Bundle:
             )
 
     def check_files(self) -> None:
-        """Checks presence, length and hash of every file; a BundleError names the first that differs."""
+        """Checks presence, length and hash of every file.
+
+        Raises:
+            BundleError: A file is missing or differs; the first one is named.
+        """
         for name in self.manifest.files:
             path = self._locate(name)
             try:
@@ -132,7 +155,11 @@ class Bundle:
     def reference(self) -> Reference:
         """The reference inputs and PyTorch outputs: finite, and of the shapes and types of the manifest.
 
-        Raises BundleError for anything else, and for a reference of more than LARGEST_REFERENCE bytes.
+        Returns:
+            Arrays by the names of the inputs and outputs, the samples along the first axis.
+
+        Raises:
+            BundleError: The reference is anything else, or has more than LARGEST_REFERENCE bytes.
         """
         record = self.manifest.files.get(REFERENCE)
         if record is not None and record.bytes > LARGEST_REFERENCE:
@@ -143,6 +170,10 @@ class Bundle:
         self, *, parity: list[JsonObject] | None = None, accuracy: list[JsonObject] | None = None
     ) -> None:
         """Replaces the measurements given, atomically; everything else in the manifest stays as it is.
+
+        Args:
+            parity: One JSON object for each comparison with the reference.
+            accuracy: One JSON object for each run of `validate`.
 
         A bundle that is signed is not written to, for its signature would not hold any more: a warning is logged.
         """

@@ -132,23 +132,30 @@ def _now() -> str:
 class Manifest:
     """Everything a bundle says about itself.
 
-    precision         `fp32`, `fp16` or `int8`, from the types in the graph
-    target            the form of the graph, a name of `vitdeploy targets`
-    platform          the board, or the version of TensorRT, that was named for it; None where the target itself was
-    opset             ONNX opset of the graph
-    preprocessing     of the images; None for a network that takes none
-    image_inputs      the inputs that preprocessing makes out of images; None in a bundle from before there were others
-                      than one of images
-    tools             name and version of every package that took part in the export
-    preprocessing_in_graph  the graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that the
-                      recorded resize and crop leave
-    reference         what `reference.npz` holds: under `images` the kind of each image, under `rounding_db` by output
-                      what it costs to round every FP16 tensor where it is made
-    parity, accuracy  one JSON object for each measurement
-    graph             node counts before and after, and what each pass changed
-    precision_report  what stayed in FP32 and why
-    created           UTC, ISO 8601
-    files             path inside the bundle to hash and length; the writer fills it
+    Attributes:
+        model: The network: its name, and where its weights are from.
+        precision: `fp32`, `fp16` or `int8`, from the types in the graph.
+        target: The form of the graph, a name of `vitdeploy targets`.
+        platform: The board, or the version of TensorRT, that was named for it; None where the target itself was.
+        opset: ONNX opset of the graph.
+        preprocessing: Of the images; None for a network that takes none.
+        inputs: Names, types and shapes of the inputs; a free batch is a word.
+        outputs: The same of the outputs.
+        image_inputs: The inputs that preprocessing makes out of images; None in a bundle from before there were others
+            than one of images.
+        preprocessing_in_graph: The graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that
+            the recorded resize and crop leave.
+        labels: Names of the classes, in the order of the logits.
+        tools: Name and version of every package that took part in the export.
+        reference: What `reference.npz` holds: under `images` the kind of each image, under `rounding_db` by output what
+            it costs to round every FP16 tensor where it is made.
+        parity: One JSON object for each measurement.
+        accuracy: One JSON object for each measurement.
+        graph: Node counts before and after, and what each pass changed.
+        precision_report: What stayed in FP32 and why.
+        created: UTC, ISO 8601.
+        files: Path inside the bundle to hash and length; the writer fills it.
+        schema_version: The version of this format.
     """
 
     model: ModelRecord
@@ -213,7 +220,11 @@ class Manifest:
 
     @property
     def recipe(self) -> Preprocessing:
-        """The preprocessing of the images; InputError for a network that takes none."""
+        """The preprocessing of the images.
+
+        Raises:
+            InputError: The network takes no images.
+        """
         if self.preprocessing is None:
             raise InputError(
                 f"{self.model.name} takes no images",
@@ -229,7 +240,18 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, document: Any, *, where: str) -> Manifest:
-        """The inverse of `to_dict`; keys it does not know are ignored. `where` names the bundle in a BundleError."""
+        """The inverse of `to_dict`; keys it does not know are ignored.
+
+        Args:
+            document: What the file holds, as JSON values.
+            where: What names the bundle in an error.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            BundleError: The document is no manifest, or one of a newer schema.
+        """
         try:
             manifest: Manifest = _decode(cls, document, "manifest")
         except ValueError as error:

@@ -44,10 +44,11 @@ Integers = NDArray[np.int64]
 class Dataset:
     """Images in a fixed order; any number of threads may read them.
 
-    names    of the images: paths inside DATA with forward slashes, or `images[3]`
-    targets  class number of each image, int64 [N], or None where there are no labels
-    classes  names of the classes by number, or None where DATA has only numbers or no labels
-    where    the name of DATA in messages
+    Attributes:
+        names: Of the images: paths inside DATA with forward slashes, or `images[3]`.
+        targets: Class number of each image, int64 [N], or None where there are no labels.
+        classes: Names of the classes by number, or None where DATA has only numbers or no labels.
+        where: The name of DATA in messages.
     """
 
     def __init__(
@@ -76,10 +77,18 @@ class Dataset:
         return None if self.targets is None else int(self.targets[index])
 
     def read(self, index: int, recipe: Preprocessing | None = None) -> Image.Image | Array:
-        """The image, as `preprocess` takes it; an InputError names one that cannot be read.
+        """The image, as `preprocess` takes it.
 
-        Whether a file becomes an image or an array of its channels may depend on the `recipe`, see
-        `vitdeploy.preprocess.decode`.
+        Args:
+            index: Which image, from 0.
+            recipe: The preprocessing, on which it may depend whether a file becomes an image or an array of its
+                channels, see `vitdeploy.preprocess.decode`.
+
+        Returns:
+            A Pillow image, or an array [H, W, C] of the channels.
+
+        Raises:
+            InputError: The image cannot be read.
         """
         item = self._fetch(index)
         if not isinstance(item, bytes):
@@ -102,10 +111,19 @@ class Dataset:
             raise self._unreadable(index, error) from error
 
     def tensor(self, index: int, recipe: Preprocessing, *, normalised: bool = True) -> Array:
-        """The network's input, float32 [C, H, W]; an item of an iterable in this form is returned as it is.
+        """The network's input; an item of an iterable in this form is returned as it is.
 
-        With `normalised=False`, for a graph that normalises itself: the pixels [H, W, C] after resize and crop, see
-        `vitdeploy.preprocess.to_pixels`.
+        Args:
+            index: Which image, from 0.
+            recipe: The preprocessing.
+            normalised: False for a graph that normalises itself.
+
+        Returns:
+            float32 [C, H, W]; where not `normalised`, the pixels [H, W, C] after resize and crop, see
+            `vitdeploy.preprocess.to_pixels`.
+
+        Raises:
+            InputError: The image cannot be read.
         """
         image = self.read(index, recipe)
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or holds_pixels(image, recipe):
@@ -129,7 +147,8 @@ class Dataset:
     ) -> dict[str, Array]:
         """What a network takes of one sample, by the names of its inputs; see `tensor`.
 
-        Raises InputError for a network that takes more or other things than one image.
+        Raises:
+            InputError: The network takes more or other things than one image.
         """
         if recipe is None or len(slots) != 1:
             raise only_arrays_fit(self.where, slots)
@@ -168,11 +187,18 @@ class Dataset:
 
     @checked_arguments
     def sample(self, count: int | None = None, seed: int = 0) -> tuple[int, ...]:
-        """Indices of `count` images (all, where there are fewer or None is given); fewer are the first of more.
+        """Indices of some images, the same ones each time; fewer are the first of more.
 
         Every class gets its share by the method of Sainte-Laguë: the k-th image of a class of s, from 0, is due at
         (k + 1/2) / s. Within a class they are in the order of a hash of seed and name, so that a choice depends neither
         on the version of a library nor on the order in which images are found.
+
+        Args:
+            count: How many; all, where there are fewer or None is given.
+            seed: Another choice.
+
+        Returns:
+            The indices, in the order of the images.
         """
         if count is not None and count < 1:
             raise InputError(f"invalid sample size {count}", fix="take 1 or more images")
@@ -188,7 +214,17 @@ class Dataset:
 
     @checked_arguments
     def relabelled(self, labels: Sequence[str]) -> Dataset:
-        """The same images with classes numbered as in `labels`, by name; InputError for one that `labels` lacks."""
+        """The same images with other numbers of their classes.
+
+        Args:
+            labels: Names of the classes; their places are the numbers.
+
+        Returns:
+            The images, which are not read again.
+
+        Raises:
+            InputError: `labels` lacks a class of these images.
+        """
         if self.targets is None or self.classes == tuple(labels):
             return self
         if self.classes is None:

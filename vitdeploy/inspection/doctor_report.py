@@ -80,7 +80,14 @@ class Machine:
 class DoctorReport:
     """What `vitdeploy.doctor` found; `str()` is a table, the findings and the verdict.
 
-    compiler  NVIDIA's parser and compiler, which need no GPU
+    Attributes:
+        machine: Processor, GPU, board and Python.
+        base: The packages that every device needs.
+        runtimes: The packages of the runtimes, each usable or not, with the reason.
+        tensorrt: What there is of TensorRT and CUDA.
+        compiler: NVIDIA's parser and compiler, which need no GPU.
+        export: The packages that an export needs.
+        findings: Versions with known defects, and what else to mend.
     """
 
     machine: Machine

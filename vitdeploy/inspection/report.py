@@ -59,13 +59,15 @@ class KeptNode:
 class InspectionReport:
     """Everything that `vitdeploy.inspect` found; `str()` is the report as text.
 
-    manifest   the manifest as it is
-    graph      statistics of the graph, None where onnx and onnx-ir are not installed (see `notes`)
-    rewrites   name of each graph pass and the lines it left
-    kept_fp32  the nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did
-    runtimes   what each runtime executes
-    notes      what the reader should know first
-    signed     whether a signature is in the bundle; it is not checked
+    Attributes:
+        bundle: Its folder.
+        manifest: The manifest as it is.
+        graph: Statistics of the graph, None where onnx and onnx-ir are not installed (see `notes`).
+        rewrites: Name of each graph pass and the lines it left.
+        kept_fp32: The nodes of a half-precision bundle that stayed FP32, and the products of an INT8 bundle that did.
+        runtimes: What each runtime executes.
+        notes: What the reader should know first.
+        signed: Whether a signature is in the bundle; it is not checked.
     """
 
     bundle: str

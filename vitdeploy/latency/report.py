@@ -27,15 +27,18 @@ def _now() -> str:
 class BenchmarkReport:
     """What `benchmark` measured; `str()` is a table.
 
-    measurements   one for each candidate
-    ratios         time per image of each over that of its baseline; None for a candidate without a baseline
-    baseline       the baseline in words
-    differences    settings in which an earlier run differed, in words
-    machine        settings of the machine, see `vitdeploy.machine.settings.machine_settings`
-    before, after  temperatures and load, see `machine_conditions`
-    changed        settings of the machine that changed while it measured, in words
-    skipped        `bundle`, `runtime` and `reason` of every candidate that could not run
-    interrupted    whether the run was interrupted before its end
+    Attributes:
+        measurements: One for each candidate.
+        ratios: Time per image of each over that of its baseline; None for a candidate without a baseline.
+        baseline: The baseline in words.
+        differences: Settings in which an earlier run differed, in words.
+        machine: Settings of the machine, see `vitdeploy.machine.settings.machine_settings`.
+        before: Temperatures and load, see `machine_conditions`.
+        after: Temperatures and load, see `machine_conditions`.
+        changed: Settings of the machine that changed while it measured, in words.
+        skipped: `bundle`, `runtime` and `reason` of every candidate that could not run.
+        interrupted: Whether the run was interrupted before its end.
+        created: When it was measured: UTC, ISO 8601.
     """
 
     measurements: Sequence[Measurement]

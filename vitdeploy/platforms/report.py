@@ -138,7 +138,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found; `str()` is for people."""
+    """What `check` found; `str()` is for people.
+
+    Attributes:
+        bundle: Its folder.
+        model: The name of the network.
+        precision: `fp32`, `fp16` or `int8`.
+        platform: The TensorRT version or board that was asked about.
+        findings: What blocks the build, what is known to be wrong, and what to look at; each names its source.
+        attentions: Every attention block, and whether it becomes one kernel.
+        layer_norms: Every layer norm, and whether it becomes one kernel.
+        int8: Whether INT8 can be faster than FP16 there.
+        dla: What the deep learning accelerator of the board could compute; None where it has none.
+    """
 
     bundle: str
     model: str

@@ -34,19 +34,20 @@ _BAND_EXAMPLE = "one number for each channel, e.g. 0.5, or 0.12,0.11,0.1"
 class Preprocessing:
     """The recorded transform of a checkpoint; the same object serves training, calibration and the device.
 
-    size           (height, width) of the network's input in pixels
-    mode           `resize_crop`: resize so that the centre crop covers `crop_ratio` of the resized shorter side, crop;
-                   `crop_resize`: centre crop of `crop_ratio` of the shorter side first, then resize (QnA-ViT);
-                   `stretch`: resize to `size`, whatever the aspect ratio;
-                   `border`: resize so that the whole image lies within `size` / `crop_ratio`, and crop that to `size`
-                   or fill the rest with the mean (letterbox)
-    crop_ratio     part of the shorter side that is kept
-    interpolation  `bicubic` or `bilinear` (Pillow, antialiased), or `bicubic_no_antialias` (Keys a = -0.5, half-pixel
-                   centres, as in `tf.image.resize`)
-    mean, std      per channel, after dividing the pixel values by `scale`; in the order of `channels`
-    channels       `RGB` or `BGR`: the colours, in the order of the network's input channels; `L`: one channel, grey;
-                   `bands`: the channels of the data in their order, as many as there are means
-    scale          the pixel value that becomes 1.0: 255 for 8 bits, 65535 for 16, 10000 for reflectance of Sentinel-2
+    Attributes:
+        size: (height, width) of the network's input in pixels.
+        mode: `resize_crop`: resize so that the centre crop covers `crop_ratio` of the resized shorter side, crop;
+            `crop_resize`: centre crop of `crop_ratio` of the shorter side first, then resize (QnA-ViT); `stretch`:
+            resize to `size`, whatever the aspect ratio; `border`: resize so that the whole image lies within `size` /
+            `crop_ratio`, and crop that to `size` or fill the rest with the mean (letterbox).
+        crop_ratio: Part of the shorter side that is kept.
+        interpolation: `bicubic` or `bilinear` (Pillow, antialiased), or `bicubic_no_antialias` (Keys a = -0.5,
+            half-pixel centres, as in `tf.image.resize`).
+        mean: Per channel, after dividing the pixel values by `scale`; in the order of `channels`.
+        std: Per channel, after dividing the pixel values by `scale`; in the order of `channels`.
+        channels: `RGB` or `BGR`: the colours, in the order of the network's input channels; `L`: one channel, grey;
+            `bands`: the channels of the data in their order, as many as there are means.
+        scale: The pixel value that becomes 1.0: 255 for 8 bits, 65535 for 16, 10000 for reflectance of Sentinel-2.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -115,9 +116,15 @@ class Preprocessing:
     def changed(self, changes: Mapping[str, Any]) -> Preprocessing:
         """The same recipe with some fields replaced, e.g. `{"mode": "stretch", "mean": (0.5, 0.5, 0.5)}`.
 
-        The names of timm are accepted too: `crop_pct`, and `crop_mode` with `center` or `squash`. `mean` and `std` may
-        be one number where the channels are `L` or `bands`. Raises UsageError for a field that does not exist, for
-        `size`, which is that of the network, and for an invalid value.
+        Args:
+            changes: Values by the names of fields. The names of timm are accepted too: `crop_pct`, and `crop_mode` with
+                `center` or `squash`. `mean` and `std` may be one number where the channels are `L` or `bands`.
+
+        Returns:
+            Another recipe; this one stays as it is.
+
+        Raises:
+            UsageError: A field does not exist, is `size`, which is that of the network, or has an invalid value.
         """
         keys = [item.name for item in fields(self) if item.name != "size"]
         colours = changes.get("channels", self.channels) not in (GREY, BANDS)

@@ -51,14 +51,15 @@ class Runner(Protocol):
 class VerifyReport:
     """What a proof found; `str()` is a table.
 
-    runtime             what ran, see `describe_run`
-    files               how many files the manifest lists
-    signature_failures  where the runtime's inputs and outputs are not the manifest's, in words
-    parity              the outputs against the reference
-    measured            what each image keeps, see `recorded.measure`
-    record_failures     where that is less than what the bundle recorded at its export, in words
-    signed              whether a signature is in the bundle
-    signed_by           fingerprint of the public key that the signature was checked with; None where none was
+    Attributes:
+        runtime: What ran, see `describe_run`.
+        files: How many files the manifest lists.
+        signature_failures: Where the runtime's inputs and outputs are not the manifest's, in words.
+        parity: The outputs against the reference.
+        measured: What each image keeps, see `recorded.measure`.
+        record_failures: Where that is less than what the bundle recorded at its export, in words.
+        signed: Whether a signature is in the bundle.
+        signed_by: Fingerprint of the public key that the signature was checked with; None where none was.
     """
 
     runtime: Mapping[str, Any]

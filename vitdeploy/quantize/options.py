@@ -32,20 +32,23 @@ RANGE_METHODS: Registry[RangeMethod] = Registry(
 class Int8Options:
     """How a network is quantized.
 
-    samples        images to calibrate on
-    method         how the range of an activation is chosen: the name of a range method, or `auto`, which takes for each
-                   tensor the one that changes the layers behind it least
-    ignored_scope  patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an error
-    min_snr        gate: dB that the outputs keep against FP32 on images that were not calibrated on, `MIN_SNR_DB` or
-                   more; layers are reverted to float until they do
-    goals          gate: the same by the name of an output, in the place of `min_snr` there
-    max_drop       gate: points of top-1 accuracy that may be lost; layers are reverted to float until the upper end of
-                   the 95 % interval of the drop on labelled images is no higher
-    accept_loss    whether the result is kept where it misses a gate, with a warning and a record of what it missed
-    tune_latency   runtime on which layers have to be faster in INT8 to become it, measured on this machine
-    seed           of the choice of images
+    Attributes:
+        samples: Images to calibrate on.
+        method: How the range of an activation is chosen: the name of a range method, or `auto`, which takes for each
+            tensor the one that changes the layers behind it least.
+        ignored_scope: Patterns of node names, as `stages.3.*`, that stay in float; one that matches nothing is an
+            error.
+        min_snr: Gate: dB that the outputs keep against FP32 on images that were not calibrated on, `MIN_SNR_DB` or
+            more; layers are reverted to float until they do.
+        goals: Gate: the same by the name of an output, in the place of `min_snr` there.
+        max_drop: Gate: points of top-1 accuracy that may be lost; layers are reverted to float until the upper end of
+            the 95 % interval of the drop on labelled images is no higher.
+        accept_loss: Whether the result is kept where it misses a gate, with a warning and a record of what it missed.
+        tune_latency: Runtime on which layers have to be faster in INT8 to become it, measured on this machine.
+        seed: Of the choice of images.
 
-    Raises UsageError for a value that makes no sense.
+    Raises:
+        UsageError: A value makes no sense.
     """
 
     samples: int = 300
@@ -85,7 +88,14 @@ class Int8Options:
                 )
 
     def bounds(self, outputs: Iterable[str]) -> dict[str, float]:
-        """The decibels that each of `outputs` has to keep by `goals` and `min_snr`; without those that have neither."""
+        """The decibels that each output has to keep by `goals` and `min_snr`.
+
+        Args:
+            outputs: Names of outputs.
+
+        Returns:
+            Decibels by the name of the output; without those that have neither.
+        """
         asked = {name: self.goals.get(name, self.min_snr) for name in outputs}
         return {name: bound for name, bound in asked.items() if bound is not None}
 

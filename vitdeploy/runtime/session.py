@@ -35,7 +35,13 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of an image; `probability` is the softmax of the logits."""
+    """One class of an image; `probability` is the softmax of the logits.
+
+    Attributes:
+        label: The name of the class; its number as text where the bundle has no names.
+        probability: The softmax of the logits, from 0 to 1.
+        index: The number of the class.
+    """
 
     label: str
     probability: float
@@ -136,6 +142,11 @@ class Session:
     of the graph RGB pixels, uint8 `[N, H, W, 3]`, and returns float32 logits `[N, classes]`. Read-only, strided and
     big-endian arrays are taken; any other dtype or shape is an InputError. Values are not looked at: NaN or Inf in
     gives NaN out. `predict` checks that its results are finite.
+
+    Attributes:
+        bundle: What runs.
+        backend: What runs it.
+        reason: Why this runtime was taken, in words.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, *, reason: str) -> None:
@@ -156,7 +167,19 @@ class Session:
         return self.run(images)[self._logits]
 
     def run(self, images: Array | Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name, for the images or, where a model has several inputs, for a mapping from their names."""
+        """Run the network.
+
+        Args:
+            images: The input, as the session itself takes it; where a model has several inputs, a mapping from their
+                names to arrays, the samples along the first axis.
+
+        Returns:
+            All outputs by name, the samples along the first axis.
+
+        Raises:
+            InputError: An array has another dtype or shape than the network takes.
+            BackendError: The runtime fails, or the session is closed.
+        """
         if not isinstance(images, Mapping):
             images = {self._input.name: images}
         if images.keys() != self._inputs.keys():
@@ -196,12 +219,23 @@ class Session:
         batch_size: int = 8,
         on_error: str = "raise",
     ) -> list[list[Prediction]] | list[list[Prediction] | Exception]:
-        """The `top_k` most probable classes of each image, best first.
+        """The most probable classes of each image, best first.
 
-        Images are paths, Pillow images or uint8 arrays [H, W, 3], or, where the network takes other channels, arrays
-        [H, W, C] of them; they are preprocessed as the bundle records. `batch_size` counts where the model's batch is
-        dynamic; a fixed batch is filled up by repeating the last image. An image that cannot be read raises
-        (`on_error="raise"`), or stands as its exception in its place and the others are classified (`"return"`).
+        Args:
+            images: One image or several: paths, Pillow images or uint8 arrays [H, W, 3], or, where the network takes
+                other channels, arrays [H, W, C] of them; they are preprocessed as the bundle records.
+            top_k: How many classes of each image.
+            batch_size: Images a call, where the model's batch is dynamic; a fixed batch is filled up by repeating the
+                last image.
+            on_error: Whether an image that cannot be read raises (`raise`), or stands as its exception in its place
+                and the others are classified (`return`).
+
+        Returns:
+            For each image its classes.
+
+        Raises:
+            InputError: An image cannot be read, or the network does not classify images.
+            BackendError: The runtime fails, gives NaN or Inf, or the session is closed.
         """
         _check_on_error(on_error)
         if top_k < 1 or batch_size < 1:
@@ -228,14 +262,22 @@ class Session:
     ) -> Iterator[Array | Exception]:
         """Logits for every item of `images`, in order, computed ahead so that the device never waits.
 
-        An item is one image, float32 [C, H, W] (normalised) or an image as `predict` takes it (a uint8 array always
-        is one, to be resized and cropped), and gives logits [classes]; or it is a batch as `session(images)` takes it,
-        which runs as it is and gives [N, classes]. Images are gathered to batches: of `batch_size` where the model's
-        batch is dynamic, else of its fixed one, the last filled up.
+        Args:
+            images: Items, read by the thread that iterates, no further ahead than two batches for each call under way.
+                An item is one image, float32 [C, H, W] (normalised) or an image as `predict` takes it (a uint8 array
+                always is one, to be resized and cropped); or it is a batch as `session(images)` takes it, which runs
+                as it is.
+            batch_size: Images that are gathered to a batch where the model's batch is dynamic; a fixed batch is filled
+                up.
+            on_error: Whether an item that fails raises in its turn and ends the rest (`raise`), or stands as its
+                exception in its place and the rest goes on (`return`).
 
-        `images` is read by the thread that iterates, no further ahead than two batches for each call under way. An
-        item that fails raises in its turn and ends the rest (`on_error="raise"`), or stands as its exception in its
-        place and the rest goes on (`"return"`).
+        Returns:
+            An iterator over the logits: [classes] for an image, [N, classes] for a batch.
+
+        Raises:
+            InputError: In its turn, for an item that the network cannot take.
+            BackendError: The runtime fails, or the session is closed.
         """
         _check_on_error(on_error)
         if batch_size < 1:

@@ -21,11 +21,12 @@ from vitdeploy.signing.keys import is_encrypted, private_fingerprint
 class SignReport:
     """What was signed; `str()` says it in lines.
 
-    bundle     its folder
-    signature  the file with the signature
-    key        fingerprint of the public key: the SHA-256 of its PEM form
-    files      every file that is signed, by its path in the bundle
-    unlisted   those of them that the manifest does not list, which nobody but the signer answers for
+    Attributes:
+        bundle: Its folder.
+        signature: The file with the signature.
+        key: Fingerprint of the public key: the SHA-256 of its PEM form.
+        files: Every file that is signed, by its path in the bundle.
+        unlisted: Those of them that the manifest does not list, which nobody but the signer answers for.
     """
 
     bundle: str

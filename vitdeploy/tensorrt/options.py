@@ -29,16 +29,17 @@ _UNITS = {"": 2**20, "M": 2**20, "G": 2**30}
 class BuildOptions:
     """What one may ask of a build.
 
-    workspace     bytes of scratch memory that kernels may take; None leaves it to TensorRT
-    profile       images a call takes where the batch is free: min, opt (what kernels are tuned for), max
-    dla           core of the deep learning accelerator; what it cannot compute goes to the GPU
-    tf32          whether FP32 products may be computed with the 10 bits of TF32
-    workarounds   what may be tried where the outputs are not the reference's, of WORKAROUNDS
-    timing_cache  file of kernel timings, read and brought up to date; None means the one of this device
-    sm            compute capabilities, ten times each, that tensorrt_rtx builds for; empty means its default
-    time_limit    seconds that the builder of tensorrt_rtx may take; None means its default
-    int8_if_faster  whether Q/DQ stays only where it was measured to be faster on this device
-    max_builds    engines that this may build; None means its default
+    Attributes:
+        workspace: Bytes of scratch memory that kernels may take; None leaves it to TensorRT.
+        profile: Images a call takes where the batch is free: min, opt (what kernels are tuned for), max.
+        dla: Core of the deep learning accelerator; what it cannot compute goes to the GPU.
+        tf32: Whether FP32 products may be computed with the 10 bits of TF32.
+        workarounds: What may be tried where the outputs are not the reference's, of WORKAROUNDS.
+        timing_cache: File of kernel timings, read and brought up to date; None means the one of this device.
+        sm: Compute capabilities, ten times each, that tensorrt_rtx builds for; empty means its default.
+        time_limit: Seconds that the builder of tensorrt_rtx may take; None means its default.
+        int8_if_faster: Whether Q/DQ stays only where it was measured to be faster on this device.
+        max_builds: Engines that this may build; None means its default.
     """
 
     workspace: int | None = None
@@ -82,7 +83,17 @@ class BuildOptions:
 
     @classmethod
     def of(cls, given: BuildOptions | Mapping[str, Any] | None) -> BuildOptions:
-        """Options from a mapping of the same names, whose values may be texts as on the command line."""
+        """Options from a mapping of the same names.
+
+        Args:
+            given: The mapping, whose values may be texts as on the command line; options are returned as they are.
+
+        Returns:
+            The options.
+
+        Raises:
+            UsageError: An option does not exist, or its value makes no sense.
+        """
         if given is None or isinstance(given, BuildOptions):
             return given or cls()
         known = {field.name for field in fields(cls)}

@@ -13,8 +13,9 @@ from vitdeploy.tensorrt.fusion import FusionReport
 class BuildReport:
     """The outcome of `vitdeploy.build`; `str()` is for people.
 
-    contents  what the report beside the engine holds
-    cached    whether the engine was there already
+    Attributes:
+        contents: What the report beside the engine holds.
+        cached: Whether the engine was there already.
     """
 
     contents: Mapping[str, Any]

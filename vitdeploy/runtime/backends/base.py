@@ -24,19 +24,23 @@ class Backend(ABC):
     `inputs` and `outputs` are the signature as the runtime reports it. `run` may be called from several threads at
     once; `close` lets the calls under way end and refuses new ones; `num_requests` is how many calls at once keep the
     device busy. A subclass fills the hooks `_load`, `_run` and `_facts`; what they raise reaches the caller as a
-    BackendError. All else that the product knows of a runtime stands in these data and class methods:
-
-    name, package, extra  what users call it, what is imported, and the extra that installs it
-    refuses         options that it cannot follow, each with the reason
-    auto_rank       its place in `auto`, fastest first; None keeps it out
-    auto_reason     what speaks for it there
-    reference       it computes the PyTorch network, not the files of the bundle
-    proves_exports  an export may be proven on it: it loads a bundle without building an engine first
-    tells_graph     `executed` says what it makes of a bundle
-    times_layers    single layers can be timed on it while exporting (`--tune-latency`)
-    tries_devices   `try_device` tells of a device that it names whether it works
+    BackendError. All else that the product knows of a runtime stands in the attributes and class methods.
 
     A package adds a backend by an entry point of the group `vitdeploy.backends`.
+
+    Attributes:
+        name: What users call it.
+        package: What is imported.
+        extra: The extra of this package that installs it.
+        refuses: Options that it cannot follow, each with the reason.
+        auto_rank: Its place in `auto`, fastest first; None keeps it out.
+        auto_reason: What speaks for it there.
+        reference: It computes the PyTorch network, not the files of the bundle.
+        proves_exports: An export may be proven on it: it loads a bundle without building an engine first.
+        tells_graph: `executed` says what it makes of a bundle.
+        times_layers: Single layers can be timed on it while exporting (`--tune-latency`).
+        tries_devices: `try_device` tells of a device that it names whether it works.
+        num_requests: How many calls at once keep the device busy.
     """
 
     name: ClassVar[str]
@@ -64,7 +68,12 @@ class Backend(ABC):
 
     @classmethod
     def require(cls) -> None:
-        """Imports the package; MissingDependencyError with the pip line, or BackendError where the import fails."""
+        """Imports the package.
+
+        Raises:
+            MissingDependencyError: It is not installed; the error has the pip line.
+            BackendError: The import fails.
+        """
         try:
             importlib.import_module(cls.package)
         except ModuleNotFoundError as error:
@@ -103,7 +112,14 @@ class Backend(ABC):
     def convert(cls, model: bytes) -> dict[str, bytes]:
         """The files that it would rather read than `model.onnx`, by name, for a target whose `native` runtime it is.
 
-        Raises ExportError where it cannot convert the model.
+        Args:
+            model: The contents of `model.onnx`.
+
+        Returns:
+            The contents of each file.
+
+        Raises:
+            ExportError: It cannot convert the model.
         """
         return {}
 
@@ -140,7 +156,17 @@ class Backend(ABC):
         return backend
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name, as new arrays. Inputs must fit `self.inputs`, C-contiguous and of native byte order."""
+        """Run the model.
+
+        Args:
+            inputs: Arrays by name that fit `self.inputs`, C-contiguous and of native byte order.
+
+        Returns:
+            All outputs by name, as new arrays.
+
+        Raises:
+            BackendError: The runtime fails, or `close` was called.
+        """
         native = self._native
         if native is None:
             raise BackendError("the session is closed", fix="load the bundle again")
