@@ -1,10 +1,11 @@
-"""INT8 against NNCF and ONNX Runtime's quantizers: accuracy, size, cost and latency, in one run.
+"""INT8 against the quantizers of others: accuracy, size, cost and latency, in one run.
 
-    python benchmarks/int8.py --folder FILES --peers-python peers/bin/python [--network NAME] [--shape 224x1] [--save]
+    python benchmarks/int8.py --folder FILES --peers-python peers/bin/python --aimet-python aimet/bin/python \\
+        --quark-python quark/bin/python [--network NAME] [--shape 224x1] [--method NAME] [--runtime NAME] [--save NAME]
 
 Every tool starts from the same FP32 graph, the one that `vitdeploy export` writes (better ground than plain
-torch.onnx.export), and from the same images of `eurosat_train.zip`. What is not there (NNCF, a runtime) is left out.
-How to make the environment of the peers: int8_peers.py.
+torch.onnx.export), and from the same images of `eurosat_train.zip`. What is not there (a tool, a runtime) is left out.
+How to make the environments of the peers: int8_peers.py.
 
 Accuracy: all images of `eurosat_val.zip`, at the size that the network was trained at, batch 1.
 Cost:     whole processes; ours captures the network from PyTorch and proves the bundle too, `quantize_seconds` is the
@@ -12,7 +13,8 @@ Cost:     whole processes; ours captures the network from PyTorch and proves the
 Latency:  candidates of a runtime take turns in random order; `wall` with all processors, `cpu` is the processor time of
           one thread, which holds on a busy machine too. Ratios are taken round by round, ours in the denominator.
           Files of other sizes and batches are calibrated on few images: time does not depend on the ranges.
-`--save` writes benchmarks/results/int8.json.
+Networks of timm have random weights: of them only time and the distance from FP32 mean something.
+`--save` writes benchmarks/results/int8.json, `--save NAME` benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from timing import environment, interleave, process, ratio
 
 from vitdeploy import Bundle
 from vitdeploy.data import Dataset, open_data
-from vitdeploy.machine.settings import usable_cores
+from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, usable_cores
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -45,10 +47,13 @@ SHARED = HERE.parents[1] / "shared"
 NETWORKS = {
     "lemevit_tiny.eurosat": [],
     "dualvit_s": ["--checkpoint", str(SHARED / "weights/dualvit_s_eurosat.safetensors"), "--num-classes", "10"],
+    "timm:deit_tiny_patch16_224": ["--set", "pretrained=False"],
+    "timm:convnextv2_atto": ["--set", "pretrained=False"],
 }
 TARGETS = ("onnxruntime", "openvino", "portable")
 NATIVE = 64
 SHAPES = tuple((size, batch) for size in (NATIVE, 224) for batch in (1, 8))
+SAME = ("onnx", "onnxruntime", "openvino")  # which both sides have
 FEW = 32  # images, enough for a range of some kind
 
 Call = Callable[[Any], Any]
@@ -58,6 +63,8 @@ def open_onnxruntime(path: Path, threads: int) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Without VNNI, products overflow in 16 bits: accuracy would say more of the processor than of the file.
+    options.add_session_config_entry(*ONNXRUNTIME_EXACT)
     # Else the workers of the session before go on spinning while the next one is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options)
@@ -102,14 +109,15 @@ class Files:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._ours("fp32", [])
-        for target in TARGETS:
+        for target in self.args.target or TARGETS:
             int8 = ["--int8", "--calibration", str(self.train), "--samples", str(self.samples), "--target", target]
             int8.append("--accept-loss")  # the accuracy is measured here, and the others have no gate
             self._ours(f"vitdeploy {target}", int8)
         images = self.folder / "images.npy"
         np.save(images, self._calibration())
-        for method in METHODS:
-            command = [self.args.peers_python, str(HERE / "int8_peers.py"), method]
+        for method in self.args.method or METHODS:
+            python = {"aimet": self.args.aimet_python, "quark": self.args.quark_python}.get(method.split("-")[0])
+            command = [python or self.args.peers_python, str(HERE / "int8_peers.py"), method]
             self._run(method, [*command, str(self.paths["fp32"]), str(images), str(self._path(method))])
         record.write_text(json.dumps(self.cost))
 
@@ -156,7 +164,7 @@ def accuracy(files: Files, data: Dataset) -> dict[str, Any]:
     reference = _logits(open_onnxruntime(files.paths["fp32"], 1), images)
     results: dict[str, Any] = {}
     signal = np.sum(reference**2, dtype=np.float64)
-    for runtime in RUNTIMES:
+    for runtime in files.args.runtime or RUNTIMES:
         for name, call in _opened(files, runtime, 1):
             print(f"accuracy of {name} in {runtime} …", file=sys.stderr)
             logits = _logits(call, images)
@@ -178,7 +186,7 @@ def latency(files: Files, rounds: int) -> dict[str, Any]:
         "cpu": (time.process_time, 1),
     }
     for kind, (clock, threads) in clocks.items():
-        for runtime in RUNTIMES:
+        for runtime in files.args.runtime or RUNTIMES:
             calls = dict(_opened(files, runtime, threads))
             turns = {name: (lambda call=call: call(images)) for name, call in calls.items()}
             seconds = interleave(turns, rounds=rounds, clock=clock)
@@ -207,15 +215,16 @@ def _logits(call: Call, images: Any) -> Any:
     return np.concatenate([call(batch) for batch in images])
 
 
-def peers_versions(python: str) -> Mapping[str, str]:
-    """Versions in the peers' environment."""
+def peers_versions(python: str, tools: Sequence[str]) -> Mapping[str, str]:
+    """Versions of `tools` and of what runs the files, in an environment of peers."""
     code = (
-        "import json; from importlib import metadata as m; names = ('nncf', 'onnx', 'onnxruntime', 'openvino');"
-        "print(json.dumps({n: m.version(n) for n in names if m.packages_distributions().get(n)}))"
+        f"import json; from importlib import metadata as m; names = {(*tools, *SAME)!r};"
+        "here = {d.metadata['Name'].lower() for d in m.distributions()};"
+        "print(json.dumps({n: m.version(n) for n in names if n in here}))"
     )
     found: Mapping[str, str] = json.loads(subprocess.check_output([python, "-c", code]))
     for name, version in found.items():
-        if name != "nncf" and version != metadata.version(name):
+        if name in SAME and name != "onnx" and version != metadata.version(name):
             sys.exit(f"{python} has {name} {version}, this environment {metadata.version(name)}: make them the same")
     return found
 
@@ -233,14 +242,23 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=SHARED / "data/eurosat")
     parser.add_argument("--peers-python", default=sys.executable, help="of an environment that has the other tools")
+    parser.add_argument("--aimet-python", help="of one that has AIMET (default: that of the other tools)")
+    parser.add_argument("--quark-python", help="of one that has AMD Quark (default: that of the other tools)")
+    parser.add_argument("--method", choices=METHODS, action="append", help="default: all of them")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="of ours; default: all of them")
+    parser.add_argument("--runtime", choices=RUNTIMES, action="append", help="default: all of them")
     parser.add_argument("--samples", type=int, default=512, help="calibration images at the size of the accuracy")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--folder", type=Path, required=True, help="for the files; those of an earlier run are used")
-    parser.add_argument("--save", action="store_true", help="after each part, so that nothing is lost")
+    parser.add_argument("--save", nargs="?", const="int8", help="after each part, so that nothing is lost")
     args = parser.parse_args()
     report: dict[str, Any] = {
         "environment": environment(["torch", "onnx", "onnxruntime", "openvino", "numpy"]),
-        "peers": peers_versions(args.peers_python),
+        "peers": {
+            **peers_versions(args.peers_python, ("nncf", "onnxsim")),
+            **peers_versions(args.aimet_python or args.peers_python, ("aimet-onnx",)),
+            **peers_versions(args.quark_python or args.peers_python, ("amd-quark",)),
+        },
         "samples": args.samples,
         "networks": {},
     }
@@ -256,7 +274,7 @@ def main() -> None:
                 found["accuracy"] = accuracy(files, open_data(args.data / "eurosat_val.zip"))
             found["latency"][f"{size} px, batch {batch}"] = latency(files, args.rounds)
             if args.save:
-                (HERE / "results/int8.json").write_text(json.dumps(report, indent=1) + "\n")
+                (HERE / f"results/{args.save}.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

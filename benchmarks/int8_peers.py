@@ -2,11 +2,15 @@
 
     python int8_peers.py METHOD MODEL.onnx IMAGES.npy OUTPUT
 
-IMAGES is float32 [batches, batch, 3, height, width]. Needs no vitdeploy: it runs in an environment of its own, which
-has NNCF and the same onnx, onnxruntime and openvino as the other side:
+IMAGES is float32 [batches, batch, 3, height, width]. Needs no vitdeploy: it runs in environments of its own. That of
+most tools has the same onnx, onnxruntime and openvino as the other side; AIMET and Quark pin versions of their own:
 
     python -m venv peers
-    peers/bin/pip install nncf==3.4.0 onnx==1.23.2 onnxruntime==1.31.1 openvino==2026.4.1
+    peers/bin/pip install nncf==3.4.0 onnxsim==0.8.1 onnx==1.23.2 onnxruntime==1.31.1 openvino==2026.4.1
+    python -m venv aimet
+    aimet/bin/pip install aimet-onnx==2.42.0 torch==2.13.0 onnxruntime==1.31.1
+    python -m venv quark
+    quark/bin/pip install amd-quark==0.13 torch==2.13.0 onnxruntime==1.31.1
 """
 
 from __future__ import annotations
@@ -83,6 +87,60 @@ def nncf_openvino_transformer(model: Path, images: Any, output: Path) -> None:
     nncf_openvino(model, images, output, model_type=nncf.ModelType.TRANSFORMER)
 
 
+def batches(images: Any) -> list[dict[str, Any]]:
+    """The calibration images as onnxsim and AIMET take them."""
+    return [{"images": batch} for batch in images]
+
+
+def onnxsim_static(model: Path, images: Any, output: Path, **options: Any) -> None:
+    import onnxsim
+
+    onnx.save(onnxsim.quantize_static(str(model), batches(images), **options), output)
+
+
+def onnxsim_static_auto(model: Path, images: Any, output: Path) -> None:
+    onnxsim_static(model, images, output, method="auto")
+
+
+def onnxsim_auto(model: Path, images: Any, output: Path) -> None:
+    """The scheme that it recommends itself, within its own budget of 2 %."""
+    import onnxsim
+
+    onnx.save(onnxsim.quantize_auto(str(model), calibration_data=batches(images)), output)
+
+
+def aimet(model: Path, images: Any, output: Path, **options: Any) -> None:
+    from aimet_onnx.quantsim import QuantizationSimModel
+
+    simulation = QuantizationSimModel(onnx.load(model), **options)
+    simulation.compute_encodings(batches(images))
+    onnx.save(simulation.to_onnx_qdq(prequantize_constants=True), output)
+
+
+def aimet_tf_enhanced(model: Path, images: Any, output: Path) -> None:
+    aimet(model, images, output, quant_scheme="tf_enhanced")
+
+
+def quark(model: Path, images: Any, output: Path, config: str = "A8W8") -> None:
+    from onnxruntime.quantization import CalibrationDataReader
+    from quark.onnx import ModelQuantizer
+    from quark.onnx.quantization.config import Config, get_default_config
+
+    class Reader(CalibrationDataReader):
+        found = iter(batches(images))
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.found, None)
+
+    ModelQuantizer(Config(global_quant_config=get_default_config(config))).quantize_model(
+        str(model), str(output), Reader()
+    )
+
+
+def quark_transformer(model: Path, images: Any, output: Path) -> None:
+    quark(model, images, output, "INT8_TRANSFORMER_DEFAULT")
+
+
 METHODS: dict[str, Callable[[Path, Any, Path], None]] = {
     "ort-static": onnxruntime_static,
     "ort-static-u8": onnxruntime_static_u8,
@@ -91,6 +149,13 @@ METHODS: dict[str, Callable[[Path, Any, Path], None]] = {
     "nncf-transformer": nncf_onnx_transformer,
     "nncf-openvino": nncf_openvino,
     "nncf-openvino-transformer": nncf_openvino_transformer,
+    "onnxsim-static": onnxsim_static,
+    "onnxsim-static-auto": onnxsim_static_auto,
+    "onnxsim-auto": onnxsim_auto,
+    "aimet": aimet,
+    "aimet-tf-enhanced": aimet_tf_enhanced,
+    "quark": quark,
+    "quark-transformer": quark_transformer,
 }
 
 
