@@ -158,9 +158,11 @@ class Files:
 
 
 def accuracy(files: Files, data: Dataset) -> dict[str, Any]:
-    """Top-1 on all images, agreement and signal-to-noise with FP32 in ONNX Runtime, by runtime and file."""
+    """Top-1, agreement and signal-to-noise with FP32 in ONNX Runtime, by runtime and file."""
     recipe = files.bundle().manifest.preprocessing
-    images = np.stack([data.tensor(index, recipe) for index in range(len(data))])[:, None]
+    order = data.sample(files.args.images)
+    targets = np.asarray(data.targets)[list(order)]
+    images = np.stack([data.tensor(index, recipe) for index in order])[:, None]
     reference = _logits(open_onnxruntime(files.paths["fp32"], 1), images)
     results: dict[str, Any] = {}
     signal = np.sum(reference**2, dtype=np.float64)
@@ -170,7 +172,7 @@ def accuracy(files: Files, data: Dataset) -> dict[str, Any]:
             logits = _logits(call, images)
             noise = np.sum((logits - reference) ** 2, dtype=np.float64)
             results.setdefault(runtime, {})[name] = {
-                "top1": round(100 * float(np.mean(logits.argmax(1) == data.targets)), 3),
+                "top1": round(100 * float(np.mean(logits.argmax(1) == targets)), 3),
                 "agreement": round(100 * float(np.mean(logits.argmax(1) == reference.argmax(1))), 3),
                 "snr_db": round(10 * float(np.log10(signal / max(noise, 1e-30))), 2),
             }
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, action="append", help="of ours; default: all of them")
     parser.add_argument("--runtime", choices=RUNTIMES, action="append", help="default: all of them")
     parser.add_argument("--samples", type=int, default=512, help="calibration images at the size of the accuracy")
+    parser.add_argument("--images", type=int, help="of the validation set, by class; default: all of them")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--folder", type=Path, required=True, help="for the files; those of an earlier run are used")
     parser.add_argument("--save", nargs="?", const="int8", help="after each part, so that nothing is lost")
@@ -260,6 +263,7 @@ def main() -> None:
             **peers_versions(args.quark_python or args.peers_python, ("amd-quark",)),
         },
         "samples": args.samples,
+        "images": args.images,
         "networks": {},
     }
     for network in args.network or NETWORKS:
