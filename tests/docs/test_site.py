@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -113,6 +115,41 @@ def test_every_argument_of_every_command_is_in_the_reference(site: Path) -> None
     for name, parser in commands.choices.items():
         section = page.partition(f'<h2 id="vitdeploy-{name}">')[2].partition("<h2 ")[0]
         assert [option for option in parser._option_string_actions if f"<code>{option}" not in section] == [], name
+
+
+@pytest.mark.parametrize(
+    ("link", "without_host", "with_host"),
+    [
+        ("[targets](../targets.md#forms)", "[targets](../targets.md#forms)", "[targets](../targets.md#forms)"),
+        ("[more](../../CONTRIBUTING.md)", "[more](../contributing.md)", "[more](../contributing.md)"),
+        (
+            "[scripts/env.sh](../../scripts/env.sh)",
+            "`scripts/env.sh`",
+            "[scripts/env.sh](HOST/blob/main/scripts/env.sh)",
+        ),
+        ("[how](../../scripts/env.sh)", "how (`scripts/env.sh`)", "[how](HOST/blob/main/scripts/env.sh)"),
+        ("`[a](../../scripts/env.sh)`", "`[a](../../scripts/env.sh)`", "`[a](../../scripts/env.sh)`"),
+        ("[no](../../missing.md)", "[no](../../missing.md)", "[no](../../missing.md)"),
+        ("[web](https://example.org)", "[web](https://example.org)", "[web](https://example.org)"),
+    ],
+)
+def test_a_link_of_the_repository_leads_somewhere_in_the_site(link: str, without_host: str, with_host: str) -> None:
+    pages = {"targets.md", "contributing.md"}
+    files = SimpleNamespace(get_file_from_path=lambda path: path if path in pages else None)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/int8.md"))
+    for host, expected in ((None, without_host), ("https://example.org/us", with_host)):
+        made = hooks().on_page_markdown(link, page=page, config=SimpleNamespace(repo_url=host), files=files)
+        assert made == expected.replace("HOST", str(host))
+
+
+def hooks() -> ModuleType:
+    """scripts/docs_hooks.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "scripts" / "docs_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", ["contributing", "changelog"])
