@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from vitdeploy.cli import _parser
+from vitdeploy.cli import whole_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are pages too.
@@ -71,7 +71,7 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
 
 def commands() -> str:
     """The help of every command as Markdown, from the parser that reads the command line."""
-    (subparsers,) = [one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    (subparsers,) = [one for one in whole_parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return "\n\n".join(section(name, parser) for name, parser in subparsers.choices.items())
 
 

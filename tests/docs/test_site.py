@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import vitdeploy
-from vitdeploy.cli import COMMANDS, _parser
+from vitdeploy.cli import COMMANDS, whole_parser
 
 pytest.importorskip("mkdocs", reason="the site needs the packages of the extra docs")
 for package in ("material", "mkdocstrings", "mkdocstrings_handlers.python", "pymdownx"):
@@ -102,7 +102,8 @@ def test_the_picture_of_the_first_page_is_drawn_in_it_and_has_every_command(site
         for found in re.findall(r'class="name"[^>]*>([^<]+)', drawing)
         for name in found.split(", ")
     }
-    assert shown == {module.__name__.rpartition(".")[2] for module in COMMANDS}
+    about_the_command_line = {"completion", "help", "schema"}
+    assert shown == {module.__name__.rpartition(".")[2] for module in COMMANDS} - about_the_command_line
     for drawing in drawings:
         assert re.search(r'role="img" aria-labelledby="\S+ \S+"', drawing)
         assert all(f'id="{name}"' in drawing for name in re.findall(r'aria-labelledby="(\S+) (\S+)"', drawing)[0])
@@ -111,7 +112,7 @@ def test_the_picture_of_the_first_page_is_drawn_in_it_and_has_every_command(site
 
 def test_every_argument_of_every_command_is_in_the_reference(site: Path) -> None:
     page = (site / "reference" / "commands.html").read_text()
-    (commands,) = [one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    (commands,) = [one for one in whole_parser()._actions if isinstance(one, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         section = page.partition(f'<h2 id="vitdeploy-{name}">')[2].partition("<h2 ")[0]
         assert [option for option in parser._option_string_actions if f"<code>{option}" not in section] == [], name

@@ -136,11 +136,11 @@ class Manifest:
         model: The network: its name, and where its weights are from.
         precision: `fp32`, `fp16` or `int8`, from the types in the graph.
         target: The form of the graph, a name of `vitdeploy targets`.
-        platform: The board, or the version of TensorRT, that was named for it; None where the target itself was.
         opset: ONNX opset of the graph.
         preprocessing: Of the images; None for a network that takes none.
         inputs: Names, types and shapes of the inputs; a free batch is a word.
         outputs: The same of the outputs.
+        platform: The board, or the version of TensorRT, that was named for it; None where the target itself was.
         image_inputs: The inputs that preprocessing makes out of images; None in a bundle from before there were others
             than one of images.
         preprocessing_in_graph: The graph scales and normalises: its input is uint8 [N, H, W, 3], the RGB pixels that
