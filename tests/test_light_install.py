@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.bundles import LABELS, write_tiny_bundle
+from tests.packaging.conftest import require_index
 from vitdeploy.runtime.backends import find_backend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +34,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     programs = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
     install = [str(programs / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
     run = subprocess.run([*install, f"{folder / 'source'}[onnxruntime]"], capture_output=True, text=True, check=False)
-    if run.returncode and any(sign in run.stderr for sign in ("No matching distribution", "Connection", "resolve")):
-        pytest.skip(f"no package index can be reached: {run.stderr.strip().splitlines()[-1]}")
+    if run.returncode:
+        require_index(programs / "python", folder / "probe")
     assert run.returncode == 0, run.stderr
     return programs
 
