@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,12 +160,17 @@ def test_a_broken_file_keeps_nobody_from_help_and_version(capsys: pytest.Capture
 
 
 def test_a_file_that_is_named_has_to_be_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--config", "nowhere.toml"]) == 2
-    assert "cannot read nowhere.toml" in capsys.readouterr().err
+    os.mkfifo("pipe")
+    for path in ("nowhere.toml", ".", "pipe"):
+        assert main(["doctor", "--config", path]) == 2
+        assert f"there is no file {path}\n" in capsys.readouterr().err
+    for path in ("a\0b", "a" * 300):
+        assert main(["doctor", "--config", path]) == 2
+        assert "unexpected" not in capsys.readouterr().err
     assert Config.find(None) is None
     Path("vitdeploy.toml").mkdir()
     assert Config.find(None) is None
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match="there is no file"):
         Config.find(Path("vitdeploy.toml"))
 
 

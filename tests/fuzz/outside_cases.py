@@ -6,8 +6,10 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import random
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -88,12 +90,27 @@ def change_data(folder: Path, rng: random.Random) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-COMMANDS = ("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build")
+COMMANDS = (
+    *("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build"),
+    *("help", "schema", "completion"),
+)
 OPTIONS = (
     *("--runtime", "--json", "--verbose", "--batch", "--target", "--top-k", "--threads", "--device", "--data"),
     *("--num-requests", "--compute-precision", "--samples", "--seed", "--max-drop", "--help", "--", "-x", "--key"),
     *("--untrust", "--rounds", "--report", "--csv", "--baseline", "--checkpoint"),
+    *("--quiet", "--log-file", "--config", "--skip-broken"),
 )
+
+
+def defaults(rng: random.Random, command: str) -> str:
+    """A file of defaults: options that there are and that there are not, with any values; sometimes no TOML at all."""
+    names = [option.lstrip("-") for option in OPTIONS] + ["traget", "export", "int8"]
+    values = ("true", "false", "1", "-1", "1e400", "nan", '"auto"', '"x=1"', "[]", '["a", 1]', "{}", "1979-05-27", '""')
+    tables = [f"[{command}]", "[export.int8]", "[nothing]", "[[verify]]", ""]
+    lines = [rng.choice(tables)]
+    for _ in range(rng.randrange(4)):
+        lines.append(f"{rng.choice(names) or 'a'} = {rng.choice(values)}")
+    return "\n".join(lines) + rng.choice(("", "", "", "\n[", "\0", "\ud800"))
 
 
 def change_command(folder: Path, rng: random.Random) -> None:
@@ -105,12 +122,21 @@ def change_command(folder: Path, rng: random.Random) -> None:
         words.append(rng.choice(rng.choice((OPTIONS, values, values, (str(strange(rng)),)))))
     if words[0] == "benchmark":  # 10 s otherwise
         words += ["--seconds", "0.1", "--warmup", "0"]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as here,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        if rng.random() < 0.3:
+            Path(here, "vitdeploy.toml").write_text(defaults(rng, words[0]), errors="surrogatepass")
+        os.chdir(here)  # what a command line writes into a file of a random name is written there
         try:
             code = main([word for word in words if "\0" not in word or rng.random() < 0.5])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 2
+        finally:
+            os.chdir(before)
     told = f"{words} gave {code}: {err.getvalue()[-500:]}"
     assert code in (0, 1, 2), told
     assert "unexpected " not in err.getvalue(), told

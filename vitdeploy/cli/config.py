@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.argument_types import check_path
 from vitdeploy.cli.parser import command_parsers
 from vitdeploy.errors import MissingDependencyError, UsageError
 
@@ -47,9 +48,13 @@ class Config:
         Raises UsageError for a file that is not there or is no TOML.
         """
         path = Path(FILE) if asked is None else asked
-        try:
-            if asked is None and not path.is_file():
+        if asked is not None:
+            check_path(asked, "config")
+        if not path.is_file():
+            if asked is None:
                 return None
+            raise UsageError(f"there is no file {path}", fix="--config with another file")
+        try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
