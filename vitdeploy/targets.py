@@ -68,9 +68,10 @@ class Target:
         key_transpose: `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes).
         projections: `fused` (queries, keys and values by one GEMM and a Split) or `separate`.
         drops_batch: Tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1.
-        linear: Of matrices: `matmul` (MatMul and Add) or `gemm`.
+        linear: How linear layers of matrices are written: `matmul` (MatMul and Add) or `gemm`.
         channels_last_maps: Tokens become a map by [B, H, W, C] (or by [B, C, HW]).
-        projection_bias: Of queries, keys and values: in the `projection`, or what is left of it by the `heads`.
+        projection_bias: Where the bias of queries, keys and values is added: in the `projection`, or what is left of it
+            by the `heads`.
         columns_at_once: Linear layers that read what another one reads have a multiple of so many columns.
         shared_streams: What token streams of the same weights have in common: their `linear` layers, or their
             `attention` too, under a mask.

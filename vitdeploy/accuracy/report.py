@@ -20,7 +20,7 @@ class AccuracyReport:
         kind: The baseline in words: PyTorch with its version, or the bundle.
         problems: What is wrong with the baseline, in words.
         runs: Every other bundle and runtime, compared with the baseline.
-        skipped: Of `all` runtimes those that could not run a bundle, each with the reason.
+        skipped: Those of `all` runtimes that could not run a bundle, each with the reason.
         max_drop: The gate in points, or in what the task judges, or None.
     """
 

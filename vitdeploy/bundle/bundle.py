@@ -46,7 +46,7 @@ class Bundle:
     Attributes:
         path: The folder.
         manifest: What the bundle says about itself.
-        manifest_sha256: Of the file `manifest.json` as it was opened or last written, in hexadecimal.
+        manifest_sha256: Hash of the file `manifest.json` as it was opened or last written, in hexadecimal.
         signed_by: Fingerprint of the public key that its signature was checked with; None where none was checked.
     """
 

@@ -137,7 +137,7 @@ class Manifest:
         precision: `fp32`, `fp16` or `int8`, from the types in the graph.
         target: The form of the graph, a name of `vitdeploy targets`.
         opset: ONNX opset of the graph.
-        preprocessing: Of the images; None for a network that takes none.
+        preprocessing: How images become inputs; None for a network that takes none.
         inputs: Names, types and shapes of the inputs; a free batch is a word.
         outputs: The same of the outputs.
         platform: The board, or the version of TensorRT, that was named for it; None where the target itself was.
@@ -149,12 +149,12 @@ class Manifest:
         tools: Name and version of every package that took part in the export.
         reference: What `reference.npz` holds: under `images` the kind of each image, under `rounding_db` by output what
             it costs to round every FP16 tensor where it is made.
-        parity: One JSON object for each measurement.
-        accuracy: One JSON object for each measurement.
+        parity: One JSON object for each comparison with the reference.
+        accuracy: One JSON object for each run of `validate`.
         graph: Node counts before and after, and what each pass changed.
         precision_report: What stayed in FP32 and why.
-        created: UTC, ISO 8601.
-        files: Path inside the bundle to hash and length; the writer fills it.
+        created: When it was made: UTC, ISO 8601.
+        files: Hash and length of every file, by its path inside the bundle; the writer fills it.
         schema_version: The version of this format.
     """
 

@@ -45,7 +45,7 @@ class Dataset:
     """Images in a fixed order; any number of threads may read them.
 
     Attributes:
-        names: Of the images: paths inside DATA with forward slashes, or `images[3]`.
+        names: Names of the images: paths inside DATA with forward slashes, or `images[3]`.
         targets: Class number of each image, int64 [N], or None where there are no labels.
         classes: Names of the classes by number, or None where DATA has only numbers or no labels.
         where: The name of DATA in messages.

@@ -43,8 +43,8 @@ class Preprocessing:
         crop_ratio: Part of the shorter side that is kept.
         interpolation: `bicubic` or `bilinear` (Pillow, antialiased), or `bicubic_no_antialias` (Keys a = -0.5,
             half-pixel centres, as in `tf.image.resize`).
-        mean: Per channel, after dividing the pixel values by `scale`; in the order of `channels`.
-        std: Per channel, after dividing the pixel values by `scale`; in the order of `channels`.
+        mean: Mean of each channel, after dividing the pixel values by `scale`; in the order of `channels`.
+        std: Standard deviation of each channel, after dividing the pixel values by `scale`; in the order of `channels`.
         channels: `RGB` or `BGR`: the colours, in the order of the network's input channels; `L`: one channel, grey;
             `bands`: the channels of the data in their order, as many as there are means.
         scale: The pixel value that becomes 1.0: 255 for 8 bits, 65535 for 16, 10000 for reflectance of Sentinel-2.

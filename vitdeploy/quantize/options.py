@@ -45,7 +45,7 @@ class Int8Options:
             the 95 % interval of the drop on labelled images is no higher.
         accept_loss: Whether the result is kept where it misses a gate, with a warning and a record of what it missed.
         tune_latency: Runtime on which layers have to be faster in INT8 to become it, measured on this machine.
-        seed: Of the choice of images.
+        seed: Seed of the choice of images.
 
     Raises:
         UsageError: A value makes no sense.
