@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from vitdeploy.proof.prove import VerifyReport
     from vitdeploy.quantize.options import Int8Options
     from vitdeploy.runtime.backends import Backend
-    from vitdeploy.runtime.session import Prediction, Session, load
+    from vitdeploy.runtime.prediction import Prediction
+    from vitdeploy.runtime.session import Session, load
     from vitdeploy.runtime.verify import verify
     from vitdeploy.signing.sign import SignReport, sign
     from vitdeploy.targets import Int8Rules, Target, list_targets
@@ -120,7 +121,7 @@ _HOME = {
     "Int8Options": "vitdeploy.quantize.options",
     "Int8Rules": "vitdeploy.targets",
     "Manifest": "vitdeploy.bundle",
-    "Prediction": "vitdeploy.runtime.session",
+    "Prediction": "vitdeploy.runtime.prediction",
     "Preprocessing": "vitdeploy.preprocess",
     "Session": "vitdeploy.runtime.session",
     "SignReport": "vitdeploy.signing.sign",

@@ -23,7 +23,7 @@ from vitdeploy.cli.output_file import check_writable, write
 
 if TYPE_CHECKING:
     from vitdeploy.errors import InputError
-    from vitdeploy.runtime.session import Prediction
+    from vitdeploy.runtime.prediction import Prediction
 
 HELP = "classify images with a bundle"
 

@@ -233,7 +233,7 @@ def _measure(
     running: Sequence[_Running], complete: list[list[Turn]], *, seconds: float | None, rounds: int | None
 ) -> None:
     """Appends round after round to `complete`, so that an interrupt leaves those that were."""
-    log.info("measuring %d candidates …", len(running))
+    log.info("measuring %d candidate%s …", len(running), "" if len(running) == 1 else "s")
     turns = [partial(one.worker.turn, one.calls) for one in running]
     told = begin = time.perf_counter()
     for number, results in enumerate(interleave(turns, seconds=seconds, rounds=rounds), 1):

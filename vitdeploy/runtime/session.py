@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.argument_types import checked_arguments
-from vitdeploy.bundle import Bundle, TensorSpec
+from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, BundleError, InputError, UsageError, shell
 from vitdeploy.preprocess import ImageLike, holds_pixels, preprocess, to_pixels
 from vitdeploy.proof.prove import describe_run, signature_failures
 from vitdeploy.runtime.auto import load_fastest
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.isolated import open_backend
+from vitdeploy.runtime.items import Array, attempt, batches, check_on_error, checked, raising
 from vitdeploy.runtime.options import Options
+from vitdeploy.runtime.prediction import Prediction, best_classes
 from vitdeploy.runtime.stream import stream
 from vitdeploy.signing.check import open_bundle
 
 if TYPE_CHECKING:
     from vitdeploy.tensorrt.options import BuildOptions
 
-Array = NDArray[Any]
-
 LOGITS = "logits"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class of an image; `probability` is the softmax of the logits.
-
-    Attributes:
-        label: The name of the class; its number as text where the bundle has no names.
-        probability: The softmax of the logits, from 0 to 1.
-        index: The number of the class.
-    """
-
-    label: str
-    probability: float
-    index: int
 
 
 @checked_arguments
@@ -188,7 +171,7 @@ class Session:
                 why=f"the model takes {', '.join(self._inputs)}",
                 fix="give one array for each input of the model, by its name",
             )
-        return self.backend.run({name: _checked(array, self._inputs[name]) for name, array in images.items()})
+        return self.backend.run({name: checked(array, self._inputs[name]) for name, array in images.items()})
 
     @overload
     def predict(
@@ -237,13 +220,13 @@ class Session:
             InputError: An image cannot be read, or the network does not classify images.
             BackendError: The runtime fails, gives NaN or Inf, or the session is closed.
         """
-        _check_on_error(on_error)
+        check_on_error(on_error)
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k is {top_k} and batch_size is {batch_size}", fix="give at least 1 for both")
         single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or not isinstance(images, Iterable)
         chosen: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
         results = self._stream(chosen, self._pixels, batch_size, whole_batches=False)
-        rows = _raising(results) if on_error == "raise" else results
+        rows = raising(results) if on_error == "raise" else results
         return [row if isinstance(row, Exception) else self._best(row, top_k) for row in rows]
 
     @overload
@@ -279,11 +262,11 @@ class Session:
             InputError: In its turn, for an item that the network cannot take.
             BackendError: The runtime fails, or the session is closed.
         """
-        _check_on_error(on_error)
+        check_on_error(on_error)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", fix="give at least 1")
         results = self._stream(images, self._tensor, batch_size, whole_batches=True)
-        return _raising(results) if on_error == "raise" else results
+        return raising(results) if on_error == "raise" else results
 
     def describe(self) -> dict[str, Any]:
         """What runs where, as JSON values: model, weights, backend, version, device, precision really used, threads."""
@@ -317,7 +300,7 @@ class Session:
         size, least = (fixed, fixed) if isinstance(fixed, int) else (batch_size, 1)
         # One more than compute at once: it prepares its batch meanwhile.
         return stream(
-            _batches(items, size, whole_batches=whole_batches),
+            batches(items, size, whole_batches=whole_batches),
             lambda batch: self._compute(batch, prepare, least),
             workers=self.backend.num_requests + 1,
         )
@@ -327,12 +310,12 @@ class Session:
     ) -> list[Array | Exception]:
         """The logits of each item, or why there are none: a bad item does not spoil the others of its batch."""
         if isinstance(batch, np.ndarray):
-            return [_attempt(self, batch)]
-        prepared = [_attempt(prepare, item) for item in batch]
+            return [attempt(self, batch)]
+        prepared = [attempt(prepare, item) for item in batch]
         good = [image for image in prepared if isinstance(image, np.ndarray)]
         if not good:
             return prepared
-        found = _attempt(self, np.stack(good + good[-1:] * (least - len(good))))
+        found = attempt(self, np.stack(good + good[-1:] * (least - len(good))))
         rows = iter([found] * len(good) if isinstance(found, Exception) else found)
         return [next(rows) if isinstance(image, np.ndarray) else image for image in prepared]
 
@@ -340,7 +323,7 @@ class Session:
         """One image as the model takes it [C, H, W]; images are preprocessed."""
         if not isinstance(image, np.ndarray) or holds_pixels(image, self.bundle.manifest.recipe):
             return self._pixels(image)
-        one: Array = _checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
+        one: Array = checked(image[None], replace(self._input, shape=("batch", *self._input.shape[1:])))[0]
         return one
 
     def _pixels(self, image: ImageLike) -> Array:
@@ -356,76 +339,4 @@ class Session:
                 f"{self.backend.name} computed values that are not finite",
                 fix=f"vitdeploy verify {shell(self.bundle.path)}",
             )
-        powers = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = powers / powers.sum()
-        labels = self.bundle.manifest.labels
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        names = [labels[i] if i < len(labels) else f"class {i}" for i in best]
-        return [Prediction(name, float(probabilities[i]), int(i)) for name, i in zip(names, best, strict=True)]
-
-
-def _checked(array: Any, spec: TensorSpec) -> Array:
-    """The array as a backend may take it: shape and dtype right, contiguous, native byte order."""
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"a {type(array).__name__} is not an array", fix="a numpy array, e.g. numpy.asarray(images)")
-    if array.dtype.name != spec.dtype:
-        raise InputError(
-            f"{spec.name} is {array.dtype.name}, but the model takes {spec.dtype}",
-            fix="RGB pixels as they are: the graph normalises them"
-            if spec.dtype == "uint8"
-            else f"{spec.name}.astype(numpy.{spec.dtype}); session.predict takes uint8 images",
-        )
-    if not spec.admits(array.shape):
-        batch = spec.shape[0]
-        only_batch = isinstance(batch, int) and spec.admits((batch, *array.shape[1:]))
-        raise InputError(
-            f"{spec.name} has shape {list(array.shape)}, but the model takes {spec}",
-            why=f"it was exported for batches of exactly {batch}" if only_batch else None,
-            fix="vitdeploy export MODEL --batch dynamic, for a bundle that takes any number"
-            if only_batch
-            else "session.predict(images), which resizes images as the bundle records",
-        )
-    return np.require(array, spec.dtype, ["C_CONTIGUOUS", "ALIGNED"])
-
-
-def _attempt(function: Callable[[Any], Array], argument: Any) -> Array | Exception:
-    try:
-        return function(argument)
-    except Exception as error:
-        return error
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "return"):
-        raise UsageError(f"on_error is {on_error!r}", fix="raise or return")
-
-
-def _raising(results: Generator[Array | Exception, None, None]) -> Iterator[Array]:
-    with contextlib.closing(results):
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-            yield result
-
-
-def _batches(items: Iterable[Any], size: int, *, whole_batches: bool) -> Iterator[list[Any] | Array]:
-    """Items gathered to lists of at most `size`; with `whole_batches` an array [N, 3, H, W] passes alone."""
-    gathered: list[Any] = []
-    try:
-        for item in items:
-            if whole_batches and isinstance(item, np.ndarray) and item.ndim == 4:
-                if gathered:
-                    yield gathered
-                yield item
-                gathered = []
-                continue
-            gathered.append(item)
-            if len(gathered) == size:
-                yield gathered
-                gathered = []
-    except Exception:
-        if gathered:
-            yield gathered
-        raise
-    if gathered:
-        yield gathered
+        return best_classes(logits, self.bundle.manifest.labels, top_k)
