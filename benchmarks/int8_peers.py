@@ -6,7 +6,7 @@ IMAGES is float32 [batches, batch, 3, height, width]. Needs no vitdeploy: it run
 most tools has the same onnx, onnxruntime and openvino as the other side; AIMET and Quark pin versions of their own:
 
     python -m venv peers
-    peers/bin/pip install nncf==3.4.0 onnxsim==0.8.1 onnx==1.23.2 onnxruntime==1.31.1 openvino==2026.4.1
+    peers/bin/pip install nncf==3.4.0 onnxsim==0.8.1 onnx==1.23.2 onnxruntime==1.31.1 openvino==2026.4.1 sympy
     python -m venv aimet
     aimet/bin/pip install aimet-onnx==2.42.0 torch==2.13.0 onnxruntime==1.31.1
     python -m venv quark
@@ -15,6 +15,7 @@ most tools has the same onnx, onnxruntime and openvino as the other side; AIMET 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,9 +133,10 @@ def quark(model: Path, images: Any, output: Path, config: str = "A8W8") -> None:
         def get_next(self) -> dict[str, Any] | None:
             return next(self.found, None)
 
-    ModelQuantizer(Config(global_quant_config=get_default_config(config))).quantize_model(
-        str(model), str(output), Reader()
-    )
+    quantizer = ModelQuantizer(Config(global_quant_config=get_default_config(config)))
+    model, output = model.resolve(), output.resolve()
+    with contextlib.chdir(output.parent):  # it leaves a report in the working folder
+        quantizer.quantize_model(str(model), str(output), Reader())
 
 
 def quark_transformer(model: Path, images: Any, output: Path) -> None:
