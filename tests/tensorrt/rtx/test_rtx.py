@@ -198,7 +198,7 @@ def test_the_lengths_of_other_free_axes_are_those_of_a_bundles_reference() -> No
         (["network.onnx", "--compile", "--keep", "network.onnx"], "network.onnx exists"),
         (["network.onnx", "--compile", "--target", "tensorrt10"], "--compile alone"),
         (["network.onnx", "--target", "tensorrt10", "--sm", "86"], "--sm without --compile"),
-        (["network.onnx"], "neither --target nor --compile"),
+        (["network.onnx"], "is a file, and the rules judge a bundle"),
         (["nowhere.onnx", "--compile"], "nowhere.onnx cannot be read"),
         (["nowhere", "--compile"], "there is no bundle at nowhere"),
         (["text.onnx", "--compile"], "text.onnx is not a valid ONNX model"),
