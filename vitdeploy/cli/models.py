@@ -92,5 +92,9 @@ def _paper(source: str) -> str:
     """Authors and number of the paper, as far as they fit a line: `Jiang et al., arXiv 2405.09789`."""
     number = re.search(r"arXiv \d{4}\.\d{5}", source)
     if number is None:
-        return textwrap.shorten(source, 40, placeholder=" …")
-    return f"{textwrap.shorten(source.partition(',')[0], 26, placeholder=' …')}, {number[0]}"
+        return _shortened(source, 38)
+    return f"{_shortened(source.partition(',')[0], 20)}, {number[0]}"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1].rpartition(' ')[0]} …"
