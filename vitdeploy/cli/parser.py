@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,17 +88,21 @@ def build_parser(commands: Sequence[ModuleType]) -> Parser:
 
 def peek(words: Sequence[str]) -> tuple[str, Path | None]:
     """The command and the value of --config in a command line that is not parsed yet; "" for no command."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Peek(add_help=False, allow_abbrev=False)
     _add_common(first)
     first.add_argument("command", nargs="?", default="")
     first.add_argument("rest", nargs=argparse.REMAINDER)
-    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file = _Peek(add_help=False, allow_abbrev=False)
     file.add_argument("--config", type=Path)
-    with contextlib.redirect_stderr(None):
-        try:
-            return first.parse_known_args(words)[0].command, file.parse_known_args(words)[0].config
-        except SystemExit:  # a value is missing, which the whole parser will say better
-            return "", None
+    try:
+        return first.parse_known_args(words)[0].command, file.parse_known_args(words)[0].config
+    except UsageError:  # a value is missing, which the whole parser will say better
+        return "", None
+
+
+class _Peek(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
 
 
 def name_of(module: ModuleType) -> str:
