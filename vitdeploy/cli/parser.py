@@ -102,7 +102,7 @@ def peek(words: Sequence[str]) -> tuple[str, Path | None]:
 
 class _Peek(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        raise UsageError(message, fix="vitdeploy --help")
 
 
 def name_of(module: ModuleType) -> str:
