@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from tests.source_files import load_file
+
 # Chosen with `--hypothesis-profile`; no deadlines, for machines are shared. `fast` takes the same examples in every
 # run, so that a red test is the fault of the change under test. The others draw new ones: `-m hypothesis` selects the
 # property tests alone, .hypothesis keeps a counterexample for the next run, and its blob is printed to paste into
@@ -76,9 +78,4 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def fill(shared: Path) -> ModuleType:
     """Deterministic weights and inputs: fill_tensor(key, shape), fill_input(shape, seed)."""
-    spec = importlib.util.spec_from_file_location("fill", shared / "reference" / "fill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(shared / "reference" / "fill.py")

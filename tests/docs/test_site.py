@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import vitdeploy
+from tests.source_files import load_file
 from vitdeploy.cli import COMMANDS, whole_parser
 
 pytest.importorskip("mkdocs", reason="the site needs the packages of the extra docs")
@@ -145,12 +145,7 @@ def test_a_link_of_the_repository_leads_somewhere_in_the_site(link: str, without
 
 def hooks() -> ModuleType:
     """scripts/docs_hooks.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "scripts" / "docs_hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "scripts" / "docs_hooks.py")
 
 
 @pytest.mark.parametrize("name", ["contributing", "changelog"])
