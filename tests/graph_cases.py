@@ -20,6 +20,7 @@ from vitdeploy.exporter.capture import capture
 from vitdeploy.exporter.lowering.attention import lower_attention
 from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
 from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.simplify import SKIPPED
 from vitdeploy.passes.static_shapes import StaticShapes
 from vitdeploy.targets import Target
 
@@ -105,7 +106,5 @@ def folded(module: nn.Module, example: torch.Tensor, *, dynamic_batch: bool = Fa
     """A captured module as the structural passes get it: static shapes, constants folded, linear layers left alone."""
     model = captured(module, example, dynamic_batch=dynamic_batch)
     StaticShapes(PORTABLE)(model)
-    proto, _ = onnxsim.simplify(
-        ir.serde.serialize_model(model), skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"]
-    )
+    proto, _ = onnxsim.simplify(ir.serde.serialize_model(model), skipped_optimizers=list(SKIPPED))
     return inferred(ir.serde.deserialize_model(proto))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from tests.conftest import examples
 from tests.exporter.onnx_networks import SIZE, TF2ONNX, transformer, write
@@ -246,8 +247,7 @@ def test_newer_operators_are_said_by_their_definition(case: str) -> None:
         proto.graph.output[0].type.tensor_type.ClearField("shape")
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in used.items())
     fed = np.random.default_rng(0).standard_normal((2, 4, 6, 8)).astype(np.float32)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": fed})
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": fed})  # ONNX Runtime 1.23 reads no opset above 23
     proto.graph.output[0].type.tensor_type.shape.dim.extend(
         onnx.TensorShapeProto.Dimension(dim_value=n) for n in (expected.shape if "flat" not in used else ())
     )

@@ -109,3 +109,14 @@ def test_a_graph_that_cannot_be_loaded_or_run_is_an_error_that_says_why() -> Non
         open_session(b"no graph")
     with pytest.raises(BackendError, match="cannot run the graph"):
         run(linear("n"), {"x": batch(2, 5)})
+
+
+def test_every_overload_of_a_function_is_itself() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20, "mine": 1]>
+    agraph (float[N, 2] x) => (float[N, 2] y) { a = mine.f (x) b = mine.f : more (a, x) y = mine.f (b) }
+    <opset_import: ["": 20], domain: "mine"> f (x) => (y) { y = Neg (x) }
+    <opset_import: ["": 20], domain: "mine", overload: "more"> f (x, z) => (y) { y = Mul (x, z) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    fed = np.array([[2, 3]], np.float32)
+    np.testing.assert_array_equal(run(model, {"x": fed})["y"], [[4, 9]])
+    assert len(model.functions) == 2, "the graph is the caller's"

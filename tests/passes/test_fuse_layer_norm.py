@@ -280,6 +280,9 @@ def test_any_axis_and_shape(shape: list[int], axis: int, epsilon: float, affine:
     # With few elements the variance may be near zero, and the division lifts the rounding of the mean.
     prove(FuseLayerNorm, model, batch(*shape, seed=3), tolerance=1e-4)
 
-    (norm,) = (node for node in model.graph if node.op_type == "LayerNormalization")
-    assert attribute(norm, "epsilon") == pytest.approx(epsilon)
+    norms = [node for node in model.graph if node.op_type == "LayerNormalization"]
+    if shape[axis] == 1:  # which ONNX Runtime before 1.24 refuses
+        assert (len(norms), ops(model)["ReduceMean"]) == (0, 2)
+        return
+    assert [attribute(norm, "epsilon") for norm in norms] == [pytest.approx(epsilon)]
     assert ops(model)["ReduceMean"] == 0

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
 from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
@@ -51,6 +52,9 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if isinstance(model, ir.Model) and model.functions:  # ONNX Runtime before 1.24 mixes up the overloads of a function
+        model = model.clone()
+        common.InlinePass()(model)
     payload = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     try:
         return onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])

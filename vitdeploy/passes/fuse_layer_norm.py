@@ -55,13 +55,16 @@ class FuseLayerNorm(GraphPass):
 
 
 def _find(node: ir.Node) -> _Norm | None:
-    """The normalization over one axis of known length that ends in `node`."""
+    """The normalization over one axis of known length that ends in `node`.
+
+    Not over a single element: ONNX Runtime before 1.24 refuses LayerNormalization there.
+    """
     norm = written_out(node)
     if norm is None or len(norm.axes) != 1:
         return None
     (axis,) = norm.axes
     length = shape_of(norm.x)[axis]
-    if not isinstance(length, int):
+    if not isinstance(length, int) or length < 2:
         return None
     found = _Norm(norm.x, axis, length, norm.epsilon, node)
     scale, bias = (None if value is None else _along(found, value) for value in (norm.scale, norm.bias))

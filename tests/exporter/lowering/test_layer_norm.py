@@ -43,3 +43,11 @@ def test_other_targets_keep_the_operator() -> None:
     model = captured(nn.LayerNorm(6), torch.randn(2, 6))
     assert lower_layer_norm(model, TARGETS["portable"]) == []
     assert ops(model)["LayerNormalization"] == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_target_keeps_the_operator_over_a_single_element(target: str) -> None:
+    model = captured(nn.LayerNorm((1, 1)), torch.randn(2, 3, 1, 1))
+    assert len(lower_layer_norm(model, TARGETS[target])) == 1
+    assert ops(model)["LayerNormalization"] == 0
+    np.testing.assert_array_equal(run(model, {"images": np.full((2, 3, 1, 1), 7, np.float32)})[0], 0)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.exporter.half import keep_single
-from vitdeploy.graph.edit import Builder, attribute, dtype_of, input_of, of_type, replace, shape_of
+from vitdeploy.graph.edit import Builder, attribute, dtype_of, input_of, of_type, replace, shape_of, sizes
 from vitdeploy.targets import Target
 
 REASON = "layer norm in primitive operators: its variance and epsilon need FP32"
@@ -15,16 +15,23 @@ REASON = "layer norm in primitive operators: its variance and epsilon need FP32"
 def lower_layer_norm(model: ir.Model, target: Target) -> list[str]:
     """Where the target wants `decomposed`, replace every LayerNormalization; returns one line for each.
 
+    One over a single element is replaced everywhere: ONNX Runtime before 1.24 refuses it.
+
     The order is mean, centred, variance, plus epsilon, root, quotient, scale, shift. All of it is marked to stay FP32:
     squares overflow half precision from 256 on, and an epsilon of 1e-6 is below its normal range.
     """
-    if target.layer_norm != "decomposed":
-        return []
     changes = []
     for node in of_type(model.graph, "LayerNormalization"):
+        if target.layer_norm != "decomposed" and not _of_one_element(node):
+            continue
         replace(node, _decomposed(model.graph, node))
         changes.append(f"{node.name}: decomposed, FP32 inside")
     return changes
+
+
+def _of_one_element(node: ir.Node) -> bool:
+    shape = sizes(input_of(node, 0))
+    return shape is not None and all(size == 1 for size in shape[int(attribute(node, "axis", -1)) % len(shape) :])
 
 
 def _decomposed(graph: ir.Graph, node: ir.Node) -> ir.Value:
