@@ -26,7 +26,7 @@ WITH_MASK = "mask"  # a bias of bools
 
 MASKED = -10000.0  # exp of it is 0, and half precision holds it with room for the score
 
-_HEADER = '<opset_import: ["": 17], domain: "vitdeploy"{overload}>'
+_HEADER = '<opset_import: ["": 20], domain: "vitdeploy"{overload}>'
 
 _ATTENTION = """
 {name} <scale> (query, key, value{bias_input}) => (out)

@@ -51,6 +51,16 @@ RUNTIMES: tuple[KnownBad, ...] = (
     ),
     KnownBad(
         "onnxruntime",
+        "<1.30",
+        WRONG,
+        "QuantizeLinear of FP16 values on the CPU",
+        "it cuts off instead of rounding to the nearest integer: half of the values are one step too small",
+        "ONNX Runtime 1.30 or newer; or Q/DQ pairs of FP32 values, as vitdeploy writes them for ONNX Runtime",
+        "microsoft/onnxruntime#18576",
+        "issue thread, fixed by microsoft/onnxruntime#32452; measured: 1.23.2 wrong, 1.30.0 and 1.31.1 right",
+    ),
+    KnownBad(
+        "onnxruntime",
         "",
         WRONG,
         "INT8 on a CPU without VNNI, in programs that open the file themselves",
