@@ -236,7 +236,7 @@ def main() -> None:
     if arguments.images is None or arguments.calibration is None:
         parser.error("DATA for images and for calibration")
     from any_model_networks import NETWORKS, find_network
-    from timing import environment
+    from timing import environment, finished
 
     for network in [find_network(name) for name in arguments.only] if arguments.only else NETWORKS:
         known = networks.setdefault(network.name, {"forms": {}})
@@ -254,7 +254,7 @@ def main() -> None:
         if arguments.save:
             networks = {row.name: networks[row.name] for row in NETWORKS if row.name in networks}
             result = {"environment": environment(PACKAGES), "networks": networks}
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            RESULT.write_text(json.dumps(finished(result), indent=1) + "\n")
     print("\n".join(tables({"networks": networks})))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino
-from timing import environment, interleave, process, ratio
+from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy import load
 
@@ -128,7 +128,7 @@ def main() -> None:
             "session": session_cost(folder, 40 * args.rounds),
             "graph": graph_cost(folder, 40 * args.rounds),
         }
-    text = json.dumps(report, indent=1)
+    text = json.dumps(finished(report), indent=1)
     print(text)
     if args.save:
         (HERE / "results/export.json").write_text(text + "\n")

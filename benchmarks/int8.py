@@ -12,6 +12,7 @@ Cost:     whole processes; ours captures the network from PyTorch and proves the
           part that compares with the others.
 Latency:  candidates of a runtime take turns in random order; `wall` with all processors, `cpu` is the processor time of
           one thread, which holds on a busy machine too. Ratios are taken round by round, ours in the denominator.
+          One large product in floats and in INT8 takes turns with them: what the machine can at most (ceiling.py).
           Files of other sizes and batches are calibrated on few images: time does not depend on the ranges.
 Networks of timm have random weights: of them only time and the distance from FP32 mean something.
 `--save` writes benchmarks/results/int8.json, `--save NAME` benchmarks/results/NAME.json.
@@ -31,15 +32,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import ceiling
 import numpy as np
-import onnxruntime
-import openvino
 from int8_peers import METHODS
-from timing import environment, interleave, process, ratio
+from sessions import RUNTIMES, Call, open_onnxruntime
+from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy import Bundle
 from vitdeploy.data import Dataset, open_data
-from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, usable_cores
+from vitdeploy.machine.settings import usable_cores
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -55,49 +56,6 @@ NATIVE = 64
 SHAPES = tuple((size, batch) for size in (NATIVE, 224) for batch in (1, 8))
 SAME = ("onnx", "onnxruntime", "openvino")  # which both sides have
 FEW = 32  # images, enough for a range of some kind
-
-Call = Callable[[Any], Any]
-
-
-def open_onnxruntime(path: Path, threads: int) -> Call:
-    """A session that computes INT8 exactly on every processor where that loads, else one with the defaults.
-
-    Without VNNI, products overflow in 16 bits by default, and accuracy says more of the processor than of the file. On
-    AVX2, ONNX Runtime 1.31.1 cannot load some files exactly: `Attempt to replace the existing tensor`.
-    """
-    try:
-        session = _session(path, threads, exact=True)
-    except Exception as error:
-        print(f"{path.name} overflows where it may: {str(error).splitlines()[0][-60:]}", file=sys.stderr)
-        session = _session(path, threads, exact=False)
-    return lambda images: session.run(None, {"images": images})[0]
-
-
-def _session(path: Path, threads: int, *, exact: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    # Else the workers of the session before go on spinning while the next one is timed.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if exact:
-        options.add_session_config_entry(*ONNXRUNTIME_EXACT)
-    return onnxruntime.InferenceSession(str(path), options)
-
-
-def open_openvino(path: Path, threads: int, precision: str | None = None) -> Call:
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    if precision:
-        settings["INFERENCE_PRECISION_HINT"] = precision
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda images: next(iter(request.infer([images]).values())).copy()
-
-
-# `openvino` computes in the precision that it chooses itself: bf16 where the processor has it.
-RUNTIMES: dict[str, Callable[[Path, int], Call]] = {
-    "onnxruntime": open_onnxruntime,
-    "openvino": open_openvino,
-    "openvino f32": lambda path, threads: open_openvino(path, threads, "f32"),
-}
 
 
 class Files:
@@ -193,8 +151,14 @@ def accuracy(files: Files, data: Dataset) -> dict[str, Any]:
 
 
 def latency(files: Files, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a call and the ratio to ours, by runtime and file."""
+    """Milliseconds of a call and the ratio to ours, by runtime and file.
+
+    `cpu_share` is the part that a file reaches of what this machine can in INT8, or in floats where it is the FP32
+    file: the rate of its multiplications over that of one large product, which takes turns with the files.
+    """
     images = np.random.default_rng(0).standard_normal(files.shape[1:], dtype=np.float32)
+    products, matrix = ceiling.write_products(files.folder), ceiling.images()
+    macs = ceiling.macs(files.paths["fp32"])
     results: dict[str, Any] = {}
     clocks: dict[str, tuple[Callable[[], float], int]] = {
         "wall": (time.perf_counter, usable_cores()),
@@ -204,11 +168,19 @@ def latency(files: Files, rounds: int) -> dict[str, Any]:
         for runtime in files.args.runtime or RUNTIMES:
             calls = dict(_opened(files, runtime, threads))
             turns = {name: (lambda call=call: call(images)) for name, call in calls.items()}
+            large = {kind: RUNTIMES[runtime](path, 1) for kind, path in products.items() if threads == 1}
+            turns |= {f"ceiling {kind}": (lambda call=call: call(matrix)) for kind, call in large.items()}
             seconds = interleave(turns, rounds=rounds, clock=clock)
+            most = {kind: ceiling.rate(seconds.pop(f"ceiling {kind}")) for kind in large}
+            if most:
+                results.setdefault("ceiling", {})[runtime] = most
             ours = seconds.get(f"vitdeploy {runtime.split()[0]}")
             for name, found in seconds.items():
                 row = results.setdefault(runtime, {}).setdefault(name, {})
                 row[f"{kind}_ms"] = round(1e3 * statistics.median(found), 3)
+                if most:
+                    rate = macs / statistics.median(found) / 1e9
+                    row["cpu_share"] = round(rate / most["fp32" if name == "fp32" else "int8"], 3)
                 if ours:
                     row[f"{kind}_ratio"] = ratio(found, ours)
     return results
@@ -291,8 +263,8 @@ def main() -> None:
                 found["accuracy"] = accuracy(files, open_data(args.data / "eurosat_val.zip"))
             found["latency"][f"{size} px, batch {batch}"] = latency(files, args.rounds)
             if args.save:
-                (HERE / f"results/{args.save}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+                (HERE / f"results/{args.save}.json").write_text(json.dumps(finished(report), indent=1) + "\n")
+    print(json.dumps(finished(report), indent=1))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python benchmarks/int8_table.py [NAME]
 
-Times are processor times of one thread; a ratio above 1 says how many times as long as ours the file takes.
+Times are processor times of one thread. In brackets: how many times as long as ours the file takes, and which part of
+the machine's ceiling it reaches: its multiplications in a second over those of one large product, in INT8 or, for the
+FP32 file, in floats.
 """
 
 from __future__ import annotations
@@ -47,11 +49,36 @@ def _accuracy(row: dict[str, float]) -> list[str]:
 
 
 def _time(time: dict[str, Any]) -> str:
-    ratio = time.get("cpu_ratio")
-    return f"{time['cpu_ms']:.1f}" + (f" ({ratio['median']:.2f})" if ratio else "")
+    ratio, share = time.get("cpu_ratio"), time.get("cpu_share")
+    marks = [*([f"{ratio['median']:.2f}"] if ratio else []), *([f"{share:.0%}"] if share else [])]
+    return f"{time['cpu_ms']:.1f}" + (f" ({', '.join(marks)})" if marks else "")
+
+
+def conditions(report: dict[str, Any]) -> str:
+    """The machine and the versions, in one sentence."""
+    machine, versions = report["environment"], report["environment"]["versions"]
+    load = (
+        ""
+        if "load_after" not in machine
+        else f", load {machine['load_before']} before and {machine['load_after']} after"
+    )
+    return (
+        f"{machine['date']}, {machine['processor']} ({machine.get('instructions', 'instructions not recorded')}), "
+        f"{machine['cores']} cores, governor {machine.get('governor', 'not shown')}{load}; "
+        + ", ".join(f"{name} {version}" for name, version in (versions | report.get("peers", {})).items())
+    )
+
+
+def ceilings(found: dict[str, Any]) -> Iterator[str]:
+    """What one thread of the machine can at most, by shape and runtime."""
+    for shape, rows in found["latency"].items():
+        for runtime, most in rows.get("ceiling", {}).items():
+            rates = ", ".join(f"{kind} {rate} GMAC/s" for kind, rate in most.items())
+            yield f"{shape}, {NAMES[runtime]}: one large product reaches {rates}"
 
 
 if __name__ == "__main__":
     report = json.loads((RESULTS / f"{(*sys.argv[1:], 'int8')[0]}.json").read_text())
+    print(conditions(report), end="\n\n")
     for name, found in report["networks"].items():
-        print("\n".join(table(name, found)))
+        print("\n".join([*table(name, found), *ceilings(found), ""]))

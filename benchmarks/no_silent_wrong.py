@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import environment
+from timing import environment, finished
 from unseen import difficult, figures, natural, within
 
 from vitdeploy import load, verify
@@ -197,7 +197,7 @@ def main() -> None:
             print(f"{name} {precision}: {verdict(precision, row)} {json.dumps(row)}", flush=True)
             if arguments.save:
                 result = {"environment": environment(PACKAGES), "networks": networks}
-                RESULT.write_text(json.dumps(result, indent=1) + "\n")
+                RESULT.write_text(json.dumps(finished(result), indent=1) + "\n")
     print(table(networks))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from timing import environment
+from timing import environment, finished
 
 from vitdeploy import load, open_data, verify
 from vitdeploy.bundle import MODEL, Bundle
@@ -342,7 +342,7 @@ def main() -> None:
     )
     if arguments.save:
         result = {"environment": environment(PACKAGES), "seed": arguments.seed, "trials": rows}
-        (HERE / "results/seeded_faults.json").write_text(json.dumps(result, indent=1) + "\n")
+        (HERE / "results/seeded_faults.json").write_text(json.dumps(finished(result), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import random
 import statistics
@@ -13,8 +12,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from vitdeploy.machine.hardware import read_cpu
+from vitdeploy.machine.settings import machine_conditions, machine_settings
 
 
 def interleave(
@@ -69,13 +70,18 @@ def process(command: Sequence[str]) -> dict[str, float]:
 
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
-    """What changes results: processor, cores, versions, date."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    """What changes results: the machine with its governor and the load before, versions, date."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
+        **machine_settings(),
+        "instructions": read_cpu().kind,
+        "load_before": machine_conditions()["load_average"],
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in packages},
     }
+
+
+def finished(report: dict[str, Any]) -> dict[str, Any]:
+    """`report` with the load after it in its environment."""
+    report["environment"]["load_after"] = machine_conditions()["load_average"]
+    return report
