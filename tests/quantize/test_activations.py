@@ -124,7 +124,34 @@ def test_as_many_images_run_at_once_as_fit() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(activations_module, "FETCH_BYTES", int(fit * one_image))
             assert activations_module.Activations(graph(), ["conv", "relu"]).images == expected
-    assert activations_module.Activations(graph(4), ["conv"]).images == 4
+    assert activations_module.Activations(graph(4), ["conv"]).images == activations_module.MAX_IMAGES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations_module, "FETCH_BYTES", one_image * 4)  # of two tensors: one run of four images
+        assert activations_module.Activations(graph(4), ["conv", "relu"]).images == 4
+
+
+def test_a_fixed_batch_whose_tensors_have_no_known_shape_runs_once_a_call() -> None:
+    model = network(4)
+    del model.graph.value_info[:]
+    del model.graph.node[1:]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("conv", onnx.TensorProto.FLOAT, [4, 4, "h", "w"]))
+    assert activations_module.Activations(ir.from_proto(model), ["conv"]).images == 4
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_runs_of_a_fixed_batch_side_by_side_give_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, batch: int, cores: int
+) -> None:
+    images = photos(10)
+    monkeypatch.setattr(activations_module, "usable_cores", lambda: cores)
+    together = collect(graph(batch), TENSORS, [images])
+    monkeypatch.setattr(activations_module, "MAX_IMAGES", 1)
+    apart = collect(graph(batch), TENSORS, [images])
+    for name in TENSORS:
+        np.testing.assert_array_equal(together[name].histogram.counts, apart[name].histogram.counts)
+        assert units(together[name]) == units(apart[name])
+        assert (together[name].low, together[name].high) == (apart[name].low, apart[name].high)
 
 
 def test_tensors_without_a_known_shape_are_observed_too() -> None:

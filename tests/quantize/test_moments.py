@@ -78,6 +78,23 @@ def test_moments_do_not_depend_on_the_batches(cuts: list[int], patches: bool) ->
     np.testing.assert_allclose(whole.shift, parts.shift, atol=1e-10)
 
 
+@pytest.mark.parametrize("together", [1, 7, 45, 1000])
+def test_moments_do_not_depend_on_how_many_rows_are_added_at_once(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    values = np.random.default_rng(9).standard_normal((9, 5, 6)).astype(np.float32)
+    monkeypatch.setattr(module, "TOGETHER", together)
+    found = SecondMoments(params=QuantParams(0.1, 0, S8))
+    for image in values:
+        found.update(image[None], 1)
+        assert sum(map(len, found._waiting)) < together
+    rows = values.reshape(45, 6).astype(np.float64)
+    np.testing.assert_allclose(found.second, rows.T @ rows / 45)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0))
+    np.testing.assert_allclose(found.shift, (QuantParams(0.1, 0, S8).round_trip(rows) - rows).mean(axis=0), atol=1e-7)
+    assert found.rows == 45
+
+
 def test_tokens_of_all_images_count() -> None:
     values = np.random.default_rng(5).standard_normal((4, 5, 6)).astype(np.float32)
     found = SecondMoments()

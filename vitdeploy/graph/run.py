@@ -21,7 +21,12 @@ Inputs = Mapping[str, Array]  # by name, each with the samples along its first a
 
 
 def open_session(
-    model: ir.Model | bytes, mode: Mode = "optimized", *, arena: bool = True, optimized: Path | None = None
+    model: ir.Model | bytes,
+    mode: Mode = "optimized",
+    *,
+    arena: bool = True,
+    threads: int | None = None,
+    optimized: Path | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU, whose threads do not spin between calls.
 
@@ -31,6 +36,7 @@ def open_session(
                `optimized`: all optimizations, integer kernels included, as in use
     arena      whether memory is kept from one run to the next, which is faster (by 1.16 for LeMeViT-Tiny in batches of
                16), or goes back to the system as soon as a tensor is not needed any more
+    threads    that one run uses; None for as many as are usable
     optimized  where ONNX Runtime writes the graph that it executes, if anywhere
 
     Raises BackendError for a graph that ONNX Runtime refuses, MissingDependencyError where it is not installed.
@@ -44,7 +50,7 @@ def open_session(
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     options.add_session_config_entry(*ONNXRUNTIME_EXACT)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.intra_op_num_threads = default_threads() or 0  # 0 leaves it to ONNX Runtime
+    options.intra_op_num_threads = threads or default_threads() or 0  # 0 leaves it to ONNX Runtime
     if mode == "as_written":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # by default leaves may wait for the end

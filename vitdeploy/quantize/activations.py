@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from vitdeploy.errors import REPORT, ExportError, InputError
-from vitdeploy.graph.run import fill, open_session, take
+from vitdeploy.graph.run import fill, open_session, rows, take
+from vitdeploy.machine.settings import usable_cores
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.layers import widest_window
 from vitdeploy.quantize.observers import Statistics
@@ -25,7 +27,7 @@ from vitdeploy.quantize.samples import Batch, Images, by_name, length, regroup
 Array = NDArray[Any]
 
 FETCH_BYTES = 96 << 20  # of tensors held at once, unless a single one of a single image is larger
-MAX_IMAGES = 32  # in one run
+MAX_IMAGES = 32  # in one call, unless the graph takes more at once
 
 
 def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Batch]) -> dict[str, Statistics]:
@@ -37,9 +39,9 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     batches   arrays [m, ...] by the names of the inputs, of any m, or images float32 [m, 3, height, width] for the
               only one, or `Images`; read once, one after another
 
-    Memory, next to the model: what `Activations` holds at once, `FETCH_BYTES` and what the graph itself needs between
-    two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how the images are
-    split into batches.
+    Memory, next to the model: what `Activations` holds at once, `FETCH_BYTES` and on each core what the graph itself
+    needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how
+    the images are split into batches.
 
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
     and UsageError where there are none or none to learn from.
@@ -68,10 +70,12 @@ class Activations:
     """Called with a batch of the inputs, gives the named tensors one after another, in the order of the graph.
 
     The graph is cut into segments, so that no more tensors than `FETCH_BYTES` wait in memory at once; what later
-    segments read of earlier ones is kept besides. Nothing is computed twice, and every weight is loaded once.
+    segments read of earlier ones is kept besides. Nothing is computed twice, and every weight is loaded once. A graph
+    with a fixed batch runs as often as the images ask for, side by side on the cores: small graphs have little to
+    share among threads, and a tensor of many images is observed in less time than many tensors of one.
 
     sources  the graph's inputs
-    images   how many to pass in one call: the batch of the graph or, where it is free, as many as fit
+    images   how many to pass in one call: as many as fit, in whole batches where the graph has a fixed one
 
     Raises ExportError for a name that the graph does not compute, or that is no float32.
     """
@@ -84,9 +88,13 @@ class Activations:
         shape = self.sources[0].shape
         self._fixed = shape[0] if shape is not None else None
         heaviest = max((sum(map(_bytes, group)) for group in groups), default=0)
-        fitting = max(1, min(MAX_IMAGES, FETCH_BYTES // max(heaviest, 1)))
-        self.images = self._fixed if isinstance(self._fixed, int) else fitting
-        self._segments = _segments(model, groups)
+        batch = self._fixed if isinstance(self._fixed, int) else 1
+        fitting = max(1, min(MAX_IMAGES // batch, FETCH_BYTES // max(heaviest, 1)))  # runs
+        if isinstance(self._fixed, int) and not all(map(_is_fixed, chain(*groups))):
+            fitting = 1  # tensors of several runs may be of several shapes, which cannot lie in one
+        self.images = fitting * batch
+        self._workers = usable_cores() if isinstance(self._fixed, int) and fitting > 1 else 1
+        self._segments = _segments(model, groups, threads=1 if self._workers > 1 else None)
 
     def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
         """Name and values of each tensor for at most `images` images; the values are gone when the next is asked for.
@@ -94,27 +102,15 @@ class Activations:
         Too few images for a fixed batch are filled up with copies of the last one, which are taken off again from
         tensors that have the batch in front. Raises InputError for images of another size.
         """
-        import onnxruntime as ort
-
         arrays = by_name(batch, [str(source.name) for source in self.sources])
         self._check(arrays)
-        count = full = length(arrays)
-        if isinstance(self._fixed, int) and count < self._fixed:
-            full = self._fixed
-            arrays = {name: fill(array, full) for name, array in arrays.items()}
-        waiting = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
-        }
+        step = self._fixed if isinstance(self._fixed, int) else length(arrays)
+        runs = [_Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
         for segment in self._segments:
-            outputs = [*segment.names, *segment.kept]
-            # As arrays they would be held twice: once by the session, once by Python.
-            made = segment.session.run_with_ort_values(outputs, {name: waiting[name] for name in segment.inputs})
-            known = chain(waiting.items(), zip(outputs, made, strict=False))
-            waiting = {name: value for name, value in known if name in segment.later}
-            for index, name in enumerate(segment.names):
-                values = take(made[index].numpy(), count, full)
-                yield name, values
-            del made, known, values  # before the next segment makes its own
+            with ThreadPoolExecutor(min(self._workers, len(runs)), thread_name_prefix="vitdeploy-segment") as pool:
+                list(pool.map(segment.advance, runs))
+            for name in segment.names:
+                yield name, _together([run.pop(name) for run in runs])
             _return_free_memory()
 
     def _check(self, arrays: Mapping[str, Array]) -> None:
@@ -167,6 +163,31 @@ def _bytes(value: ir.Value) -> int:
     return 4 * math.prod(dim if isinstance(dim, int) else 1 for dim in value.shape)
 
 
+def _is_fixed(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(dim, int) for dim in value.shape)
+
+
+class _Run:
+    """One run of the graph: the tensors that wait for later segments, and those that wait to be handed out.
+
+    arrays  the inputs by name, at most `batch` of each; fewer are filled up
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], batch: int) -> None:
+        import onnxruntime as ort
+
+        self._count, self._batch = length(arrays), batch
+        self.waiting = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fill(array, batch)))
+            for name, array in arrays.items()
+        }
+        self.made: dict[str, Any] = {}
+
+    def pop(self, name: str) -> Array:
+        """A tensor that was made, which is not kept for others to be handed out."""
+        return take(self.made.pop(name).numpy(), self._count, self._batch)
+
+
 @dataclass(frozen=True)
 class _Segment:
     """A part of the graph.
@@ -183,8 +204,22 @@ class _Segment:
     kept: list[str]
     later: set[str]
 
+    def advance(self, run: _Run) -> None:
+        """Compute this part of a run."""
+        outputs = [*self.names, *self.kept]
+        # As arrays they would be held twice: once by the session, once by Python.
+        made = self.session.run_with_ort_values(outputs, {name: run.waiting[name] for name in self.inputs})
+        known = chain(run.waiting.items(), zip(outputs, made, strict=True))
+        run.waiting = {name: value for name, value in known if name in self.later}
+        run.made = dict(zip(self.names, made, strict=False))
 
-def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]]) -> list[_Segment]:
+
+def _together(parts: Sequence[Array]) -> Array:
+    """The tensors of several runs one after another along their first axis."""
+    return parts[0] if len(parts) == 1 else np.concatenate(list(map(np.atleast_1d, parts)))
+
+
+def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]], *, threads: int | None) -> list[_Segment]:
     """One segment for each group, which ends with the node that makes the last of its tensors."""
     position = {node: index for index, node in enumerate(model.graph)}
     made: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
@@ -203,7 +238,7 @@ def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]]) -> list[_Se
         kept = [value for value in later if made[value] > start and value not in group]
         kept.sort(key=made.__getitem__)
         part = ir.convenience.extract(model.graph, inputs, [*group, *kept])
-        session = open_session(ir.Model(part, ir_version=model.ir_version), arena=False)
+        session = open_session(ir.Model(part, ir_version=model.ir_version), arena=False, threads=threads)
         segments.append(_Segment(session, _names(inputs), _names(group), _names(kept), set(_names(later))))
         start = end
     return segments

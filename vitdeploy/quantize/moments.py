@@ -20,6 +20,7 @@ MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single la
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
 WORK = 1 << 22
 LEAST_ROWS = 32
+TOGETHER = 512  # rows multiplied at once: the sum of the products, K² numbers, is read and written once for so many
 
 # Part of the mean variance that is added to every input's: the moments of a sample are not those of all images, and
 # there are fewer samples than inputs in some layers.
@@ -31,7 +32,8 @@ class SecondMoments:
     """Mean and second moment of the vectors x that a layer multiplies by its weight, and what quantizing does to them.
 
     The vectors are the rows of a tensor [..., K], or the patches of images [n, channels, h, w], K = channels x kh x kw
-    in this order, with the zeros of the padding. Memory: 8 K² bytes.
+    in this order, with the zeros of the padding. Memory: 8 K² bytes, and 4 K for each of `TOGETHER` rows and those of
+    one image, which wait to be added.
 
     window  of a convolution; None for rows
     params  how the tensor is quantized; None where it is not
@@ -41,6 +43,7 @@ class SecondMoments:
     def __init__(self, window: Window | None = None, params: QuantParams | None = None) -> None:
         self.window, self.params = window, params
         self.rows = self.images = 0
+        self._waiting: list[Array] = []
         self._sum: Array = np.zeros(0)
         self._shift: Array = np.zeros(0)
         self._square: Array = np.zeros((0, 0))
@@ -48,16 +51,19 @@ class SecondMoments:
     @property
     def mean(self) -> Array:
         """E[x], float64 [K]."""
+        self._add_waiting()
         return self._sum / self.rows
 
     @property
     def shift(self) -> Array:
         """E[q(x) - x] for q the round trip through 8-bit integers, float64 [K]."""
+        self._add_waiting()
         return self._shift / self.rows
 
     @property
     def second(self) -> Array:
         """E[x xᵀ], float64 [K, K]."""
+        self._add_waiting()
         return self._square / self.rows
 
     @property
@@ -79,17 +85,25 @@ class SecondMoments:
         Of an image with more than max(`LEAST_ROWS`, `WORK` / K²) vectors that many count, drawn without replacement by
         a generator seeded with the number of the image: the moments do not depend on how images are batched.
         """
-        parts = np.split(values, images) if len(values) % images == 0 else [values]
-        vectors = np.concatenate([self._vectors(part) for part in parts])
+        for part in np.split(values, images) if len(values) % images == 0 else [values]:
+            self._waiting.append(self._vectors(part))
+            self.rows += len(self._waiting[-1])
+            if sum(map(len, self._waiting)) >= TOGETHER:
+                self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        vectors = np.concatenate(self._waiting)
+        self._waiting.clear()
         exact = vectors.astype(np.float64)
-        if not self.rows:
+        if not self._sum.size:
             length = exact.shape[1]
             self._sum, self._shift, self._square = np.zeros(length), np.zeros(length), np.zeros((length, length))
         self._sum += exact.sum(axis=0)
         self._square += exact.T @ exact
         if self.params is not None:
             self._shift += (self.params.round_trip(vectors) - exact).sum(axis=0)
-        self.rows += len(vectors)
 
     def _vectors(self, values: Array) -> Array:
         """The chosen vectors of the next image, [n, K]."""
@@ -147,7 +161,8 @@ def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_I
     held = 0
     for key, layers in read.items():
         weight = weight_of(nodes[layers[0].node])
-        size = 8 * (weight.size // weight.shape[layers[0].axis]) ** 2
+        length = weight.size // weight.shape[layers[0].axis]
+        size = 8 * length**2 + 4 * length * TOGETHER
         if group and held + size > MOMENT_BYTES:
             yield group
             group, held = {}, 0

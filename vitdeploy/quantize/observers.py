@@ -142,28 +142,51 @@ class Sample:
 
 
 class _Smallest:
-    """The units with the smallest keys; of equal ones those that came first."""
+    """The units with the smallest keys, by their keys; of equal ones those that came first."""
 
     def __init__(self) -> None:
-        self.units: Array = np.empty(0, dtype=np.float32)
-        self.numbers: Array = np.empty(0, dtype=np.int64)
+        self._slots: Array = np.empty(0, dtype=np.float32)  # in no order: a better unit takes the place of a worse one
+        self._numbers: Array = np.empty(0, dtype=np.int64)
         self._keys: Array = np.empty(0)
         self.bound: float = math.inf  # a unit must have a smaller key to enter
+
+    @property
+    def units(self) -> Array:
+        """A copy of the units, float32 [n, ...]."""
+        taken: Array = self._slots[self._order()]
+        return taken
+
+    @property
+    def numbers(self) -> Array:
+        """The numbers of the units, int64 [n]."""
+        taken: Array = self._numbers[self._order()]
+        return taken
+
+    def _order(self) -> Array:
+        return np.lexsort((self._numbers, self._keys))
 
     def offer(self, room: int, keys: Array, at: Array, first: int, take: Callable[[Array], Array]) -> None:
         """Keep the best of what is there and the units `at`, numbered from `first`, whose keys are `keys`."""
         better = np.flatnonzero(keys < self.bound)
-        better = better[np.argsort(keys[better], kind="stable")[:room]]
         if len(better) == 0:
             return
-        units, numbers, keys = take(at[better]), at[better] + first, keys[better]
-        if len(self.numbers):
-            units = np.concatenate([self.units, units])
-            numbers, keys = np.concatenate([self.numbers, numbers]), np.concatenate([self._keys, keys])
-        order = np.argsort(keys, kind="stable")[:room]
-        self.units, self.numbers, self._keys = units[order], numbers[order], keys[order]
-        if len(order) == room:
-            self.bound = float(self._keys[-1])
+        better = better[np.argsort(keys[better], kind="stable")[:room]]
+        numbers, keys = at[better] + first, keys[better]
+        held = len(self._numbers)
+        order = np.lexsort((np.concatenate([self._numbers, numbers]), np.concatenate([self._keys, keys])))
+        entering, leaving = order[:room] - held, order[room:]
+        entering, leaving = entering[entering >= 0], leaving[leaving < held]
+        if len(entering) == 0:
+            return
+        units, numbers, keys = take(at[better[entering]]), numbers[entering], keys[entering]
+        more = len(entering) - len(leaving)
+        if more:
+            self._slots = np.concatenate([self._slots.reshape(held, *units.shape[1:]), units[:more]])
+            self._numbers = np.concatenate([self._numbers, numbers[:more]])
+            self._keys = np.concatenate([self._keys, keys[:more]])
+        self._slots[leaving], self._numbers[leaving], self._keys[leaving] = units[more:], numbers[more:], keys[more:]
+        if len(self._keys) == room:
+            self.bound = float(self._keys.max())
 
 
 def _keys(first: int, count: int) -> Array:
