@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.quantize.blocks import evaluate, network, photos
 from vitdeploy.graph.edit import constant, consumers
 from vitdeploy.graph.qdq import S8, QuantParams, quantize_weight
+from vitdeploy.quantize import gptq as gptq_module
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.gptq import LIMITS, correct_biases, mean_error, output_errors, round_layers, round_weight
 from vitdeploy.quantize.insert import insert
@@ -87,6 +88,16 @@ def test_blocks_pass_their_errors_on() -> None:
     rounded = round_weight(weight, 0, metric)
     for row, integers, scale in zip(weight, rounded.integers, rounded.scales, strict=True):
         assert integers.tolist() == naive_gptq(row, float(scale), metric)
+
+
+def test_channels_are_rounded_independently_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(11).standard_normal((7, 20)).astype(np.float32)
+    metric = correlated(20, 11)
+    whole = round_weight(weight, 0, metric)
+    monkeypatch.setattr(gptq_module, "_CHANNELS", 3)
+    parts = round_weight(weight, 0, metric)
+    np.testing.assert_array_equal(parts.integers, whole.integers)
+    np.testing.assert_array_equal(parts.scales, whole.scales)
 
 
 def test_smooth_images_gain_ten_decibels() -> None:

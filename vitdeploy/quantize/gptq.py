@@ -23,6 +23,7 @@ from vitdeploy.statistics import decibels, json_number
 # Parts of a channel's largest magnitude at which its weights may saturate.
 LIMITS = (1.0, 0.95, 0.9, 0.85)
 
+_CHANNELS = 256  # of output, rounded at once: what they take stays small, however large the layer
 _BLOCK = 64  # inputs whose errors are passed on one by one; between blocks one matrix product does it
 
 
@@ -91,14 +92,16 @@ def round_weight(weight: Array, axis: int, metric: Array | None = None) -> Quant
     least = output_errors(target - best * scales[:, None], metric)
     order = np.argsort(np.diag(metric), kind="stable")  # the nearest plane goes backwards: large inputs first
     factor = np.linalg.cholesky(metric[np.ix_(order, order)]).T
-    factor /= np.diag(factor)[:, None].copy()
-    for limit in LIMITS:
-        tried = full * np.float32(limit)
-        integers = np.empty_like(best)
-        integers[:, order] = _nearest_plane(target[:, order] / tried[:, None], factor)
-        errors = output_errors(target - integers * tried[:, None], metric)
-        better = errors < least
-        best[better], scales[better], least[better] = integers[better], tried[better], errors[better]
+    for start in range(0, len(full), _CHANNELS):
+        part = slice(start, start + _CHANNELS)
+        tried = np.concatenate([full[part] * np.float32(limit) for limit in LIMITS])
+        integers, errors = _nearest_plane(np.tile(target[part, order].T, len(LIMITS)) / tried, factor)
+        errors *= np.square(tried, dtype=np.float64)
+        parts = (np.split(one, len(LIMITS), axis=-1) for one in (integers, tried, errors))
+        for found, scale, error in zip(*parts, strict=True):
+            better = np.flatnonzero(error < least[part])
+            best[np.ix_(start + better, order)] = found[:, better].T
+            scales[start + better], least[start + better] = scale[better], error[better]
     shaped = best.reshape(np.moveaxis(weight, axis, 0).shape).astype(np.int8)
     return QuantizedWeight(np.ascontiguousarray(np.moveaxis(shaped, 0, axis)), scales)
 
@@ -109,21 +112,25 @@ def output_errors(errors: Array, metric: Array) -> Array:
     return found
 
 
-def _nearest_plane(target: Array, factor: Array) -> Array:
-    """Integers -127..127 near `target` [n, K] in the metric Rᵀ R, given R with its rows divided by its diagonal.
+def _nearest_plane(target: Array, factor: Array) -> tuple[Array, Array]:
+    """Integers -127..127 near `target` [K, n] in the metric Rᵀ R, R being `factor`, and eᵀ Rᵀ R e of each error, [n].
 
     R is upper triangular, so the last input's error disturbs the others, which are shifted by as much before they
-    are rounded in their turn.
+    are rounded in their turn. What is left then of an input, times its number on R's diagonal, is its part of R e.
     """
-    integers, errors = np.empty_like(target), np.zeros_like(target)
-    for end in range(target.shape[1], 0, -_BLOCK):
+    diagonal = np.diag(factor)
+    factor = factor / diagonal[:, None]
+    integers, errors, left = np.empty_like(target), np.zeros_like(target), np.empty_like(target)
+    for end in range(len(target), 0, -_BLOCK):
         start = max(0, end - _BLOCK)
-        shifted = target[:, start:end] + errors[:, end:] @ factor[start:end, end:].T
+        shifted = target[start:end] + factor[start:end, end:] @ errors[end:]
         for j in range(end - 1, start - 1, -1):
-            wanted = shifted[:, j - start] + errors[:, j + 1 : end] @ factor[j, j + 1 : end]
-            integers[:, j] = np.clip(np.rint(wanted), -127, 127)
-            errors[:, j] = target[:, j] - integers[:, j]
-    return integers
+            wanted = shifted[j - start] + factor[j, j + 1 : end] @ errors[j + 1 : end]
+            np.clip(np.rint(wanted), -127, 127, out=integers[j])
+            np.subtract(target[j], integers[j], out=errors[j])
+            np.subtract(wanted, integers[j], out=left[j])
+    powers: Array = np.square(diagonal) @ np.square(left, out=left)
+    return integers, powers
 
 
 def mean_error(weight: Array, axis: int, quantized: QuantizedWeight, moments: SecondMoments) -> Array:
