@@ -162,6 +162,27 @@ def test_tensors_without_a_known_shape_are_observed_too() -> None:
     check(collect(ir.from_proto(model), TENSORS, [images]), images)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 7])
+def test_every_tensor_is_observed_once_a_batch(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr(activations_module, "usable_cores", lambda: cores)
+    images, seen = photos(3), {name: [] for name in TENSORS}
+    observing = activations_module.Activations(graph(1), TENSORS)
+    for _ in range(2):
+        observing.observe(images, {name: seen[name].append for name in TENSORS})
+    for name, expected in activations(images).items():
+        if name in TENSORS:
+            assert len(seen[name]) == 2
+            np.testing.assert_allclose(seen[name][1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_observer_raises_comes_through() -> None:
+    def observer(values: np.ndarray) -> None:
+        raise KeyError("conv")
+
+    with pytest.raises(KeyError):
+        activations_module.Activations(graph(), ["conv"]).observe(photos(3), {"conv": observer})
+
+
 def test_batches_are_read_once_and_one_after_another() -> None:
     read: list[int] = []
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -46,8 +47,7 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
     and UsageError where there are none or none to learn from.
     """
-    sources = [str(value.name) for value in model.graph.inputs]
-    activations = Activations(model, [name for name in tensors if name not in sources])
+    activations = Activations(model, tensors)
     values = {value.name: value for value in chain(model.graph.inputs, *(node.outputs for node in model.graph))}
     statistics = {
         name: Statistics(name, axis, widest_window(values[name]) if axis == 1 else None)
@@ -56,11 +56,7 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
         for batch in regroup(images, activations.images):
-            for name, array in by_name(batch, sources).items():
-                if name in statistics:
-                    statistics[name].update(array)
-            for name, array in activations(batch):
-                statistics[name].update(array)
+            activations.observe(batch, {name: one.update for name, one in statistics.items()})
             progress.advance(length(batch))
     images.check()
     return statistics
@@ -74,15 +70,18 @@ class Activations:
     with a fixed batch runs as often as the images ask for, side by side on the cores: small graphs have little to
     share among threads, and a tensor of many images is observed in less time than many tensors of one.
 
+    names    of the tensors; inputs of the graph may be among them, and are not computed
     sources  the graph's inputs
     images   how many to pass in one call: as many as fit, in whole batches where the graph has a fixed one
 
     Raises ExportError for a name that the graph does not compute, or that is no float32.
     """
 
-    def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
+    def __init__(self, model: ir.Model, names: Iterable[str]) -> None:
         model = model.clone()
         self.sources = list(model.graph.inputs)
+        given = {value.name for value in self.sources}
+        names = [name for name in dict.fromkeys(names) if name not in given]
         values = _prune(model, names)
         groups = _groups(values, names)
         shape = self.sources[0].shape
@@ -112,6 +111,23 @@ class Activations:
             for name in segment.names:
                 yield name, _together([run.pop(name) for run in runs])
             _return_free_memory()
+
+    def observe(self, batch: Batch, observers: Mapping[str, Callable[[Array], None]]) -> None:
+        """Hand the tensors of a batch, inputs included, to their observers by name: on all cores, each in one thread.
+
+        An observer has seen its tensor when this returns; no more tensors are held for that than there are cores.
+        """
+        inputs = by_name(batch, [str(source.name) for source in self.sources])
+        cores = usable_cores()
+        waiting: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
+            for name, values in chain(inputs.items(), self(batch)):
+                if name in observers:
+                    waiting.append(pool.submit(observers[name], values))
+                if len(waiting) > cores:
+                    waiting.popleft().result()
+            while waiting:
+                waiting.popleft().result()
 
     def _check(self, arrays: Mapping[str, Array]) -> None:
         for source in self.sources:

@@ -54,11 +54,11 @@ class Histogram:
         self._exponent = max(exponent, present)
         inverse = np.float32(math.ldexp(1.0, -self._exponent))
         flat = values.reshape(-1)
-        self.zeros += flat.size - int(np.count_nonzero(flat))
         scaled = np.empty(min(_CHUNK, flat.size), dtype=np.float32)
-        index = np.empty(scaled.size, dtype=np.intp)
+        index = np.empty(scaled.size, dtype=np.int32)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
+            self.zeros += int(np.count_nonzero(part == 0))  # several times as fast as the zeros of float32 itself
             at = index[: part.size]
             np.copyto(at, np.multiply(part, inverse, out=scaled[: part.size]), casting="unsafe")  # toward zero
             at += BINS - 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from vitdeploy.graph.qdq import Array, QuantParams
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
-from vitdeploy.quantize.samples import Batch, by_name, length, regroup
+from vitdeploy.quantize.samples import Batch, length, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
@@ -173,16 +174,15 @@ def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_I
 
 
 def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Batch]) -> None:
-    sources = [str(value.name) for value in model.graph.inputs]
-    activations = Activations(model, list(dict.fromkeys(name for name, _ in found if name not in sources)))
     of_tensor: dict[str, list[SecondMoments]] = {}
     for (name, _), one in found.items():
         of_tensor.setdefault(name, []).append(one)
+    activations = Activations(model, of_tensor)
     for batch in regroup(batches, activations.images):
         count = length(batch)
-        for name, values in by_name(batch, sources).items():
-            for one in of_tensor.get(name, ()):
+
+        def update(seen: Sequence[SecondMoments], values: Array, count: int = count) -> None:
+            for one in seen:
                 one.update(values, count)
-        for name, values in activations(batch):
-            for one in of_tensor[name]:
-                one.update(values, count)
+
+        activations.observe(batch, {name: partial(update, seen) for name, seen in of_tensor.items()})
