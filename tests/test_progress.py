@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 
 import pytest
 
 from vitdeploy import progress
-from vitdeploy.progress import Progress, in_words
+from vitdeploy.progress import Progress, each, in_words
 
 
 class Clock:
@@ -32,14 +33,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_gets_a_line_after_two_seconds_and_then_every_ten_with_the_time_left(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "vitdeploy"), Progress("validating", 100) as job:
         for _ in range(25):
             clock.now += 1
             job.advance(4)
     assert [record.message for record in caplog.records] == [
-        "validating: 40 of 100, 10 s, 15 s left",
-        "validating: 80 of 100, 20 s, 5 s left",
+        "validating: 8 of 100, 2 s, 23 s left",
+        "validating: 48 of 100, 12 s, 13 s left",
+        "validating: 88 of 100, 22 s, 3 s left",
         "validating: 100 of 100, 25 s, 0 s left",
     ]
 
@@ -70,6 +74,49 @@ def test_a_short_job_and_a_silent_logger_say_nothing(
     with caplog.at_level(logging.INFO, "vitdeploy"), Progress("validating", 1) as job:
         job.advance()
     assert terminal.getvalue() == ""
+
+
+def test_a_job_inside_another_one_is_silent_and_speaks_again_behind_it(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vitdeploy"):
+        with Progress("measuring", 2) as outer:
+            for _ in range(2):
+                with Progress("comparing", 5) as inner:
+                    clock.now += 50
+                    inner.advance(5)
+                outer.advance()
+        with Progress("comparing", 5) as alone:
+            clock.now += 50
+            alone.advance(5)
+    assert [record.message for record in caplog.records] == [
+        "measuring: 1 of 2, 50 s, 50 s left",
+        "measuring: 2 of 2, 1 min 40 s, 0 s left",
+        "comparing: 5 of 5, 50 s, 0 s left",
+    ]
+
+
+def test_jobs_of_two_threads_do_not_silence_each_other(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> None:
+        with Progress("second", 1) as second:
+            clock.now += 50
+            second.advance()
+
+    with caplog.at_level(logging.INFO, "vitdeploy"), Progress("first", 1):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert [record.message for record in caplog.records] == ["second: 1 of 1, 50 s, 0 s left"]
+
+
+def test_each_item_is_a_step(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vitdeploy"):
+        for item in each("proving", ["one", "other"]):
+            clock.now += 3 if item == "one" else 11
+    assert [record.message for record in caplog.records] == [
+        "proving: 1 of 2, 3 s, 3 s left",
+        "proving: 2 of 2, 14 s, 0 s left",
+    ]
 
 
 def test_times_are_in_words() -> None:

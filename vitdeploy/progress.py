@@ -5,32 +5,43 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
+FIRST_LOG_SECONDS = 2.0  # a log says sooner how long the job will take
 
 
 class Progress:
     """A context manager around a job of `total` steps; shows the steps done and an estimate of the time left.
 
-    Without a total (None) it shows only the steps done. It is silent where the logger of vitdeploy is, and for a job
-    that ends before the first line is due.
+    Without a total (None) it shows only the steps done. It is silent where the logger of vitdeploy is, for a job
+    that ends before the first line is due, and for a job inside another one that shows its own steps.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._begin = self._told = time.monotonic()
+        self._begin = time.monotonic()
+        self._due = self._begin + (TERMINAL_SECONDS if self._terminal else FIRST_LOG_SECONDS)
         self._shown = 0  # steps in the line shown last
 
     def __enter__(self) -> Progress:
+        if _OUTERMOST.get() is None:
+            _OUTERMOST.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if _OUTERMOST.get() is self:
+            _OUTERMOST.set(None)
         if 0 < self._shown < self.done:
             self._tell()
         if self._shown and self._terminal:
@@ -39,14 +50,15 @@ class Progress:
     def advance(self, steps: int = 1) -> None:
         """Counts steps that are done."""
         self.done += steps
-        if time.monotonic() - self._told >= (TERMINAL_SECONDS if self._terminal else LOG_SECONDS):
+        if time.monotonic() >= self._due and _OUTERMOST.get() in (self, None):
             self._tell()
 
     def _tell(self) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
         now = time.monotonic()
-        self._told, self._shown = now, self.done
+        self._due = now + (TERMINAL_SECONDS if self._terminal else LOG_SECONDS)
+        self._shown = self.done
         line = f"{self.what}: {self.done}"
         if self.total is not None:
             line += f" of {self.total}"
@@ -59,6 +71,17 @@ class Progress:
             sys.stderr.flush()
         else:
             log.info("%s", line)
+
+
+def each(what: str, items: Sequence[T]) -> Iterator[T]:
+    """One of `items` after another; an item is a step, done when the next one is asked for."""
+    with Progress(what, len(items)) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+_OUTERMOST: ContextVar[Progress | None] = ContextVar("outermost", default=None)  # of this thread
 
 
 def in_words(seconds: float) -> str:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +16,7 @@ from tests.graph_cases import run
 from tests.quantize.blocks import evaluate, network, photos
 from tests.quantize.test_insert import kernels, ranges_of
 from tests.rows import RULES
+from vitdeploy import progress
 from vitdeploy.errors import ExportError, GateError, UsageError
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.evaluator import Evaluator
@@ -185,3 +189,26 @@ def test_the_record_is_json_whatever_was_measured(ratio: float) -> None:
     record = report.to_dict()
     assert record["snr_db"] is record["reverted"][0]["snr_db_alone"] is None
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_every_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """With a clock on which a minute passes whenever anybody looks."""
+    minutes = itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))
+    with caplog.at_level(logging.INFO, "vitdeploy"):
+        model, images = network(), pixels(photos(48))
+        counted = Images([images], names=[f"{index}.png" for index in range(48)])
+        evaluator = Evaluator(model, [pixels(OTHERS)])
+        quantize(model, RULES["portable"], RECIPE, counted, evaluator, Int8Options(min_snr=45.0), {})
+    lines = [record.message for record in caplog.records if record.name == progress.__name__]
+    said = dict.fromkeys(line.partition(":")[0] for line in lines)
+    assert list(said) == [
+        "computing FP32 outputs",
+        "calibrating",
+        "choosing ranges",
+        "taking second moments",
+        "rounding weights",
+        "comparing with FP32",
+        "measuring layers",
+    ]
+    assert all(line.endswith(" left") for line in lines)

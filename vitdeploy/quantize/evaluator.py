@@ -34,7 +34,7 @@ class Evaluator:
         runner = Runner(graph, "qdq")
         self._images, self._step = images, runner.batch or BATCH
         self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
-        self._expected = [_floats(runner, batch) for batch in self._few]
+        self._expected = list(self._outputs(runner, "computing FP32 outputs"))
         self._labels = None if labels is None else np.asarray(labels, np.int64)
         self._right = None if labels is None else self._answers(runner)
 
@@ -59,8 +59,8 @@ class Evaluator:
         """
         runner = Runner(model, mode)
         sums: dict[str, tuple[float, float]] = {}
-        for batch, expected in zip(self._few, self._expected, strict=True):
-            for name, array in _floats(runner, batch).items():
+        for found, expected in zip(self._outputs(runner, "comparing with FP32"), self._expected, strict=True):
+            for name, array in found.items():
                 signal, noise = energies(expected[name], array)
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + signal, before[1] + noise)
@@ -74,6 +74,14 @@ class Evaluator:
         if self._right is None:
             raise UsageError("top-1 cannot be measured without labels", fix="--min-snr 35")
         return pair(self._right, self._answers(Runner(model, mode)))
+
+    def _outputs(self, runner: Runner, what: str) -> Iterator[dict[str, Array]]:
+        """The floating-point outputs for one batch of the first images after another."""
+        with Progress(what, sum(map(length, self._few))) as progress:
+            for batch in self._few:
+                found = runner(by_name(batch, runner.inputs))
+                progress.advance(length(batch))
+                yield {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
 
     def _answers(self, runner: Runner) -> NDArray[np.bool_]:
         """Which images have the right class as the best one of the first output."""
@@ -101,12 +109,6 @@ class Evaluator:
                 why=f"the network has classes 0 to {logits.shape[1] - 1}",
                 fix="number the classes from 0 in the network's order, or name them by --labels",
             )
-
-
-def _floats(runner: Runner, batch: Batch) -> dict[str, Array]:
-    """The floating-point outputs for a batch."""
-    found = runner(by_name(batch, runner.inputs))
-    return {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
 
 
 def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -57,7 +57,7 @@ def round_layers(
     nodes = {node.name: node for node in model.graph}
     return {
         layer.node: _round_layer(weight_of(nodes[layer.node]), layer.axis, moments)
-        for layer, moments in second_moments(model, plan, ranges, images)
+        for layer, moments in second_moments(model, plan, ranges, images, purpose="rounding weights")
     }
 
 

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from vitdeploy.graph.edit import input_of
 from vitdeploy.graph.qdq import Array, QuantParams
+from vitdeploy.progress import Progress
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
-from vitdeploy.quantize.samples import Batch, length, regroup
+from vitdeploy.quantize.samples import Batch, Images, length, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
@@ -130,7 +131,12 @@ _Inputs = tuple[str, Window | None]  # what layers read: a tensor and, for convo
 
 
 def second_moments(
-    model: ir.Model, plan: Plan, ranges: Mapping[str, QuantParams], images: Iterable[Batch]
+    model: ir.Model,
+    plan: Plan,
+    ranges: Mapping[str, QuantParams],
+    images: Iterable[Batch],
+    *,
+    purpose: str = "using second moments",
 ) -> Iterator[tuple[Layer, SecondMoments]]:
     """The moments of what each quantized linear layer and dense convolution reads, one layer after another.
 
@@ -138,6 +144,7 @@ def second_moments(
     ranges  by name of an activation, how it is quantized
     images  batches, see `Images`, iterated once for each group of layers whose moments fit in
             `MOMENT_BYTES`; layers that read the same vectors share them
+    purpose  what the caller does with each layer, for whoever waits
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.
     """
@@ -145,9 +152,12 @@ def second_moments(
     for group in _groups(nodes, plan):
         found = {key: SecondMoments(key[1], ranges.get(key[0])) for key in group}
         _observe(model, found, images)
-        for key, layers in group.items():
-            seen = found.pop(key)
-            yield from ((layer, seen) for layer in layers)
+        with Progress(purpose, sum(map(len, group.values()))) as progress:
+            for key, layers in group.items():
+                seen = found.pop(key)
+                for layer in layers:
+                    yield layer, seen
+                    progress.advance()
 
 
 def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_Inputs, list[Layer]]]:
@@ -178,11 +188,14 @@ def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: I
     for (name, _), one in found.items():
         of_tensor.setdefault(name, []).append(one)
     activations = Activations(model, of_tensor)
-    for batch in regroup(batches, activations.images):
-        count = length(batch)
+    expected = batches.expected if isinstance(batches, Images) else None
+    with Progress("taking second moments", expected) as progress:
+        for batch in regroup(batches, activations.images):
+            count = length(batch)
 
-        def update(seen: Sequence[SecondMoments], values: Array, count: int = count) -> None:
-            for one in seen:
-                one.update(values, count)
+            def update(seen: Sequence[SecondMoments], values: Array, count: int = count) -> None:
+                for one in seen:
+                    one.update(values, count)
 
-        activations.observe(batch, {name: partial(update, seen) for name, seen in of_tensor.items()})
+            activations.observe(batch, {name: partial(update, seen) for name, seen in of_tensor.items()})
+            progress.advance(count)
