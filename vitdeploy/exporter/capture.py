@@ -11,6 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -24,10 +25,12 @@ from vitdeploy.exporter.lowering.constants import attach_constants
 from vitdeploy.exporter.torch_attention import attention, transformers_as_in_inference
 from vitdeploy.graph.names import make_unique, unused_name
 from vitdeploy.models.outputs import IMAGES, call_forward
+from vitdeploy.progress import Progress
 
 CAPTURE_OPSET = 20
 BATCH = "batch"
 LARGEST_BATCH = 4096
+STEPS = (1, 2, 1)  # what tracing, writing operators in others and translating them take, about
 
 
 def capture(
@@ -60,12 +63,13 @@ def capture(
             return torch.export.export(wrapped, tuple(inputs.values()), dynamic_shapes=dynamic, strict=False)
 
     try:
-        program = traced()
-        with _quiet(), transformers_as_in_inference(), torch.no_grad():
-            program = operators.decomposed(program, _composite_table())
-            onnx_program = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=CAPTURE_OPSET
-            )
+        with Progress("capturing", sum(STEPS)) as progress:
+            program = traced()
+            progress.advance(STEPS[0])
+            with _quiet(), transformers_as_in_inference(), torch.no_grad():
+                rewritten = partial(progress.advance, STEPS[1])
+                captured = operators.translate(program, _composite_table(), CAPTURE_OPSET, rewritten).model
+            progress.advance(STEPS[2])
     except VitDeployError:
         raise
     except Exception as error:
@@ -73,8 +77,6 @@ def capture(
 
         name = type(model).__name__
         raise capture_failure(name, error, free=_names(axes), again=traced) from error
-    assert onnx_program is not None, "torch gives None for other exporters than dynamo only"
-    captured = onnx_program.model
     attach_constants(captured.graph)
     _drop_copies(captured.graph)
     _name_interface(captured, axes, output_names)

@@ -81,3 +81,16 @@ def test_equal_constants_are_one_initializer_and_capture_leaves_nothing_behind()
     assert len(matrices) == 2  # one for the rows, one for the columns
     assert not [node for node in model.graph if node.domain == "vitdeploy"]
     attach_constants(model.graph)
+
+
+def test_the_network_is_traced_once_for_the_forms_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[int] = []
+    original = torch.export.ExportedProgram.run_decompositions
+
+    def counted(self: torch.export.ExportedProgram, *args: object) -> torch.export.ExportedProgram:
+        times.append(len(args))
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    capture(_Twice().eval(), torch.zeros(1, 3, 8, 8), dynamic_batch=False, output_names=["y"])
+    assert times == [1]

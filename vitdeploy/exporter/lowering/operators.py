@@ -1,4 +1,4 @@
-"""ATen operators that are written in others before the graph is captured, so that every target has a form for them."""
+"""ATen operators that are written in others when the graph is translated, so that every target has a form for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from vitdeploy.errors import ExportError
+from vitdeploy.errors import ExportError, VitDeployError
 from vitdeploy.exporter.lowering import (
     complex_numbers,
     elementary,
@@ -25,17 +25,46 @@ Forms = Mapping[Any, Callable[..., Any]]
 _OWN = ("onnx_symbolic", "onnx")  # namespaces of operators that are ONNX already
 
 
-def decomposed(program: ExportedProgram, composites: Forms) -> ExportedProgram:
-    """`program` with those operators, and the `composites`, in their forms.
+def translate(
+    program: ExportedProgram, composites: Forms, opset: int, done: Callable[[], None] = lambda: None
+) -> torch.onnx.ONNXProgram:
+    """`program`, which this uses up, in ONNX, with those operators, and the `composites`, in their forms.
 
-    Raises ExportError, which names the module and its line, for an operator that then has no translation to ONNX.
+    `done` is called once they are written in their forms.
+
+    PyTorch's exporter asks the program to write what it cannot translate in other operators. That traces the whole
+    network anew, so our forms are put in there, and it is traced once for both.
+
+    Raises ExportError, which names the module and its line, for an operator that has no translation to ONNX.
     """
-    rewritten: ExportedProgram = program.run_decompositions({**decompositions(program), **composites})
-    for node in rewritten.graph.nodes:
-        missing = _missing(node.target)
-        if missing:
-            raise _no_form(node, missing)
-    return rewritten
+    forms = {**decompositions(program), **composites}
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)  # what PyTorch made it of: copied with every node of every further step
+    rewrite = program.run_decompositions
+    rewritten: list[ExportedProgram] = []
+    refused: list[VitDeployError] = []
+
+    def with_ours(table: Forms) -> ExportedProgram:
+        try:
+            rewritten.append(rewrite({**table, **forms}))
+        except VitDeployError as error:
+            refused.append(error)
+            raise
+        done()
+        return rewritten[-1]
+
+    program.run_decompositions = with_ours
+    try:
+        made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+    except Exception as error:  # among them what the exporter makes of ours
+        if refused:
+            raise refused[0] from error
+        for node in (node for one in rewritten for node in one.graph.nodes):
+            if missing := _missing(node.target):
+                raise _no_form(node, missing) from error
+        raise
+    assert made is not None, "torch gives None for other exporters than dynamo only"
+    return made
 
 
 def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
