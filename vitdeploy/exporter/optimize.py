@@ -39,6 +39,7 @@ from vitdeploy.passes.separate_projections import SeparateProjections
 from vitdeploy.passes.simplify import Simplify
 from vitdeploy.passes.split_qkv import SplitQKV
 from vitdeploy.passes.static_shapes import StaticShapes
+from vitdeploy.progress import each
 from vitdeploy.registry import Registry
 from vitdeploy.targets import Target
 
@@ -106,7 +107,7 @@ def _lowered(model: ir.Model, target: Target) -> Iterator[Record]:
 
 
 def _optimized(model: ir.Model, target: Target) -> Iterator[Record]:
-    for kind in (*PASSES, *_ANNOUNCED.announced()):
+    for kind in each("optimizing", (*PASSES, *_ANNOUNCED.announced())):
         yield run_pass(kind(target), model)
     yield _record("lower_layer_norm", lower_layer_norm(model, target))
     yield _record("lower_opset", lower_opset(model, target))

@@ -39,6 +39,7 @@ from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakea
 from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.check import check
 from vitdeploy.platforms.report import BLOCKS
+from vitdeploy.progress import each
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
 from vitdeploy.quantize.gates import check_goals
 from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, fit_inputs, open_calibration
@@ -259,8 +260,8 @@ def _file_outputs(graph: ir.Model, fed: Inputs, request: ExportRequest) -> tuple
     if request.precision == "fp32":
         return {}, {}
     step = request.fixed_batch or BATCH
-    exact = run_graph(in_single(graph), fed, "as_written", step)
-    rounded = run_graph(emulate_half(graph), fed, "as_written", step)
+    forms = each("computing what the file gives", (in_single, emulate_half))
+    exact, rounded = (run_graph(form(graph), fed, "as_written", step) for form in forms)
     costs = {
         name: json_number(pooled_db(image_db(array, rounded[name], samples_in(fed))), 2)
         for name, array in exact.items()
@@ -272,7 +273,7 @@ def _file_outputs(graph: ir.Model, fed: Inputs, request: ExportRequest) -> tuple
 def _prove(bundle: Bundle, request: ExportRequest) -> None:
     """Open the files as the device will and hold their outputs against the reference; what is found is recorded."""
     results = []
-    for runtime in proving_runtimes(request.row):
+    for runtime in each("proving", proving_runtimes(request.row)):
         try:
             report = verify(bundle, runtime=runtime)
         except BackendError as error:

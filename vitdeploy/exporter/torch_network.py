@@ -26,6 +26,7 @@ from vitdeploy.errors import ExportError, VitDeployError
 from vitdeploy.graph.run import Inputs, joined, rows, samples_in
 from vitdeploy.models import outputs as calls
 from vitdeploy.models.outputs import LOGITS, Outputs
+from vitdeploy.progress import each
 
 Array = NDArray[Any]
 
@@ -80,7 +81,8 @@ class TorchNetwork:
         """
         count = samples_in(inputs)
         step = self.batch or count
-        parts = [self._call(rows(inputs, start, start + step)) for start in range(0, count, step)]
+        starts = each("computing outputs", range(0, count, step))
+        parts = [self._call(rows(inputs, start, start + step)) for start in starts]
         return {name: joined([part[name] for part in parts], several=self.batch is not None) for name in parts[0]}
 
     def first_batch(self, inputs: Inputs) -> Inputs:
