@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.image_cases import QNA, noise, pixels_of, stretch
@@ -16,6 +18,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PIXEL_TYPES,
     Preprocessing,
     normalise,
     preprocess,
@@ -211,6 +214,33 @@ def test_scaling_and_normalising_are_those_of_torch_to_the_last_bit() -> None:
     expected = tensor.sub(mean).div(std).numpy()
     np.testing.assert_array_equal(preprocess(levels, Preprocessing(size=(16, 16), mode="stretch")), expected)
     np.testing.assert_array_equal(expected_tensor(levels), expected)
+
+
+NUMBERS = st.floats(-1e3, 1e3)
+ABOVE_ZERO = st.floats(1e-3, 1e5)
+
+
+@given(data=st.data(), depth=st.integers(1, 5), leading=st.sampled_from([(), (1,), (2, 3), (0,)]))
+def test_pixels_of_every_type_and_layout_are_normalised_by_the_formula_to_the_last_bit(
+    data: st.DataObject, depth: int, leading: tuple[int, ...]
+) -> None:
+    channels = data.draw(st.sampled_from(["RGB", "BGR", "bands"] if depth == 3 else ["bands"]))
+    mean = data.draw(st.tuples(*[NUMBERS] * depth))
+    std, scale = data.draw(st.tuples(*[ABOVE_ZERO] * depth)), data.draw(ABOVE_ZERO)
+    recipe = Preprocessing(size=(16, 16), channels=channels, mean=mean, std=std, scale=scale)
+    levels = np.arange(256 * depth).reshape(depth, 16, 16).transpose(1, 2, 0)  # each value once in each channel
+    images = np.broadcast_to(levels, (*leading, 16, 16, depth)).astype(data.draw(st.sampled_from(PIXEL_TYPES)))
+    image = data.draw(
+        st.sampled_from([images, np.asfortranarray(images), images[..., ::-1, :], images[..., 3:9, 1::2, :]])
+    )
+
+    found = normalise(image, recipe)
+
+    ordered = image[..., ::-1] if channels == "BGR" else image
+    formula = (ordered.astype(np.float32) / np.float32(scale) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    expected = np.ascontiguousarray(np.moveaxis(formula, -1, -3))
+    assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.float32, expected.shape, True)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 def test_the_result_is_ready_for_a_runtime() -> None:

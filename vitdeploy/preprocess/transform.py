@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +94,29 @@ def normalise(pixels: Array, recipe: Preprocessing) -> NDArray[np.float32]:
         )
     if recipe.channels == "BGR":
         pixels = pixels[..., ::-1]
-    scaled = pixels.astype(np.float32) / np.float32(recipe.scale)
-    normalised = (scaled - np.asarray(recipe.mean, np.float32)) / np.asarray(recipe.std, np.float32)
-    return np.ascontiguousarray(np.moveaxis(normalised, -1, -3))
+    mean, std = tuple(recipe.mean), tuple(recipe.std)
+    if pixels.dtype != np.uint8:
+        return np.ascontiguousarray(np.moveaxis(_scaled(pixels, mean, std, recipe.scale), -1, -3))
+    found = np.empty((*pixels.shape[:-3], recipe.depth, *pixels.shape[-3:-1]), np.float32)
+    for channel, values in enumerate(_table(mean, std, recipe.scale)):
+        # `clip` because no index is out of range: `raise` would look at each, and write into a second array.
+        values.take(pixels[..., channel], out=found[..., channel, :, :], mode="clip")
+    return found
+
+
+def _scaled(pixels: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> NDArray[np.float32]:
+    """Pixels [..., C], each channel through the scale and its own mean and standard deviation."""
+    values = pixels.astype(np.float32) / np.float32(scale)
+    scaled: NDArray[np.float32] = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return scaled
+
+
+@lru_cache(maxsize=16)
+def _table(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> NDArray[np.float32]:
+    """What becomes of each of the 256 values of a byte, [C, 256]: they are fewer than the pixels of an image."""
+    table = np.ascontiguousarray(_scaled(np.arange(256)[:, None], mean, std, scale).T)
+    table.flags.writeable = False
+    return table
 
 
 def _covering_size(image: Raster, recipe: Preprocessing) -> tuple[int, int]:
