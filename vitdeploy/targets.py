@@ -68,7 +68,7 @@ class Target:
         key_transpose: `merged` (one Transpose of the keys) or `apart` (heads first, then the last two axes).
         projections: `fused` (queries, keys and values by one GEMM and a Split) or `separate`.
         drops_batch: Tokens are [N, C] and heads [h, N, d] where the batch is fixed at 1.
-        linear: How linear layers of matrices are written: `matmul` (MatMul and Add) or `gemm`.
+        linear: How linear layers are written: `matmul` (MatMul and Add) or `gemm`, tokens being rows of a matrix.
         channels_last_maps: Tokens become a map by [B, H, W, C] (or by [B, C, HW]).
         projection_bias: Where the bias of queries, keys and values is added: in the `projection`, or what is left of it
             by the `heads`.

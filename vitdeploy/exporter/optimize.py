@@ -39,6 +39,7 @@ from vitdeploy.passes.separate_projections import SeparateProjections
 from vitdeploy.passes.simplify import Simplify
 from vitdeploy.passes.split_qkv import SplitQKV
 from vitdeploy.passes.static_shapes import StaticShapes
+from vitdeploy.passes.token_rows import TokenRows
 from vitdeploy.progress import each
 from vitdeploy.registry import Registry
 from vitdeploy.targets import Target
@@ -70,6 +71,7 @@ PASSES: tuple[type[GraphPass], ...] = (
     SeparateProjections,
     ChannelsLastMaps,
     DropBatchAxis,
+    TokenRows,
     GemmForm,
     PadColumns,
     GeluForm,

@@ -120,11 +120,37 @@ def sizes(value: ir.Value | None) -> tuple[int | str, ...] | None:
     return None if None in found else tuple(dim if isinstance(dim, int) else str(dim) for dim in found)
 
 
+def rows_name(count: int, free: str) -> str:
+    """What `count` tokens of each entry of the free dimension `free` are called as one dimension."""
+    return free if count == 1 else f"{count}*{free}"
+
+
+def for_one(size: int | str | ir.SymbolicDim | None) -> int:
+    """How much of a dimension is one image's: 1 of a free dimension, the count of one that `rows_name` called."""
+    if isinstance(size, int):
+        return size
+    count, times, _ = str(size.value if isinstance(size, ir.SymbolicDim) else size).partition("*")
+    return int(count) if times and count.isdecimal() else 1
+
+
 def reshape_target(shape: Sequence[int | str]) -> Array | None:
     """The second input of a Reshape to `shape`, -1 for its free dimension; None where two are free or one is empty."""
     if sum(isinstance(dim, str) for dim in shape) > 1 or 0 in shape:
         return None
     return np.array([-1 if isinstance(dim, str) else dim for dim in shape], dtype=np.int64)
+
+
+def make_reshape(node: ir.Node, shape: Sequence[int | str]) -> None:
+    """Make `node`, which just names another shape, a Reshape to `shape`, of which one dimension may be free."""
+    target = _one_reshape(shape)
+    node.op_type = "Reshape"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    set_constant(node, 1, target, "shape")
+
+
+def _one_reshape(shape: Sequence[int | str]) -> Array:
+    return need(reshape_target(shape), f"the shape {list(shape)} for one Reshape")
 
 
 class _Names(set[str]):
@@ -185,6 +211,10 @@ class Builder:
         self.graph.insert_before(self.anchor, node)
         self.made.append(node)
         return out
+
+    def reshape(self, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
+        """Insert one Reshape to `shape`; ExportError where more than one dimension is free, or one is empty."""
+        return self.op("Reshape", [value, self.constant(_one_reshape(shape), "shape")], shape)
 
     def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
         """Insert one Split of `value` into parts of the given sizes (the form of opset 13 to 17, valid later too)."""

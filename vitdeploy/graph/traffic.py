@@ -6,6 +6,8 @@ import math
 
 import onnx_ir as ir
 
+from vitdeploy.graph.edit import for_one
+
 # They give a tensor another shape, or nothing at all, and copy no byte of it.
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Constant", "Shape"})
 # They move or convert data and compute nothing.
@@ -28,4 +30,4 @@ def bytes_moved(graph: ir.Graph) -> int:
 def _bytes(value: ir.Value) -> int:
     if value.shape is None or value.dtype is None:
         return 0
-    return int(value.dtype.itemsize * math.prod(dim if isinstance(dim, int) else 1 for dim in value.shape))
+    return int(value.dtype.itemsize * math.prod(for_one(dim) for dim in value.shape))

@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, need, producer, set_constant, shape_of, static_shape
+from vitdeploy.graph.edit import attribute, constant, make_reshape, need, producer, set_constant, shape_of, static_shape
 from vitdeploy.passes.base import GraphPass
-from vitdeploy.passes.hoist_broadcast import ELEMENTWISE
+from vitdeploy.passes.groups import Groups
+from vitdeploy.passes.hoist_broadcast import ELEMENTWISE, LOGICAL
 
-_LOGICAL = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"})
-_BROADCASTING = ELEMENTWISE | _LOGICAL | {"MatMul"}
+_BROADCASTING = ELEMENTWISE | LOGICAL | {"MatMul"}
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 # Operators along one axis, and the axis they take where they state none.
 _ALONG_AXIS = {"Concat": 0, "LayerNormalization": -1, "LogSoftmax": -1, "Softmax": -1, "Split": 0}
@@ -50,7 +50,7 @@ class DropBatchAxis(GraphPass):
 
 def _choose(graph: ir.Graph) -> set[ir.Value]:
     """The values to drop the leading axis of."""
-    groups = _Groups()
+    groups = Groups()
     kept = [*graph.inputs, *graph.outputs]
     products = []
     for node in graph:
@@ -65,26 +65,6 @@ def _choose(graph: ir.Graph) -> set[ir.Value]:
     refused = {groups.of(value) for value in kept}
     wanted = {groups.of(value) for value in products} - refused
     return {value for node in graph for value in node.outputs if _has_axis(value) and groups.of(value) in wanted}
-
-
-class _Groups:
-    """Values that keep or lose the axis together (a forest of disjoint sets)."""
-
-    def __init__(self) -> None:
-        self._above: dict[ir.Value, ir.Value] = {}
-
-    def of(self, value: ir.Value) -> ir.Value:
-        """The value that stands for the group of `value`."""
-        while value in self._above:
-            value = self._above[value]
-        return value
-
-    def unite(self, values: Sequence[ir.Value]) -> None:
-        """Put all `values` into one group."""
-        for value in values[1:]:
-            first, other = self.of(values[0]), self.of(value)
-            if first is not other:
-                self._above[other] = first
 
 
 def _has_axis(value: ir.Value) -> bool:
@@ -149,7 +129,8 @@ def _edit(node: ir.Node, dropped: set[ir.Value]) -> None:
     if not any(value in dropped for value in (*node.inputs, *node.outputs)):
         return
     if node.op_type in _RESHAPES:
-        _name_shape(node, out in dropped)
+        shape = need(static_shape(out), f"the shape of {out.name}")
+        make_reshape(node, shape[1:] if out in dropped else shape)
     elif node.op_type in _BROADCASTING or node.op_type == "Concat":
         for index, value in enumerate(node.inputs):
             array = constant(value)
@@ -162,15 +143,6 @@ def _edit(node: ir.Node, dropped: set[ir.Value]) -> None:
         node.attributes["axis"] = ir.AttrInt64("axis", attribute(node, "axis") - 1)
     elif node.op_type in _REDUCTIONS:
         _reduce(node, [axis - 1 for axis in _axes(node)], keepdims=out not in dropped)
-
-
-def _name_shape(node: ir.Node, out_dropped: bool) -> None:
-    """Make `node` a Reshape to the shape it gives, without the leading axis where that goes."""
-    shape = need(static_shape(node.outputs[0]), f"the shape of {node.outputs[0].name}")
-    node.op_type = "Reshape"
-    node.attributes.clear()
-    node.resize_inputs(2)
-    set_constant(node, 1, np.array(shape[1:] if out_dropped else shape, dtype=np.int64), "shape")
 
 
 def _reduce(node: ir.Node, axes: Sequence[int], *, keepdims: bool) -> None:

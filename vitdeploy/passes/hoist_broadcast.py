@@ -14,6 +14,8 @@ from vitdeploy.passes.base import GraphPass
 
 # Operators that broadcast all their inputs against each other, the unary ones included.
 ELEMENTWISE = frozenset(UNARY | {"Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum", "Where"})
+# Operators that broadcast and give flags.
+LOGICAL = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"})
 # Operators that treat each entry of axis 0 of their first input on its own, all other inputs being constant.
 _PER_IMAGE = frozenset(
     {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,15 +121,10 @@ def _here(value: ir.Value, movement: Movement) -> _Plan | None:
     def build(add: Builder) -> ir.Value:
         out = value
         for perm, shape in steps:
-            out = _reshape(add, out, shape) if perm is None else add.op("Transpose", [out], shape, perm=perm)
+            out = add.reshape(out, shape) if perm is None else add.op("Transpose", [out], shape, perm=perm)
         return out
 
     return _Plan(sum(step.perm is not None for step in steps), len(steps), build)
-
-
-def _reshape(add: Builder, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
-    target = need(reshape_target(shape), f"the shape {list(shape)} for one Reshape")
-    return add.op("Reshape", [value, add.constant(target, "shape")], shape)
 
 
 def _through(node: ir.Node, movement: Movement) -> _Plan | None:
@@ -201,6 +196,6 @@ def _reduce_before(graph: ir.Graph, node: ir.Node) -> str | None:
     attributes: dict[str, Any] = {} if by_input else {"axes": earlier}
     result = add.op(node.op_type, inputs, kept if keepdims else dropped, keepdims=int(keepdims), **attributes)
     if not keepdims and dropped != out:
-        result = _reshape(add, result, out)
+        result = add.reshape(result, out)
     bypass(node, result)
     return f"over axes {earlier}, as they lay before the Transpose"

@@ -9,7 +9,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, is_weight, producer, sizes
+from vitdeploy.graph.edit import attribute, for_one, is_weight, producer, sizes
 from vitdeploy.platforms.capabilities import INT8
 from vitdeploy.platforms.report import Int8Report, Verdict
 
@@ -59,8 +59,8 @@ def _matrix_product(node: ir.Node) -> Iterator[Product]:
     if left is None or right is None or out is None:
         return
     transposed = node.op_type == "Gemm" and int(attribute(node, "transA", 0)) == 1
-    inner = _number(left[0 if transposed else -1])
-    rows, columns = prod(map(_number, out[:-1])), _number(out[-1])
+    inner = for_one(left[0 if transposed else -1])
+    rows, columns = prod(map(for_one, out[:-1])), for_one(out[-1])
     obstacle = None
     if not is_weight(node.inputs[1]) and not is_weight(node.inputs[0]):
         obstacle = "product of two activations, left to the FP16 attention kernel"
@@ -77,9 +77,9 @@ def _convolution(node: ir.Node) -> Iterator[Product]:
         return
     group = int(attribute(node, "group", 1))
     back = node.op_type == "ConvTranspose"
-    pixels = prod(map(_number, (image if back else out)[2:]))
-    inputs, outputs = _number(image[1]), _number(out[1])
-    kernel = [_number(length) for length in weight[2:]]
+    pixels = prod(map(for_one, (image if back else out)[2:]))
+    inputs, outputs = for_one(image[1]), for_one(out[1])
+    kernel = [for_one(length) for length in weight[2:]]
     obstacle = None
     if group > 1 and (outputs % INT8.grouped_multiple or min(kernel) < INT8.grouped_kernel):
         obstacle = f"grouped, without a kernel of {INT8.grouped_kernel} and channels by {INT8.grouped_multiple}"
@@ -91,8 +91,3 @@ def _convolution(node: ir.Node) -> Iterator[Product]:
 
 def _is_quantized(node: ir.Node) -> bool:
     return all(producer(value, "DequantizeLinear") is not None for value in node.inputs[:2])
-
-
-def _number(length: int | str) -> int:
-    """A free dimension is the batch, counted as one image."""
-    return length if isinstance(length, int) else 1

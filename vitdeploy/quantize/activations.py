@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from vitdeploy.errors import REPORT, ExportError, InputError
+from vitdeploy.graph.edit import for_one
 from vitdeploy.graph.run import fill, open_session, rows, take
 from vitdeploy.machine.settings import usable_cores
 from vitdeploy.progress import Progress
@@ -176,7 +177,7 @@ def _bytes(value: ir.Value) -> int:
     """Bytes of the tensor with one image in every free dimension; of unknown shape it gets a segment of its own."""
     if value.shape is None:
         return FETCH_BYTES
-    return 4 * math.prod(dim if isinstance(dim, int) else 1 for dim in value.shape)
+    return 4 * math.prod(for_one(dim) for dim in value.shape)
 
 
 def _is_fixed(value: ir.Value) -> bool:

@@ -8,7 +8,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import attribute, constant, input_of, sizes
+from vitdeploy.graph.edit import attribute, constant, for_one, input_of, sizes
 from vitdeploy.graph.qdq import QScheme
 from vitdeploy.targets import Int8Rules
 
@@ -116,7 +116,7 @@ def _product(node: ir.Node, computed: set[ir.Value], rules: Int8Rules) -> Layer 
     left, right = input_of(node, 0), input_of(node, 1)
     out = sizes(node.outputs[0])
     inner = sizes(left)
-    macs = prod(map(_length, out or ())) * _length(inner[-1] if inner else 1)
+    macs = prod(map(for_one, out or ())) * for_one(inner[-1] if inner else 1)
     activations = tuple(index for index, value in enumerate((left, right)) if value in computed)
     if activations == (0,) and constant(right) is not None and right.shape is not None and len(right.shape) == 2:
         transposed = node.op_type == "Gemm" and attribute(node, "transB", 0)
@@ -134,7 +134,7 @@ def _convolution(node: ir.Node, computed: set[ir.Value], rules: Int8Rules) -> La
     transposed = node.op_type == "ConvTranspose"
     kind = DECONVOLUTION if transposed else CONVOLUTION if group == 1 else DEPTHWISE
     out = sizes(node.inputs[0] if transposed else node.outputs[0]) or (1, 1)
-    macs = prod(map(_length, out[2:])) * prod(shape)
+    macs = prod(map(for_one, out[2:])) * prod(shape)
     written = kind == CONVOLUTION and rules.convolution_output
     return Layer(str(node.name), kind, (0,), rules.activation, 1, 1 if transposed else 0, written, macs)
 
@@ -156,14 +156,14 @@ def _restricted(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
     elif layer.kind in (CONVOLUTION, DECONVOLUTION) and len(sizes(node.inputs[1]) or ()) != _OF_IMAGES:
         reason = "only convolutions of images become integer"
     elif layer.kind == CONVOLUTION:
-        inputs = _length((sizes(node.inputs[1]) or (0, 0))[1])
+        inputs = for_one((sizes(node.inputs[1]) or (0, 0))[1])
         if inputs < rules.min_convolution_inputs:
             reason = f"a convolution of {inputs} input channels is faster in float"
         elif not rules.joined_convolutions and _is_joined(input_of(node, 0)):
             reason = "the target is not right on integers of maps that were concatenated"
     elif layer.kind == LINEAR:
         weight = sizes(node.inputs[1]) or (0, 0)
-        if min(map(_length, weight)) < rules.min_channels:
+        if min(map(for_one, weight)) < rules.min_channels:
             reason = f"fewer than {rules.min_channels} channels"
     return layer.left_in_float(reason) if reason else layer
 
@@ -178,7 +178,3 @@ def _is_joined(value: ir.Value) -> bool:
             return False
         node = computed[0].producer() if computed else None
     return node is not None
-
-
-def _length(size: int | str) -> int:
-    return size if isinstance(size, int) else 1
