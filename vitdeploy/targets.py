@@ -74,7 +74,7 @@ class Target:
             by the `heads`.
         columns_at_once: Linear layers that read what another one reads have a multiple of so many columns.
         shared_streams: What token streams of the same weights have in common: their `linear` layers, or their
-            `attention` too, under a mask.
+            `attention` too, under a mask; `short attention` where there are few tokens in all.
         runtimes: The runtimes that the file is for, the first of which proves every export.
         native: The runtime whose own files are written beside model.onnx, if there is one.
         int8: Where the target wants 8-bit integers; None for a target that takes no INT8.
@@ -152,6 +152,7 @@ _ROWS = (
         drops_batch=True,
         linear="gemm",
         channels_last_maps=True,
+        shared_streams="short attention",
         runtimes=("onnxruntime",),
         int8=Int8Rules(
             activation=U8,

@@ -16,7 +16,7 @@ from vitdeploy.graph.attention import find_attentions
 from vitdeploy.graph.edit import constant
 from vitdeploy.models.layers import attend
 from vitdeploy.models.lemevit import StandardBlock
-from vitdeploy.passes.merge_shared_attention import MASK, MergeSharedAttention
+from vitdeploy.passes.merge_shared_attention import MASK, MAX_MASKED_TOKENS, MergeSharedAttention
 from vitdeploy.passes.merge_shared_linear import MergeSharedLinear
 
 COMPILED = TARGETS["tensorrt10"]
@@ -158,6 +158,14 @@ def test_whatever_the_streams_share_is_computed_right(kind: type[Streams], cut: 
 def test_long_streams_stay_apart() -> None:
     model = streams(200, tokens=400, batch=1, free=False)
     assert prove(MergeSharedAttention, model, batch(1, 400, 8), target=COMPILED).changes == []
+
+
+@pytest.mark.parametrize("tokens", [MAX_MASKED_TOKENS, MAX_MASKED_TOKENS + 1])
+def test_where_a_mask_costs_something_only_few_tokens_in_all_are_one(tokens: int) -> None:
+    model, images = streams(tokens - 16, tokens=tokens, batch=1), batch(1, tokens, 8)
+    few = prove(MergeSharedAttention, model, images, target=TARGETS["onnxruntime"])
+    assert len(find_attentions(model.graph)) == (1 if tokens == MAX_MASKED_TOKENS else 2)
+    assert len(few.changes) == 2 - len(find_attentions(model.graph))
 
 
 def test_only_where_the_target_asks() -> None:
