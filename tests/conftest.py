@@ -66,6 +66,14 @@ def every_result_has_the_form_of_its_schema() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Caches of its own for each test: bundles of two tests may be the same, and the runtimes played ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(id(request.node))))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of goldens, data and weights beside the repository."""

@@ -137,6 +137,7 @@ def test_files_of_other_names_are_never_touched(tmp_path: Path, monkeypatch: pyt
         "engines": [f"{A}.json", f".{A}.engine.1a2b", "timing-10.3.0-0123.cache", ".timing-10.3.0-0123.cache.1a2b"],
         "logits": [f"{B}/identity.json", f"{B}/1.npz"],
         "latency": [f"{C}.json", f".{C}.json.1a2b"],
+        "proofs": [f"{C}.json", f".{C}.json.1a2b"],
         "compiled": ["123.blob", "kernel.cl_cache"],
     }
     assert mine.keys() == KINDS.keys()
@@ -195,7 +196,7 @@ def test_a_folder_that_nothing_can_be_removed_from_is_no_error(
 def test_the_caches_are_those_below_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert [(cache.name, cache.folder) for cache in caches()] == [
-        (name, tmp_path / "vitdeploy" / name) for name in ("engines", "logits", "latency")
+        (name, tmp_path / "vitdeploy" / name) for name in ("engines", "logits", "latency", "proofs")
     ]
     with pytest.raises(UsageError, match="no cache called"):
         Cache("thoughts")

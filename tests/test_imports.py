@@ -73,6 +73,30 @@ def test_loading_a_bundle_imports_onnx_and_the_backend_it_uses_and_no_other(tmp_
     assert python(code) == "True onnx onnxruntime"
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])
+def test_classifying_an_image_imports_no_other_runtime_and_nothing_that_only_signs_or_exports(
+    tmp_path: Path, runtime: str
+) -> None:
+    from PIL import Image
+
+    from tests.bundles import write_tiny_bundle
+
+    pytest.importorskip("onnxruntime")
+    bundle, image = write_tiny_bundle(tmp_path / "b").path, tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    unused = ("numpy.ma", "tifffile", "jsonschema", "vitdeploy.exporter", "vitdeploy.passes", "vitdeploy.models")
+    code = (
+        "import os, sys\n"
+        f"os.environ['XDG_CACHE_HOME'] = {str(tmp_path / 'cache')!r}\n"
+        "from vitdeploy.runtime.backends import auto_order\n"
+        "for one in auto_order(): one.auto_rank = 1 if one.name == 'onnxruntime' else None\n"
+        "from vitdeploy.cli import main\n"
+        f"code = main(['predict', {str(bundle)!r}, {str(image)!r}, '--runtime', {runtime!r}, '--json'])\n"
+        f"print(code, *[name for name in {(*HEAVY, *unused)!r} if name in sys.modules])"
+    )
+    assert python(code).splitlines()[-1] == "0 onnx onnxruntime"
+
+
 def test_every_public_name_is_there() -> None:
     for name in vitdeploy.__all__:
         assert callable(getattr(vitdeploy, name)), name

@@ -53,6 +53,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "logits": Kind("outputs that validate computed", re.compile(r"([0-9a-f]{32})$")),
     "latency": Kind("measurements of export --tune-latency", re.compile(r"\.?([0-9a-f]{32})\.json(?:$|\.)")),
+    "proofs": Kind("proofs of `auto` that held", re.compile(r"\.?([0-9a-f]{32})\.json(?:$|\.)")),
     # OpenVINO names and writes these, where --cache says so.
     "compiled": Kind(
         "models that OpenVINO compiled",

@@ -17,7 +17,7 @@ from tests.bundles import forge, forge_file, tiny_model, write_tiny_bundle
 from tests.conftest import examples
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.errors import BundleError
-from vitdeploy.graph.soundness import unsound
+from vitdeploy.graph.soundness import _without_weights, unsound
 from vitdeploy.inspection.inspect import inspect
 from vitdeploy.platforms.check import check
 from vitdeploy.runtime.backends.openvino_file import check_files
@@ -240,3 +240,16 @@ def test_openvino_files_as_they_are_exported_are_taken() -> None:
     check_files(files["model.xml"], files["model.bin"], "model.xml")
     with pytest.raises(BundleError, match="outside of the weights"):
         check_files(files["model.xml"], files["model.bin"][:-1], "model.xml")
+
+
+def test_what_shapes_are_inferred_of_is_the_model_without_the_values_of_its_weights() -> None:
+    model = onnx.load_model_from_string(tiny_model())
+    weight = model.graph.initializer.add(name="large", data_type=TensorProto.FLOAT, dims=[2000], doc_string="w")
+    weight.raw_data = b"\1" * 8000
+    model.metadata_props.add(key="k", value="v")
+    before = model.SerializeToString(deterministic=True)
+    found = _without_weights(model)
+    assert model.SerializeToString(deterministic=True) == before
+    weight.raw_data = b""
+    assert found == model
+    assert found.graph.initializer[-1].HasField("raw_data")

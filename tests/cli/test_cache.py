@@ -34,7 +34,7 @@ def test_every_cache_is_shown_with_its_size_and_limit(home: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["cache", "entries", "size", "limit", "folder", "what"]
     assert lines[2].split()[:7] == ["engines", "2", "2.0", "MiB", "10", "GiB", str(home / "engines")]
-    assert [line.split()[0] for line in lines[2:]] == ["engines", "logits", "latency"]
+    assert [line.split()[0] for line in lines[2:]] == ["engines", "logits", "latency", "proofs"]
     found = listed(capsys)
     assert found["engines"]["bytes"] == (2 << 20) + 7
     assert (found["logits"]["entries"], found["latency"]["entries"]) == (1, 0)
@@ -64,6 +64,7 @@ def test_all_caches_are_cleared_where_none_is_named(home: Path, capsys: pytest.C
         "cleared engines: 2 entries, 2.0 MiB",
         "cleared logits: 1 entries, 5 B",
         "cleared latency: 0 entries, 0 B",
+        "cleared proofs: 0 entries, 0 B",
     ]
     assert not [path for path in home.rglob("*") if path.is_file()]
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from tests.bundles import SIZE, tiny_images, tiny_logits, tiny_manifest, tiny_model
 from tests.conftest import examples
 from vitdeploy.bundle import Bundle, BundleWriter, Reference
-from vitdeploy.proof.recorded import image_db, measure, natural_images, pick, pooled_db, record, record_failures
+from vitdeploy.proof.recorded import (
+    _median,
+    image_db,
+    measure,
+    natural_images,
+    pick,
+    pooled_db,
+    record,
+    record_failures,
+)
 from vitdeploy.statistics import snr_db
 
 RAN = {"backend": "onnxruntime", "version": "1", "device": "CPU", "processor": "x86_64 AVX2", "compute_precision": "-"}
@@ -177,3 +186,8 @@ def test_the_file_side_of_a_reference_is_kept_and_read(tmp_path: Path) -> None:
     held = Bundle.open(tmp_path / "b").reference()
     np.testing.assert_array_equal(held.file["logits"], logits + 1)
     assert held.inputs["images"].shape[-1] == SIZE
+
+
+@given(values=st.lists(st.floats(0, 1e300) | st.just(math.nan), min_size=1, max_size=9))
+def test_the_median_is_that_of_numpy(values: list[float]) -> None:
+    np.testing.assert_array_equal(_median(np.array(values)), np.median(values))

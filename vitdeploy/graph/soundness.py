@@ -7,7 +7,7 @@ read addresses that the file names, or do not come back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -173,11 +173,7 @@ def _absurd_shapes(model: onnx.ModelProto) -> str | None:
     """A value of more than LARGEST_VALUE elements, by the inference of ONNX; and what that finds contradictory."""
     import onnx
 
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for tensor in light.graph.initializer:
-        if len(tensor.raw_data) > _WEIGHT_BYTES:
-            tensor.raw_data = b""
+    light = _without_weights(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True).graph
     except Exception as error:  # its own kinds, and those of protobuf
@@ -188,6 +184,33 @@ def _absurd_shapes(model: onnx.ModelProto) -> str | None:
             limits = f"more than {LARGEST_VALUE:,} elements, or fewer than none"
             return f"the value {shown(value.name)} is {lengths}: {limits}"
     return None
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants have types and shapes and no values, which are not even copied on the way."""
+    light = _copied(model, without=("graph",))
+    light.graph.CopyFrom(_copied(model.graph, without=("initializer",)))
+    for tensor in model.graph.initializer:
+        large = len(tensor.raw_data) > _WEIGHT_BYTES
+        light.graph.initializer.append(_copied(tensor, without=("raw_data",)) if large else tensor)
+        if large:
+            light.graph.initializer[-1].raw_data = b""
+    return light
+
+
+def _copied(message: Any, without: Collection[str]) -> Any:
+    """A copy of a protobuf message, without some of its fields."""
+    copy = type(message)()
+    for field, value in message.ListFields():
+        if field.name in without:
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(copy, field.name).CopyFrom(value)
+        else:
+            setattr(copy, field.name, value)
+    return copy
 
 
 def named(node: onnx.NodeProto) -> str:

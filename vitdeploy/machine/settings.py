@@ -45,9 +45,14 @@ def machine_settings(root: Path = ROOT) -> dict[str, Any]:
         "gpu_clocks": _gpu_clocks(root),
         "gpus": [gpu.name for gpu in read_gpus(root)],
         "driver": driver_version(root),
-        "environment": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)},
+        "environment": runtime_variables(),
     }
     return {key: value for key, value in facts.items() if value not in (None, "", {}, [])}
+
+
+def runtime_variables() -> dict[str, str]:
+    """The variables that configure threads and devices."""
+    return {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)}
 
 
 def machine_conditions(root: Path = ROOT) -> dict[str, Any]:

@@ -64,10 +64,17 @@ def image_db(reference: Array, found: Array, samples: int) -> list[float]:
         return flips_db(reference, found, count)
     expected, actual = (array.astype(np.float64).reshape(count, -1) for array in (reference, found))
     own = np.square(expected).sum(axis=1)
-    signal = np.minimum(own.mean(), np.maximum(own, np.median(own)))
+    signal = np.minimum(own.mean(), np.maximum(own, _median(own)))
     with np.errstate(invalid="ignore", over="ignore"):
         noise = np.square(actual - expected).sum(axis=1)
     return [decibels(float(whole), float(part)) for whole, part in zip(signal, noise, strict=True)]
+
+
+def _median(values: NDArray[np.float64]) -> np.float64:
+    """That of `numpy.median`, which imports masked arrays first: a third of what numpy itself takes."""
+    ordered = np.sort(values)
+    middle: np.float64 = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1].mean()
+    return ordered[-1] if np.isnan(ordered[-1]) else middle
 
 
 def natural_images(kinds: Sequence[Any]) -> NDArray[np.bool_]:

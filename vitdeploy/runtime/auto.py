@@ -14,6 +14,7 @@ from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.backends import Backend, auto_order
 from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.options import Options
+from vitdeploy.runtime.remembered import Remembered
 
 log = logging.getLogger(__name__)
 
@@ -23,21 +24,24 @@ log = logging.getLogger(__name__)
 
 
 class Attempt(NamedTuple):
-    """A runtime that loaded the bundle, how it does on the reference, and why it is not one of the faster ones."""
+    """A runtime that loaded the bundle, how it does on the reference, and why it is not one of the faster ones.
+
+    report   None where it is remembered to reproduce the reference
+    """
 
     backend: Backend
-    report: VerifyReport
+    report: VerifyReport | None
     reason: str
 
 
 def load_fastest(bundle: Bundle, options: Options) -> Attempt:
-    """The bundle in the first runtime that reproduces its reference.
+    """The bundle in the first runtime that reproduces its reference, now or when it was asked before.
 
     Raises GateError where none does, and what `attempts` raises.
     """
     failed = []
-    for attempt in attempts(bundle, options):
-        if attempt.report.passed:
+    for attempt in attempts(bundle, options, remembering=True):
+        if attempt.report is None or attempt.report.passed:
             return attempt
         attempt.backend.close()
         failed.append(f"{attempt.backend.name}: {attempt.report.failures[0]}")
@@ -48,8 +52,10 @@ def load_fastest(bundle: Bundle, options: Options) -> Attempt:
     )
 
 
-def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
+def attempts(bundle: Bundle, options: Options, *, remembering: bool = False) -> Iterator[Attempt]:
     """Each runtime that is installed and loads the bundle, fastest first.
+
+    With `remembering`, one that is known to reproduce the reference here is not asked again, and what holds is noted.
 
     A runtime that is installed and does not support an option that was given is a UsageError: another one in its place
     would be slower than what was asked for, and nobody would know why. One that cannot load the bundle is passed over
@@ -70,7 +76,7 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
         loaded, handled = None, sys.exc_info()[1]
         try:
             loaded = open_backend(backend, bundle, options)
-            report = prove(bundle, loaded)
+            report = _remembered(bundle, backend, loaded) if remembering else prove(bundle, loaded)
         except BaseException as error:
             if loaded is not None:
                 loaded.close()
@@ -86,9 +92,20 @@ def attempts(bundle: Bundle, options: Options) -> Iterator[Attempt]:
         reason = backend.auto_reason + (f" after {faster}" if faster else "")
         yield Attempt(loaded, report, reason)
         loaded = None  # it is the caller's, who may have closed it
-        passed_over.setdefault("; ".join(report.failures), []).append(backend.name)
+        passed_over.setdefault("; ".join(report.failures if report else ()), []).append(backend.name)
     if len(absent) + len(refused) == len(order):
         raise refused[0] if refused else absent[-1]
+
+
+def _remembered(bundle: Bundle, kind: type[Backend], loaded: Backend) -> VerifyReport | None:
+    """What a proof finds; None where it is known to hold."""
+    known = Remembered(bundle, kind, loaded)
+    if known.holds():
+        return None
+    report = prove(bundle, loaded)
+    if report.passed:
+        known.keep()
+    return report
 
 
 def _let_go(error: BaseException, handled: BaseException | None) -> None:

@@ -80,6 +80,7 @@ def _verify_fastest(bundle: Bundle, options: Options) -> VerifyReport:
     reports = []
     for attempt in attempts(bundle, options):
         attempt.backend.close()
+        assert attempt.report is not None, "nothing is remembered"
         report = replace(attempt.report, runtime={**attempt.report.runtime, "reason": attempt.reason})
         if report.passed:
             return report
