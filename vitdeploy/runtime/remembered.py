@@ -33,7 +33,7 @@ class Remembered:
             "manifest": bundle.manifest_sha256,
             "runtime": loaded.describe(),
             "tools": {"vitdeploy": __version__, "numpy": np.__version__, "pillow": PIL.__version__},
-            "processor": read_cpu().name,
+            "processor": [read_cpu().name, read_cpu().kind],
             "environment": runtime_variables(),
         }
         self._text = json.dumps(self._identity, sort_keys=True, indent=1) + "\n"
