@@ -80,6 +80,7 @@ def test_the_forms_of_the_targets_are_the_rows() -> None:
             row.projection_bias,
             row.shared_streams,
             str(row.columns_at_once),
+            ", ".join(row.absorbs_projections) or "no",
             yes(row.int8 is not None and row.int8.packed_heads),
         ]
         for name, row in TARGETS.items()

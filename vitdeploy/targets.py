@@ -73,6 +73,8 @@ class Target:
         projection_bias: Where the bias of queries, keys and values is added: in the `projection`, or what is left of it
             by the `heads`.
         columns_at_once: Linear layers that read what another one reads have a multiple of so many columns.
+        absorbs_projections: The precisions in which, between few tokens and many, the linear layers of the many are
+            multiplied with what the few give.
         shared_streams: What token streams of the same weights have in common: their `linear` layers, or their
             `attention` too, under a mask; `short attention` where there are few tokens in all.
         runtimes: The runtimes that the file is for, the first of which proves every export.
@@ -95,6 +97,7 @@ class Target:
     channels_last_maps: bool = False
     projection_bias: str = "projection"
     columns_at_once: int = 1
+    absorbs_projections: tuple[str, ...] = ()
     shared_streams: str = "linear"
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "tensorrt")
     native: str | None = None
@@ -133,6 +136,7 @@ _ROWS = (
         opset=17,
         min_deconvolution_group=4,
         channels_last_maps=True,
+        absorbs_projections=("fp32",),
         int8=Int8Rules(
             pair_per_consumer=True,
             joined_convolutions=False,
@@ -142,7 +146,8 @@ _ROWS = (
         ),
         description="one file for ONNX Runtime, OpenVINO and TensorRT 8.6 and newer",
         source="opset 17 is the oldest with LayerNormalization and the newest that TensorRT 8.6 reads (parser 8.6); "
-        "channels_last_maps as for openvino: 1.00x the latency in ONNX Runtime, where key_transpose `apart` took 1.02x",
+        "channels_last_maps as for openvino: 1.00x the time in ONNX Runtime, where key_transpose `apart` took 1.02x; "
+        "absorbs_projections in FP32 alone, where TensorRT fuses no attention anyway (docs/benchmarks.md)",
     ),
     Target(
         "onnxruntime",
@@ -153,6 +158,7 @@ _ROWS = (
         linear="gemm",
         channels_last_maps=True,
         shared_streams="short attention",
+        absorbs_projections=("fp32", "fp16"),
         runtimes=("onnxruntime",),
         int8=Int8Rules(
             activation=U8,
@@ -174,6 +180,7 @@ _ROWS = (
         opset=17,
         key_transpose="apart",
         channels_last_maps=True,
+        absorbs_projections=("fp32", "fp16"),
         runtimes=("openvino",),
         native="openvino",
         int8=Int8Rules(joined_convolutions=False, source=f"as portable; {_JOINED}"),

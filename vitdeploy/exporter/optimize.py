@@ -15,6 +15,7 @@ from vitdeploy.exporter.lowering.attention import lower_attention
 from vitdeploy.exporter.lowering.deconvolution import lower_deconvolution
 from vitdeploy.exporter.lowering.layer_norm import lower_layer_norm
 from vitdeploy.exporter.lowering.opset import lower_opset
+from vitdeploy.passes.absorb_projections import AbsorbProjections
 from vitdeploy.passes.base import GraphPass
 from vitdeploy.passes.bias_after_heads import BiasAfterHeads
 from vitdeploy.passes.channels_last_maps import ChannelsLastMaps
@@ -66,6 +67,7 @@ PASSES: tuple[type[GraphPass], ...] = (
     MergeSharedLinear,
     FoldValueBias,
     MergeTransposes,
+    AbsorbProjections,
     BiasAfterHeads,
     KeyForm,
     SeparateProjections,

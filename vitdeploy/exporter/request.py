@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,11 +115,14 @@ class ExportRequest:
 
     @cached_property
     def _choice(self) -> tuple[Target, Platform | None]:
-        return export_target(self.target)
+        row, platform = export_target(self.target)
+        if self.precision not in row.absorbs_projections:
+            row = replace(row, absorbs_projections=())
+        return row, platform
 
     @property
     def row(self) -> Target:
-        """The target's row; UsageError for a name that nothing has."""
+        """The target's row as the precision wants it; UsageError for a name that nothing has."""
         return self._choice[0]
 
     @property
