@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,6 @@ def ceilings(found: dict[str, Any]) -> Iterator[str]:
 
 if __name__ == "__main__":
     report = json.loads((RESULTS / f"{(*sys.argv[1:], 'int8')[0]}.json").read_text())
-    print(conditions(report), end="\n\n")
+    print("\n".join(textwrap.wrap(conditions(report), 118)), end="\n\n")
     for name, found in report["networks"].items():
         print("\n".join([*table(name, found), *ceilings(found), ""]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.bundles import write_tiny_bundle
 from vitdeploy.bundle import MANIFEST, Bundle
 from vitdeploy.caches import Cache
 from vitdeploy.errors import BundleError, GateError
+from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.runtime.backends import auto_order, find_backend
 from vitdeploy.runtime.session import load
 from vitdeploy.runtime.verify import verify
@@ -67,7 +69,7 @@ def test_a_bundle_is_proven_once_and_by_verify_always(calls: Calls, bundle: Bund
     assert calls.count == before + once
 
 
-@pytest.mark.parametrize("what", ["options", "manifest", "variable", "processor", "version"])
+@pytest.mark.parametrize("what", ["options", "manifest", "variable", "processor", "instructions", "version"])
 def test_whatever_numbers_depend_on_makes_another_proof(
     calls: Calls, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -78,8 +80,10 @@ def test_whatever_numbers_depend_on_makes_another_proof(
         (bundle.path / MANIFEST).write_bytes((bundle.path / MANIFEST).read_bytes() + b"\n")
     elif what == "variable":
         monkeypatch.setenv("ORT_SOMETHING", "1")
-    elif what == "processor":
-        monkeypatch.setattr("vitdeploy.runtime.remembered.read_cpu", lambda: type("Cpu", (), {"name": "another"}))
+    elif what in ("processor", "instructions"):
+        cpu = read_cpu()
+        other = replace(cpu, name="another") if what == "processor" else replace(cpu, features={"INT8": {"NEW": True}})
+        monkeypatch.setattr("vitdeploy.runtime.remembered.read_cpu", lambda: other)
     else:
         monkeypatch.setattr("vitdeploy.runtime.remembered.__version__", "9.9")
     assert proofs(calls, bundle, **options) == once
