@@ -68,31 +68,40 @@ class Captured(NamedTuple):
     outputs: dict[str, np.ndarray]
 
 
-def captured(name: str) -> Captured:
-    """A network of the zoo with weights of which no part does nothing."""
+def captured(
+    name: str, side: int | None = None, batch: int | None = 1, hyperparameters: Mapping[str, Any] | None = None
+) -> Captured:
+    """A network of the zoo with weights of which no part does nothing; `batch` is None where it is to be free."""
     torch.manual_seed(0)
-    network = create_model(name)
-    size = network.card.image_size
-    images = torch.randn(IMAGES, 3, *size)
+    network = create_model(name, image_size=side, hyperparameters=hyperparameters)
+    card: Any = network.card
+    size: tuple[int, int] = card.image_size
+    images = torch.randn(max(IMAGES, batch or 1), 3, *size)
     realistic(network, size[0], images)
     forward = getattr(network, "forward_for_export", lambda x: {"logits": network(x)})
     with torch.inference_mode():
         outputs = {key: value.numpy() for key, value in forward(images).items()}
     graph = capture(
         network,
-        images[:1],
-        dynamic_batch=False,
+        images[: batch or 1],
+        dynamic_batch=batch is None,
         output_names=list(outputs),
         call=lambda _, inputs: forward(*inputs.values()),
     )
     return Captured(network, graph, {"images": images.numpy()}, outputs)
 
 
-def exported(made: Captured, target: Target, precision: str) -> onnx.ModelProto:
-    """The file that `vitdeploy export` ships for `target`."""
+def rewritten(made: Captured, target: Target) -> ir.Model:
+    """The FP32 graph in the forms of `target`."""
     graph = made.graph.clone()
     lower(graph, target)
     optimize(graph, target)
+    return graph
+
+
+def exported(made: Captured, target: Target, precision: str) -> onnx.ModelProto:
+    """The file that `vitdeploy export` ships for `target`."""
+    graph = rewritten(made, target)
     if precision == "fp16":
         pin_modules(graph, tuple(getattr(made.network, "float32_modules", ())))
         selections = tuple(getattr(made.network, "selection_outputs", ()))
@@ -128,8 +137,8 @@ def count(model: onnx.ModelProto) -> Counts:
 
 def without(target: Target, form: str) -> Target:
     """`target` with one form as most targets have it."""
-    default = next(field.default for field in fields(Target) if field.name == form)
-    return replace(target, **{form: default})
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Target)}
+    return replace(target, **{form: defaults[form]})
 
 
 def measure(name: str, ablation: bool) -> dict[str, Any]:

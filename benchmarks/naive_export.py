@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnxsim
@@ -34,7 +35,8 @@ def naive(model: nn.Module, example: torch.Tensor, outputs: Sequence[str] | None
 def main() -> None:
     name, output = sys.argv[1:]
     model = create_model(name)
-    onnx.save(naive(model, torch.randn(1, 3, *model.card.image_size)), output)
+    card: Any = model.card
+    onnx.save(naive(model, torch.randn(1, 3, *card.image_size)), output)
 
 
 if __name__ == "__main__":

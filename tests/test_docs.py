@@ -20,6 +20,7 @@ from vitdeploy.platforms.devices import DEVICES
 from vitdeploy.runtime.backends.openvino import IR_MODEL, IR_WEIGHTS
 
 PACKAGE = ROOT / "vitdeploy"
+RESULTS = ROOT / "benchmarks" / "results"
 WIDTH = 120
 
 PROGRAMS = [(block.page, block.text) for block in BLOCKS if block.language == "python"]
@@ -172,6 +173,23 @@ def test_the_table_of_graph_forms_is_the_results() -> None:
     assert len(printed) > 10
     shown = set(TEXT["benchmarks.md"].splitlines())
     assert [line for line in printed if line and line not in shown] == []
+
+
+def test_the_nodes_of_linear_layers_on_rows_are_the_results() -> None:
+    form, saved = " onnxruntime without token_rows", json.loads((RESULTS / "form_times.json").read_text())
+    kinds = ("QGemm", "MatMulIntegerToFloat", "Add", "Reshape")
+    counted = [
+        (f"{title.removesuffix(form)}, batch {key.removesuffix(' int8')}, INT8", found["nodes"])
+        for title, row in saved.items()
+        if title.endswith(form)
+        for key, found in row["batches"].items()
+        if key.endswith(" int8")
+    ]
+    assert len(counted) > 2
+    assert table("benchmarks.md", "nodes that ONNX Runtime executes | QGemm") == [
+        [name, *(f"{nodes['without'].get(kind, 0)}, now {nodes['with'].get(kind, 0)}" for kind in kinds)]
+        for name, nodes in counted
+    ]
 
 
 # What is inside a bundle
