@@ -36,6 +36,7 @@ class Block:
     batch: int = 2
     bias: bool = True
     free: bool = False
+    learned: bool = False  # the m tokens are the same for all images
     scores: str = ""  # between product and softmax
     more: str = ""
 
@@ -49,8 +50,10 @@ class Block:
         def of(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape) / np.sqrt(shape[0])
 
-        def shape(*lengths: int) -> np.ndarray:
-            return np.array([first, *lengths])
+        def shape(*lengths: int, images: int = first) -> np.ndarray:
+            return np.array([images, *lengths])
+
+        of_m = 1 if self.learned else first
 
         def attention(q: str, k: str, v: str, rows: str, columns: str, out: str) -> str:
             scores = self.scores.replace("s_", f"s_{out}").replace("t_", f"t_{out}")
@@ -72,7 +75,8 @@ class Block:
 
         return parsed(
             f"agraph (double[{size}, {self.n + self.m}, {self.inner}] tokens) => (y, z{', u' if self.more else ''}) {{"
-            "x, c = Split <axis = 1> (tokens, streams)"
+            + ("x, o = Split <axis = 1> (tokens, streams) c = ReduceMean (o, images)" if self.learned else "")
+            + ("" if self.learned else "x, c = Split <axis = 1> (tokens, streams)")
             + layer("x")
             + layer("c")
             + attention("qx", "kc", "vc", "n", "m", "y")
@@ -80,8 +84,11 @@ class Block:
             + f"{self.more} }}",
             streams=np.array([self.n, self.m]),
             parts=np.array([h * d, h * d, h * e]),
-            **{f"d_{key}": shape(count, h, d) for key, count in (("n", self.n), ("m", self.m))},
-            **{f"e_{key}": shape(count, h, e) for key, count in (("n", self.n), ("m", self.m))},
+            images=np.array([0]),
+            d_n=shape(self.n, h, d),
+            e_n=shape(self.n, h, e),
+            d_m=shape(self.m, h, d, images=of_m),
+            e_m=shape(self.m, h, e, images=of_m),
             **{f"f_{key}": shape(count, h * e) for key, count in (("n", self.n), ("m", self.m))},
             **{f"weight_{key}": of(self.inner, parts) for key in "xc"},
             **{f"bias_{key}": rng.standard_normal(parts) for key in "xc"},
@@ -121,6 +128,7 @@ class Block:
         batch=st.integers(1, 3),
         bias=st.booleans(),
         free=st.booleans(),
+        learned=st.booleans(),
     )
 )
 def test_any_block_computes_the_same_and_is_rewritten_where_that_pays(block: Block) -> None:

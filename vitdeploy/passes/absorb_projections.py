@@ -119,25 +119,27 @@ def _of_queries(attention: Attention) -> _Absorption | None:
     if many is None or out is None:
         return None
     product, weight = out
-    batch, heads, tokens, depth = sizes(query) or ()
+    _, heads, tokens, depth = sizes(query) or ()
     few, width = int((sizes(key) or ())[3]), int((sizes(value) or ())[3])
     n, h, d = int(tokens), int(heads), int(depth)
     inner, outer = many.weight.shape[1], weight.shape[1]
 
     def rewrite(graph: ir.Graph) -> None:
         add = Builder(graph, product)
-        side = [batch, inner, h * few]
-        each = add.op("MatMul", [_stack(add, many.weight, "query_weight"), key], [batch, h, inner, few])
-        each = add.op("Transpose", [each], [batch, inner, h, few], perm=[0, 2, 1, 3])
-        scores = add.op("MatMul", [many.tokens, _reshape(add, each, side)], [batch, n, h * few])
+        keys, values, both = map(_batch, (key, value, attention.first.outputs[0]))
+        each = add.op("MatMul", [_stack(add, many.weight, "query_weight"), key], [keys, h, inner, few])
+        each = add.op("Transpose", [each], [keys, inner, h, few], perm=[0, 2, 1, 3])
+        side = _reshape(add, each, [keys, inner, h * few])
+        scores = add.op("MatMul", [many.tokens, side], [both, n, h * few])
         if many.bias is not None:
-            row = add.op("MatMul", [_stack(add, many.bias, "query_bias"), key], [batch, h, 1, few])
-            scores = add.op("Add", [scores, _reshape(add, row, [batch, 1, h * few])], scores.shape)
-        soft = add.op("Softmax", [_reshape(add, scores, [batch, n, h, few])], [batch, n, h, few], axis=-1)
-        projected = add.op("MatMul", [value, _stack(add, weight.reshape(h, width, outer), "weight")])
-        projected.shape = ir.Shape([batch, h, few, outer])
-        columns = _reshape(add, projected, [batch, h * few, outer])
-        replace(product, add.op("MatMul", [_reshape(add, soft, [batch, n, h * few]), columns], [batch, n, outer]))
+            row = add.op("MatMul", [_stack(add, many.bias, "query_bias"), key], [keys, h, 1, few])
+            scores = add.op("Add", [scores, _reshape(add, row, [keys, 1, h * few])], scores.shape)
+        soft = add.op("Softmax", [_reshape(add, scores, [both, n, h, few])], [both, n, h, few], axis=-1)
+        stacked = _stack(add, weight.reshape(h, width, outer), "weight")
+        projected = add.op("MatMul", [value, stacked], [values, h, few, outer])
+        columns = _reshape(add, projected, [values, h * few, outer])
+        flat = _reshape(add, soft, [both, n, h * few])
+        replace(product, add.op("MatMul", [flat, columns], [_batch(attention.second.outputs[0]), n, outer]))
 
     before = n * (inner * h * d + h * few * (d + width) + h * width * outer)
     after = n * h * few * (inner + outer) + h * few * (inner * d + width * outer)
@@ -150,17 +152,19 @@ def _of_keys(attention: Attention) -> _Absorption | None:
     keys, values = _heads(key, _TRANSPOSED), _heads(value, _HEADS)
     if keys is None or values is None or keys.tokens is not values.tokens:
         return None
-    batch, heads, rows, depth = sizes(query) or ()
+    _, heads, rows, depth = sizes(query) or ()
     n, width = int((sizes(key) or ())[3]), int((sizes(value) or ())[3])
     few, h, d = int(rows), int(heads), int(depth)
     inner = keys.weight.shape[1]
 
     def rewrite(graph: ir.Graph) -> None:
         add = Builder(graph, attention.second)
+        queries, many = _batch(query), _batch(keys.tokens)
+        batch = _batch(attention.second.outputs[0])  # of the scores too, since the keys are of the values' tokens
         turned = np.ascontiguousarray(keys.weight.swapaxes(1, 2))
-        each = add.op("MatMul", [query, _stack(add, turned, "key_weight")], [batch, h, few, inner])
-        across = add.op("Transpose", [keys.tokens], [batch, inner, n], perm=[0, 2, 1])
-        scores = add.op("MatMul", [_reshape(add, each, [batch, h * few, inner]), across], [batch, h * few, n])
+        each = add.op("MatMul", [query, _stack(add, turned, "key_weight")], [queries, h, few, inner])
+        across = add.op("Transpose", [keys.tokens], [many, inner, n], perm=[0, 2, 1])
+        scores = add.op("MatMul", [_reshape(add, each, [queries, h * few, inner]), across], [batch, h * few, n])
         soft = add.op("Softmax", [scores], scores.shape, axis=-1)
         mixed = _reshape(add, add.op("MatMul", [soft, keys.tokens], [batch, h * few, inner]), [batch, h, few, inner])
         result = add.op("MatMul", [mixed, _stack(add, values.weight, "value_weight")], [batch, h, few, width])
@@ -171,6 +175,11 @@ def _of_keys(attention: Attention) -> _Absorption | None:
     before = n * (inner * h * (d + width) + h * few * (d + width))
     after = n * h * few * 2 * inner + h * few * inner * (d + width)
     return _Absorption(attention, (keys, values), n, before, after, rewrite)
+
+
+def _batch(value: ir.Value) -> int | str:
+    """The length of the first axis: one where it is the same for all images, as learned tokens are."""
+    return (sizes(value) or ())[0]
 
 
 def _groups(found: Sequence[_Absorption]) -> list[list[_Absorption]]:
