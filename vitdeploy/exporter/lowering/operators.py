@@ -46,7 +46,8 @@ def translate(
 
     def with_ours(table: Forms) -> ExportedProgram:
         try:
-            rewritten.append(rewrite({**table, **forms}))
+            ours = {target: _first_of(form, table.get(target)) for target, form in forms.items()}
+            rewritten.append(rewrite({**table, **ours}))
         except VitDeployError as error:
             refused.append(error)
             raise
@@ -65,6 +66,18 @@ def translate(
         raise
     assert made is not None, "torch gives None for other exporters than dynamo only"
     return made
+
+
+def _first_of(form: Callable[..., Any], theirs: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Our form of an operator, and where it has none, for free axes for instance, the one of PyTorch's exporter."""
+    if theirs is None:
+        return form
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        found = form(*args, **kwargs)
+        return theirs(*args, **kwargs) if found is NotImplemented else found
+
+    return either
 
 
 def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
