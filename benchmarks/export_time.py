@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import environment, process, ratio
+from timing import environment, finished, process, ratio
 
 from vitdeploy.data import open_data
 from vitdeploy.preprocess import Preprocessing
@@ -105,11 +105,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         report = {
             "environment": environment(["torch", "onnx", "onnxruntime", "openvino", "numpy"]),
-            "load_before": os.getloadavg(),
             "rows": measured(args, Path(name)),
-            "load_after": os.getloadavg(),
         }
-    text = json.dumps(report, indent=1)
+    text = json.dumps(finished(report), indent=1)
     print(text)
     if args.save:
         (HERE / "results/export_time.json").write_text(text + "\n")

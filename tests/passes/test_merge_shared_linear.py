@@ -154,7 +154,7 @@ def test_two_long_streams_stay_apart(short: int, merged: bool) -> None:
 @given(
     b=st.integers(1, 3),
     tokens=st.lists(st.integers(1, 6), min_size=2, max_size=4),
-    width=st.integers(2, 5),  # ONNX Runtime before 1.24 normalizes no single element
+    width=st.integers(2, 5),  # ONNX Runtime 1.23 normalizes no single element
     residual=st.booleans(),
     activation=st.sampled_from(["Relu", "Gelu", "Tanh", "Sigmoid"]),
 )

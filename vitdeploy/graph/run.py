@@ -58,7 +58,7 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    if isinstance(model, ir.Model) and model.functions:  # ONNX Runtime before 1.24 mixes up the overloads of a function
+    if isinstance(model, ir.Model) and model.functions:  # ONNX Runtime 1.23 mixes up the overloads of a function
         model = model.clone()
         common.InlinePass()(model)
     payload = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()

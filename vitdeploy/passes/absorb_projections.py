@@ -16,15 +16,14 @@ from vitdeploy.graph.edit import (
     Builder,
     attribute,
     constant,
-    dtype_of,
     input_of,
     only_consumer,
     producer,
     replace,
-    reshape_target,
     sizes,
 )
 from vitdeploy.passes.base import GraphPass
+from vitdeploy.passes.groups import Groups
 from vitdeploy.passes.projection import Projection, find_columns
 
 _HEADS, _TRANSPOSED = [0, 2, 1, 3], [0, 2, 3, 1]
@@ -129,16 +128,16 @@ def _of_queries(attention: Attention) -> _Absorption | None:
         keys, values, both = map(_batch, (key, value, attention.first.outputs[0]))
         each = add.op("MatMul", [_stack(add, many.weight, "query_weight"), key], [keys, h, inner, few])
         each = add.op("Transpose", [each], [keys, inner, h, few], perm=[0, 2, 1, 3])
-        side = _reshape(add, each, [keys, inner, h * few])
+        side = add.reshape(each, [keys, inner, h * few])
         scores = add.op("MatMul", [many.tokens, side], [both, n, h * few])
         if many.bias is not None:
             row = add.op("MatMul", [_stack(add, many.bias, "query_bias"), key], [keys, h, 1, few])
-            scores = add.op("Add", [scores, _reshape(add, row, [keys, 1, h * few])], scores.shape)
-        soft = add.op("Softmax", [_reshape(add, scores, [both, n, h, few])], [both, n, h, few], axis=-1)
+            scores = add.op("Add", [scores, add.reshape(row, [keys, 1, h * few])], scores.shape)
+        soft = add.op("Softmax", [add.reshape(scores, [both, n, h, few])], [both, n, h, few], axis=-1)
         stacked = _stack(add, weight.reshape(h, width, outer), "weight")
         projected = add.op("MatMul", [value, stacked], [values, h, few, outer])
-        columns = _reshape(add, projected, [values, h * few, outer])
-        flat = _reshape(add, soft, [both, n, h * few])
+        columns = add.reshape(projected, [values, h * few, outer])
+        flat = add.reshape(soft, [both, n, h * few])
         replace(product, add.op("MatMul", [flat, columns], [_batch(attention.second.outputs[0]), n, outer]))
 
     before = n * (inner * h * d + h * few * (d + width) + h * width * outer)
@@ -164,9 +163,9 @@ def _of_keys(attention: Attention) -> _Absorption | None:
         turned = np.ascontiguousarray(keys.weight.swapaxes(1, 2))
         each = add.op("MatMul", [query, _stack(add, turned, "key_weight")], [queries, h, few, inner])
         across = add.op("Transpose", [keys.tokens], [many, inner, n], perm=[0, 2, 1])
-        scores = add.op("MatMul", [_reshape(add, each, [queries, h * few, inner]), across], [batch, h * few, n])
+        scores = add.op("MatMul", [add.reshape(each, [queries, h * few, inner]), across], [batch, h * few, n])
         soft = add.op("Softmax", [scores], scores.shape, axis=-1)
-        mixed = _reshape(add, add.op("MatMul", [soft, keys.tokens], [batch, h * few, inner]), [batch, h, few, inner])
+        mixed = add.reshape(add.op("MatMul", [soft, keys.tokens], [batch, h * few, inner]), [batch, h, few, inner])
         result = add.op("MatMul", [mixed, _stack(add, values.weight, "value_weight")], [batch, h, few, width])
         if values.bias is not None:
             result = add.op("Add", [result, _stack(add, values.bias, "value_bias")], result.shape)
@@ -193,14 +192,13 @@ def _groups(found: Sequence[_Absorption]) -> list[list[_Absorption]]:
         if len(whole) == len(kept):
             break
         kept = whole
-    groups: list[tuple[set[ir.Node], list[_Absorption]]] = []
+    groups = Groups()
     for one in kept:
-        linears, members = {heads.linear for heads in one.many}, [one]
-        for other in [other for other in groups if other[0] & linears]:
-            groups.remove(other)
-            linears, members = linears | other[0], [*other[1], *members]
-        groups.append((linears, members))
-    return [members for _, members in groups]
+        groups.unite([heads.linear.outputs[0] for heads in one.many])
+    members: dict[ir.Value, list[_Absorption]] = {}
+    for one in kept:
+        members.setdefault(groups.of(one.many[0].linear.outputs[0]), []).append(one)
+    return list(members.values())
 
 
 def _heads(operand: ir.Value, perm: list[int]) -> _Heads | None:
@@ -245,9 +243,3 @@ def _output(attention: Attention) -> tuple[ir.Node, Array] | None:
 def _stack(add: Builder, array: Array, name: str) -> ir.Value:
     """A constant for each head [1, h, ., .]."""
     return add.constant(np.ascontiguousarray(array)[None], name)
-
-
-def _reshape(add: Builder, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
-    target = reshape_target(shape)
-    assert target is not None, "only the batch may be free"
-    return add.op("Reshape", [value, add.constant(target, "shape")], shape, dtype=dtype_of(value), allowzero=0)

@@ -57,7 +57,7 @@ class FuseLayerNorm(GraphPass):
 def _find(node: ir.Node) -> _Norm | None:
     """The normalization over one axis of known length that ends in `node`.
 
-    Not over a single element: ONNX Runtime before 1.24 refuses LayerNormalization there.
+    Not over a single element: ONNX Runtime 1.23 refuses LayerNormalization there.
     """
     norm = written_out(node)
     if norm is None or len(norm.axes) != 1:

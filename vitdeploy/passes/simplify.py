@@ -13,8 +13,8 @@ from vitdeploy.passes.base import GraphPass
 log = logging.getLogger(__name__)
 
 # A batched MatMul + Add as Gemm costs two Reshapes around it, and hides attention from every fuser. The layers of
-# queries, keys and values are merged by MergeParallelLinear: onnxsim up to 0.7.3, the last one for Python 3.10, crashes
-# where they read an input of the graph.
+# queries, keys and values are merged by MergeParallelLinear: onnxsim 0.7.3, the last one for Python 3.10, crashes where
+# they read an input of the graph.
 SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv")
 
 

@@ -15,7 +15,7 @@ REASON = "layer norm in primitive operators: its variance and epsilon need FP32"
 def lower_layer_norm(model: ir.Model, target: Target) -> list[str]:
     """Where the target wants `decomposed`, replace every LayerNormalization; returns one line for each.
 
-    One over a single element is replaced everywhere: ONNX Runtime before 1.24 refuses it.
+    One over a single element is replaced everywhere: ONNX Runtime 1.23 refuses it.
 
     The order is mean, centred, variance, plus epsilon, root, quotient, scale, shift. All of it is marked to stay FP32:
     squares overflow half precision from 256 on, and an epsilon of 1e-6 is below its normal range.
