@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +158,7 @@ def test_a_wheel_that_works_on_the_board_is_not_blamed(monkeypatch: pytest.Monke
 
 def test_a_device_that_crashes_or_hangs_takes_only_itself_along(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = probe_python("onnxruntime", "import os, signal; os.abort()", doing="trial of a small model")
-    start = time.monotonic()
     hang = probe_python("onnxruntime", "import time; time.sleep(60)", seconds=0.5, doing="trial of a small model")
-    assert time.monotonic() - start < 20
     trials = {CUDA: crash, "TensorrtExecutionProvider": hang, CPU: {}}
     monkeypatch.setattr(runtimes, "probe_python", answers(trials))
     (package,) = runtimes.find_runtimes()
