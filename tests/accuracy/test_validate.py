@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -345,6 +347,43 @@ def test_a_bundle_that_cannot_be_written_to_is_still_judged(
 
 def _no_space(*_: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+# Side by side
+
+
+@pytest.mark.parametrize("task", ["classification", "features"])  # rows of the latter need the baseline's outputs
+@pytest.mark.parametrize("cores", [2, 3, 16])
+def test_side_by_side_the_answers_are_those_of_one_after_another(
+    tmp_path: Path, check: Callable[..., AccuracyReport], monkeypatch: pytest.MonkeyPatch, task: str, cores: int
+) -> None:
+    bundles = [write_variant(tmp_path / name, noisy(seed)) for seed, name in enumerate(("fp16", "int8"))]
+    data = write_folder(tmp_path / "data", IMAGES, TARGETS)
+    reports = []
+    for number in (1, cores):
+        monkeypatch.setattr("vitdeploy.accuracy.rows.usable_cores", lambda number=number: number)
+        logits = tmp_path / f"logits{number}"
+        check(bundles[1], data=data, task=task, samples=50, logits=logits)  # which are known when all are asked for
+        reports.append(check(*bundles, data=data, task=task, logits=logits).to_dict())
+    assert reports[0] == reports[1]
+
+
+def test_runs_are_under_way_at_once_where_there_are_cores(
+    tmp_path: Path, check: Callable[..., AccuracyReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, calls, original = threading.Barrier(2, timeout=60), Counter[int](), OnnxRuntimeBackend._run
+
+    def run(backend: OnnxRuntimeBackend, native: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        calls[id(backend)] += 1
+        if calls[id(backend)] == 3:
+            meeting.wait()  # for the third call of the other run
+        return original(backend, native, inputs)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_run", run)
+    monkeypatch.setattr("vitdeploy.accuracy.rows.usable_cores", lambda: 2)
+    check(write_variant(tmp_path / "fp16", noisy()), num_requests=1, threads=1)
+    assert len(calls) == 2
+    assert not meeting.broken
 
 
 # Going on after an interruption

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,16 +172,13 @@ def _compute(
             kept.callback(keeper.flush)
         for chunk, decoded, truths in _decode_ahead(task, index_of, chunks, sources, pool):
             known: dict[str, Row] = {}
-            for source, keeper, need in zip(sources, keepers, needed, strict=True):
-                mine = [key for key in chunk if key in need]
-                samples = [decoded[source.form][key].result() for key in mine]
-                for key, outputs in zip(mine, _run(source.session, samples, task.outputs), strict=True):
-                    baseline = None if source is sources[0] else known.get(key)
-                    if key not in keeper.rows:
-                        keeper.take(key, task.row(outputs, truths[key].result(), baseline))
-                    if task.paired and source is sources[0]:
-                        known[key] = outputs
-                    progress.advance()
+            for place, key, outputs in _answers(task, chunk, decoded, sources, needed):
+                keeper, baseline = keepers[place], None if place == 0 else known.get(key)
+                if key not in keeper.rows:
+                    keeper.take(key, task.row(outputs, truths[key].result(), baseline))
+                if task.paired and place == 0:
+                    known[key] = outputs
+                progress.advance()
     return [_stacked([keeper.rows[key] for key in keys]) for keeper in keepers]
 
 
@@ -245,7 +243,34 @@ def _decode_ahead(
     yield from under_way
 
 
-def _run(session: Session, samples: Sequence[Mapping[str, Array]], names: Sequence[str]) -> Iterator[dict[str, Array]]:
+def _answers(
+    task: Task, chunk: Sequence[str], decoded: Decoded, sources: Sequence[Source], needed: Sequence[set[str]]
+) -> Iterator[tuple[int, str, dict[str, Array]]]:
+    """The place of a source, a sample's key and the outputs for it; for every sample those of the baseline first.
+
+    Where there is a core for each source they advance side by side, sample by sample: what one is asked for was
+    computed while another was waited for, and what cannot use all cores leaves some to the others. Otherwise each has
+    all cores, one after another.
+    """
+    busy = sum(any(key in need for key in chunk) for need in needed)
+    at_once = busy if busy <= usable_cores() else 1
+    with contextlib.ExitStack() as opened:
+        streams = []
+        for source, need in zip(sources, needed, strict=True):
+            futures = [decoded[source.form][key] for key in chunk if key in need]
+            workers = -(-source.session.backend.num_requests // at_once) + 1
+            made = _run(source.session, (future.result() for future in futures), task.outputs, workers)
+            streams.append(opened.enter_context(contextlib.closing(made)))
+        places = range(len(sources))
+        turns = itertools.product(chunk, places) if at_once > 1 else ((key, place) for place in places for key in chunk)
+        for key, place in turns:
+            if key in needed[place]:
+                yield place, key, next(streams[place])
+
+
+def _run(
+    session: Session, samples: Iterable[Mapping[str, Array]], names: Sequence[str], workers: int
+) -> Generator[dict[str, Array], None, None]:
     """The outputs of these names for each sample, run in batches; the last sample fills an incomplete fixed batch."""
     fixed = session.bundle.manifest.inputs[0].shape[0]
     size = fixed if isinstance(fixed, int) else BATCH
@@ -263,6 +288,7 @@ def _run(session: Session, samples: Sequence[Mapping[str, Array]], names: Sequen
                 )
         return [{name: made[name][place] for name in names} for place in range(len(batch))]
 
-    batches = (list(samples[start : start + size]) for start in range(0, len(samples), size))
-    with contextlib.closing(stream(batches, outputs, workers=session.backend.num_requests + 1)) as results:
+    rest = iter(samples)
+    batches = iter(lambda: list(itertools.islice(rest, size)), [])
+    with contextlib.closing(stream(batches, outputs, workers=workers)) as results:
         yield from results
