@@ -1,28 +1,33 @@
 """CPU time of `vitdeploy predict BUNDLE IMAGE` from cold, of several trees of the package, and of normalising an image.
 
-  python benchmarks/startup.py BUNDLE IMAGE --python LIGHT/bin/python --tree before --tree .
+  python benchmarks/startup.py BUNDLE IMAGE --python LIGHT/bin/python --tree before --tree . [--save]
 
 LIGHT is an environment of numpy, Pillow, onnx and ONNX Runtime alone. Every process has one thread. `floor` imports
 numpy and ONNX Runtime, makes the session of model.onnx and runs it once. The first round, which is not counted, writes
-the caches; `first` clears that of proofs before each process.
+the caches and the bytecode, which an installed package has; `first` clears the caches of proofs and graphs before each
+process. `--save` writes benchmarks/results/startup.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from timing import interleave, process
+from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy.preprocess import Preprocessing, normalise
-from vitdeploy.preprocess.transform import _scaled
+
+HERE = Path(__file__).parent
 
 FLOOR = """
 import sys, numpy, onnxruntime
@@ -34,66 +39,82 @@ session.run(None, {given.name: numpy.zeros(given.shape, numpy.float32)})
 """
 
 
-def normalising() -> None:
-    """Print the CPU time of an image of 224x224 by the formula and by the table."""
+def normalising() -> dict[str, float]:
+    """Milliseconds of CPU time for an image of 224x224, by the formula and by the table."""
     recipe = Preprocessing()
+    mean, std = np.float32(recipe.mean), np.float32(recipe.std)
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)[16:240, 16:240]
-    forms = {
-        "formula": lambda: np.ascontiguousarray(
-            np.moveaxis(_scaled(pixels, recipe.mean, recipe.std, recipe.scale), -1, -3)
-        ),
-        "table": lambda: normalise(pixels, recipe),
-    }
-    for name, seconds in interleave(forms, rounds=300, clock=time.thread_time).items():
-        print(f"{name:24} {statistics.median(seconds) * 1e3:8.2f} ms an image")
+
+    def formula() -> Any:
+        return np.ascontiguousarray(np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, 0))
+
+    np.testing.assert_array_equal(formula(), normalise(pixels, recipe))
+    found = interleave(
+        {"formula": formula, "table": lambda: normalise(pixels, recipe)}, rounds=300, clock=time.thread_time
+    )
+    return {name: round(statistics.median(seconds) * 1e3, 3) for name, seconds in found.items()}
 
 
-def starting(args: argparse.Namespace) -> None:
-    """Print the CPU time of the processes."""
+def starting(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """CPU seconds of the processes: median, lowest and highest, and the ratio to the floor of the same round."""
+    found: dict[str, list[float]] = {}
+
+    def timed(name: str, *words: str) -> None:
+        found.setdefault(name, []).append(process([args.python, *words])["cpu_seconds"])
+
     with tempfile.TemporaryDirectory() as caches:
         os.environ.update(OMP_NUM_THREADS="1", XDG_CACHE_HOME=caches)
-        found: dict[str, list[float]] = {}
 
         def predict(name: str, tree: Path, *options: str, clear: bool = False) -> None:
-            if clear:
-                for note in Path(caches).glob("vitdeploy/proofs/*"):
+            for kind in ("proofs", "graphs") if clear else ():
+                for note in Path(caches).glob(f"vitdeploy/{kind}/*"):
                     note.unlink()
             os.environ["PYTHONPATH"] = str(tree.resolve())
-            words = ["-m", "vitdeploy", "predict", args.bundle, args.image, "--threads", "1", *options]
-            found.setdefault(name, []).append(process([args.python, *words])["cpu_seconds"])
+            timed(name, "-m", "vitdeploy", "predict", args.bundle, args.image, "--threads", "1", *options)
 
-        def floor() -> None:
-            words = ["-c", FLOOR, str(Path(args.bundle) / "model.onnx")]
-            found.setdefault("floor", []).append(process([args.python, *words])["cpu_seconds"])
-
-        candidates = {"floor": floor}
+        floor = partial(timed, "floor", "-c", FLOOR, str(Path(args.bundle) / "model.onnx"))
+        candidates: list[Callable[[], None]] = [floor]
         for tree in args.tree:
-            for name, options, clear in (
-                (f"{tree} first", (), True),
-                (f"{tree} again", (), False),
-                (f"{tree} named", ("--runtime", "onnxruntime"), False),
-            ):
-                candidates[name] = partial(predict, name, tree, *options, clear=clear)
+            candidates += [
+                partial(predict, f"{tree} first", tree, clear=True),
+                partial(predict, f"{tree} again", tree),
+                partial(predict, f"{tree} named", tree, "--runtime", "onnxruntime"),
+            ]
         for number in range(args.rounds + 1):
-            for candidate in candidates.values():
+            for candidate in candidates:
                 candidate()
             if not number:
                 found.clear()
-    for name, seconds in found.items():
-        print(f"{name:24} {statistics.median(seconds):8.3f} s, {min(seconds):.3f} to {max(seconds):.3f}")
+    return {
+        name: {
+            "cpu_seconds": round(statistics.median(seconds), 3),
+            "lowest": round(min(seconds), 3),
+            "highest": round(max(seconds), 3),
+            "over_floor": ratio(seconds, found["floor"]),
+        }
+        for name, seconds in found.items()
+    }
 
 
 def main() -> int:
-    """Print both tables."""
+    """Print both tables as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("image")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--tree", type=Path, action="append", required=True, help="folder with the package vitdeploy")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    normalising()
-    starting(args)
+    report = {
+        "environment": environment(["numpy", "pillow", "onnx", "onnxruntime"]),
+        "normalising_ms": normalising(),
+        "processes": starting(args),
+    }
+    text = json.dumps(finished(report), indent=1)
+    print(text)
+    if args.save:
+        (HERE / "results/startup.json").write_text(text + "\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import statistics
@@ -60,8 +61,11 @@ print(json.dumps({"code": code, "cpu": usage.ru_utime + usage.ru_stime, "peak": 
 
 def process(command: Sequence[str]) -> dict[str, float]:
     """Wall and CPU seconds and peak memory (MiB) of one whole process."""
+    # An installed package has its bytecode: a process may write it, and the next one reads it.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    launcher = [sys.executable, "-S", "-c", LAUNCHER]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=True, env=variables)
     seconds = time.perf_counter() - start
     told = json.loads(done.stdout)
     if told["code"]:

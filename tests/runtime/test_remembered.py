@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bundles import write_tiny_bundle
+from tests.bundles import forge, write_tiny_bundle
 from vitdeploy.bundle import MANIFEST, Bundle
+from vitdeploy.bundle import bundle as bundle_module
 from vitdeploy.caches import Cache
 from vitdeploy.errors import BundleError, GateError
 from vitdeploy.machine.hardware import read_cpu
@@ -90,20 +92,40 @@ def test_whatever_numbers_depend_on_makes_another_proof(
     assert proofs(calls, bundle, **options) == 0
 
 
+def test_a_graph_is_parsed_once(calls: Calls, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, honest = [], bundle_module.read_facts
+    monkeypatch.setattr(
+        bundle_module, "read_facts", lambda data, where: parsed.append(where) or honest(data, where=where)
+    )
+    for count in (1, 1):
+        proofs(calls, bundle)
+        assert len(parsed) == count
+    assert verify(bundle.path).passed
+    assert len(parsed) > 1
+
+
+def test_a_graph_that_its_manifest_does_not_describe_is_refused_each_time(calls: Calls, bundle: Bundle) -> None:
+    forge(bundle, lambda document: document.update(opset=20))
+    for _ in range(2):
+        with pytest.raises(BundleError, match="does not describe its model"):
+            load(bundle.path)
+
+
 def test_what_does_not_hold_is_not_remembered(calls: Calls, bundle: Bundle) -> None:
     calls.error = 1.0
     for _ in range(2):
         with pytest.raises(GateError, match="no runtime here reproduces"):
             load(bundle.path)
-    assert Cache("proofs").entries() == []
+    (note,) = Cache("proofs").folder.glob("*.json")
+    assert "graph" in json.loads(note.read_text())  # which is sound
     calls.error = 0.0
     assert proofs(calls, bundle) > 0
 
 
 def test_a_note_that_says_something_else_counts_for_nothing(calls: Calls, bundle: Bundle) -> None:
     once = proofs(calls, bundle)
-    (note,) = Cache("proofs").folder.glob("*.json")
-    note.write_bytes(b"\xff{}")
+    for note in Cache("proofs").folder.glob("*.json"):
+        note.write_bytes(b"\xff{}")
     assert proofs(calls, bundle) == once
     assert proofs(calls, bundle) == 0
 

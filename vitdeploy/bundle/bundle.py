@@ -48,11 +48,13 @@ class Bundle:
         manifest: What the bundle says about itself.
         manifest_sha256: Hash of the file `manifest.json` as it was opened or last written, in hexadecimal.
         signed_by: Fingerprint of the public key that its signature was checked with; None where none was checked.
+        graph_is_known: `check_graph` passed before with this manifest, so that the model need not be parsed again.
     """
 
     def __init__(self, path: Path, document: JsonObject, manifest_sha256: str) -> None:
         self.path, self.manifest_sha256 = path, manifest_sha256
         self.signed_by: str | None = None
+        self.graph_is_known = False
         self.manifest = Manifest.from_dict(document, where=str(path))
         self._document = document
         self._facts: GraphFacts | None = None
@@ -117,7 +119,7 @@ class Bundle:
             self._compare(name, FileRecord(record.sha256, size))
         data = _read(path)
         self._compare(name, FileRecord(hashlib.sha256(data).hexdigest(), len(data)))
-        if name == MODEL and self._facts is None:
+        if name == MODEL and self._facts is None and not self.graph_is_known:
             self._facts = read_facts(data, where=str(path))
         return data
 
@@ -127,6 +129,8 @@ class Bundle:
         Raises:
             BundleError: They contradict each other, or the model is one that `read` refuses.
         """
+        if self.graph_is_known:
+            return
         if self._facts is None:
             self.read(MODEL)
         assert self._facts is not None, "reading the model takes note of it"

@@ -14,7 +14,7 @@ from vitdeploy.proof.prove import VerifyReport, prove
 from vitdeploy.runtime.backends import Backend, auto_order
 from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.options import Options
-from vitdeploy.runtime.remembered import Remembered
+from vitdeploy.runtime.remembered import proof_of
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +99,11 @@ def attempts(bundle: Bundle, options: Options, *, remembering: bool = False) -> 
 
 def _remembered(bundle: Bundle, kind: type[Backend], loaded: Backend) -> VerifyReport | None:
     """What a proof finds; None where it is known to hold."""
-    known = Remembered(bundle, kind, loaded)
-    if known.holds():
+    known = proof_of(bundle, kind, loaded)
+    if known is not None and known.holds():
         return None
     report = prove(bundle, loaded)
-    if report.passed:
+    if report.passed and known is not None:
         known.keep()
     return report
 

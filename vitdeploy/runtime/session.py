@@ -22,6 +22,7 @@ from vitdeploy.runtime.isolated import open_backend
 from vitdeploy.runtime.items import Array, attempt, batches, check_on_error, checked, raising
 from vitdeploy.runtime.options import Options
 from vitdeploy.runtime.prediction import Prediction, best_classes
+from vitdeploy.runtime.remembered import check_graph
 from vitdeploy.runtime.stream import stream
 from vitdeploy.signing.check import open_bundle
 
@@ -95,7 +96,7 @@ def load(
     )
     opened = open_bundle(bundle, key)
     if runtime == "auto":
-        opened.check_graph()
+        check_graph(opened)
         attempt = load_fastest(opened, options)
         return Session(opened, attempt.backend, reason=attempt.reason)
     return Session(opened, _open(opened, runtime, options), reason="it was asked for")
