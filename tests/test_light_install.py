@@ -19,7 +19,17 @@ from tests.packaging.conftest import require_index
 from vitdeploy.runtime.backends import find_backend
 
 ROOT = Path(__file__).resolve().parent.parent
-ABSENT = ("torch", "onnx_ir", "onnxscript", "onnxsim", "openvino", "safetensors", "tensorrt", "polygraphy")
+ABSENT = (
+    "torch",
+    "onnx_ir",
+    "onnxscript",
+    "onnxsim",
+    "threadpoolctl",
+    "openvino",
+    "safetensors",
+    "tensorrt",
+    "polygraphy",
+)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,9 @@ def test_a_full_disk_leaves_nothing(refused: Refused, model_file: Path, monkeypa
     assert "full" in message or "space" in message
 
 
-@pytest.mark.parametrize("package", ["torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime"])
+@pytest.mark.parametrize(
+    "package", ["torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "threadpoolctl"]
+)
 def test_a_missing_package_comes_with_its_pip_line(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:

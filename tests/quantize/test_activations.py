@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from tests.quantize.graphs import CHANNELS, CLASSES, SIDE, activations, network, photos
 from vitdeploy.errors import ExportError, InputError, UsageError
@@ -104,7 +108,7 @@ def test_tensors_that_do_not_fit_at_once_come_from_segments(
 def test_segments_compute_every_node_once_and_load_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[ir.Model] = []
     original = activations_module.open_session
-    monkeypatch.setattr(activations_module, "FETCH_BYTES", 4 * CHANNELS * SIDE * SIDE * 2)
+    monkeypatch.setattr(activations_module, "FETCH_BYTES", 4 * CHANNELS * SIDE * SIDE * 2 * activations_module.RUNS)
     monkeypatch.setattr(
         activations_module, "open_session", lambda part, **options: parts.append(part) or original(part, **options)
     )
@@ -126,8 +130,8 @@ def test_as_many_images_run_at_once_as_fit() -> None:
             assert activations_module.Activations(graph(), ["conv", "relu"]).images == expected
     assert activations_module.Activations(graph(4), ["conv"]).images == activations_module.MAX_IMAGES
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations_module, "FETCH_BYTES", one_image * 4)  # of two tensors: one run of four images
-        assert activations_module.Activations(graph(4), ["conv", "relu"]).images == 4
+        patch.setattr(activations_module, "FETCH_BYTES", one_image * 4)  # cut between the tensors: two runs of four
+        assert activations_module.Activations(graph(4), ["conv", "relu"]).images == 8
 
 
 def test_a_fixed_batch_whose_tensors_have_no_known_shape_runs_once_a_call() -> None:
@@ -167,8 +171,12 @@ def test_every_tensor_is_observed_once_a_batch(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(activations_module, "usable_cores", lambda: cores)
     images, seen = photos(3), {name: [] for name in TENSORS}
     observing = activations_module.Activations(graph(1), TENSORS)
-    for _ in range(2):
-        observing.observe(images, {name: seen[name].append for name in TENSORS})
+
+    def observer(name: str, values: np.ndarray, count: int) -> None:
+        assert count == len(images)
+        seen[name].append(values)
+
+    assert list(observing.observe([images] * 2, {name: partial(observer, name) for name in TENSORS})) == [3, 3]
     for name, expected in activations(images).items():
         if name in TENSORS:
             assert len(seen[name]) == 2
@@ -176,11 +184,40 @@ def test_every_tensor_is_observed_once_a_batch(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_an_observer_raises_comes_through() -> None:
-    def observer(values: np.ndarray) -> None:
+    def observer(values: np.ndarray, count: int) -> None:
         raise KeyError("conv")
 
     with pytest.raises(KeyError):
-        activations_module.Activations(graph(), ["conv"]).observe(photos(3), {"conv": observer})
+        list(activations_module.Activations(graph(), ["conv"]).observe([photos(3)], {"conv": observer}))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7])
+def test_an_observer_sees_one_batch_after_another(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr(activations_module, "usable_cores", lambda: cores)
+    batches = [photos(2, seed=seed) for seed in range(6)]
+    seen: list[np.ndarray] = []
+    busy = threading.Lock()
+
+    def observer(values: np.ndarray, count: int) -> None:
+        assert busy.acquire(blocking=False)
+        time.sleep(0.01)  # the next batch is there before it is done
+        seen.append(values)
+        busy.release()
+
+    list(activations_module.Activations(graph(), ["conv"]).observe(batches, {"images": observer}))
+    np.testing.assert_array_equal(np.concatenate(seen), np.concatenate(batches))
+
+
+def test_matrix_products_of_observers_keep_to_their_thread() -> None:
+    found: list[int] = []
+
+    def observer(values: np.ndarray, count: int) -> None:
+        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    before = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    list(activations_module.Activations(graph(), ["conv"]).observe([photos(2)], {"conv": observer}))
+    assert set(found) == {1}
+    assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == before
 
 
 def test_batches_are_read_once_and_one_after_another() -> None:
@@ -269,4 +306,4 @@ def test_memory_stays_within_what_is_stated() -> None:
     """40 tensors of 0.75 MiB an image: those of all 12 images at once would take 360 MiB."""
     done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True)
     kept, passing = 40 * (64 << 10), 64 << 20  # histograms; the images on their way, and what the allocator wastes
-    assert 0 < int(done.stdout) <= activations_module.FETCH_BYTES + kept + passing
+    assert 0 < int(done.stdout) <= 2 * activations_module.FETCH_BYTES + kept + passing  # two parts of the graph

@@ -14,6 +14,7 @@ REQUIRED = {
     "onnxscript": "onnxscript",
     "onnxsim": "onnxsim",
     "onnxruntime": "onnxruntime",
+    "threadpoolctl": "threadpoolctl",
 }
 
 

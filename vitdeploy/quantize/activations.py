@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from functools import partial
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
+from threadpoolctl import threadpool_limits
 
 from vitdeploy.errors import REPORT, ExportError, InputError
 from vitdeploy.graph.edit import for_one
@@ -27,9 +29,11 @@ from vitdeploy.quantize.observers import Statistics
 from vitdeploy.quantize.samples import Batch, Images, by_name, length, regroup
 
 Array = NDArray[Any]
+Item = TypeVar("Item")
 
-FETCH_BYTES = 96 << 20  # of tensors held at once, unless a single one of a single image is larger
+FETCH_BYTES = 48 << 20  # of the tensors of one part of the graph, unless a single one of a single image is larger
 MAX_IMAGES = 32  # in one call, unless the graph takes more at once
+RUNS = 4  # that fit at least, where single tensors are small enough: side by side on the cores
 
 
 def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Batch]) -> dict[str, Statistics]:
@@ -41,9 +45,9 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     batches   arrays [m, ...] by the names of the inputs, of any m, or images float32 [m, 3, height, width] for the
               only one, or `Images`; read once, one after another
 
-    Memory, next to the model: what `Activations` holds at once, `FETCH_BYTES` and on each core what the graph itself
-    needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on how
-    the images are split into batches.
+    Memory, next to the model: what `Activations` holds at once, twice `FETCH_BYTES` and on each core what the graph
+    itself needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on
+    how the images are split into batches.
 
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
     and UsageError where there are none or none to learn from.
@@ -56,11 +60,15 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     }
     images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
-        for batch in regroup(images, activations.images):
-            activations.observe(batch, {name: one.update for name, one in statistics.items()})
-            progress.advance(length(batch))
+        observers = {name: partial(_update, one) for name, one in statistics.items()}
+        for count in activations.observe(regroup(images, activations.images), observers):
+            progress.advance(count)
     images.check()
     return statistics
+
+
+def _update(statistics: Statistics, values: Array, images: int) -> None:
+    statistics.update(values)
 
 
 class Activations:
@@ -102,33 +110,62 @@ class Activations:
         Too few images for a fixed batch are filled up with copies of the last one, which are taken off again from
         tensors that have the batch in front. Raises InputError for images of another size.
         """
-        arrays = by_name(batch, [str(source.name) for source in self.sources])
-        self._check(arrays)
+        for names, pop in self._parts(self._arrays(batch)):
+            for name in names:
+                yield name, pop(name)
+            _return_free_memory()
+
+    def observe(self, batches: Iterable[Batch], observers: Mapping[str, Callable[[Array, int], None]]) -> Iterator[int]:
+        """Hand the tensors of batches, inputs included, to their observers by name, with the number of images.
+
+        An observer sees one batch after another; several observers work at once, while the next part of the graph is
+        being computed. Tensors of two parts are held for that, and one more on each core. Yields the number of images
+        of each batch whose tensors were handed on; when it ends, all of them were seen.
+        """
+        last: dict[str, Future[None]] = {}
+        waiting: deque[Future[None]] = deque()
+        cores = usable_cores()
+        # Matrix products in numpy would each take all cores, and wait for each other in loops that use them up.
+        limits = threadpool_limits(1, user_api="blas")
+        with limits, ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
+            for images, names, pop in ahead(self._stream(batches)):
+                for name in names:
+                    if name not in observers:
+                        continue
+                    if name in last:
+                        last[name].result()
+                    last[name] = pool.submit(observers[name], pop(name), images)
+                    waiting.append(last[name])
+                    if len(waiting) > cores:
+                        waiting.popleft().result()
+                if not names:
+                    _return_free_memory()
+                    yield images
+            while waiting:
+                waiting.popleft().result()
+
+    def _stream(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Sequence[str], Callable[[str], Array]]]:
+        """The number of images of each batch with its inputs, with each part of the graph, and with no name at last."""
+        for batch in batches:
+            arrays = self._arrays(batch)
+            yield length(batch), list(arrays), arrays.__getitem__
+            for names, pop in self._parts(arrays):
+                yield length(batch), names, pop
+            yield length(batch), (), arrays.__getitem__
+
+    def _parts(self, arrays: Mapping[str, Array]) -> Iterator[tuple[Sequence[str], Callable[[str], Array]]]:
+        """The tensors that each segment makes, and what takes one of them, which is not kept."""
         step = self._fixed if isinstance(self._fixed, int) else length(arrays)
         runs = [_Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
         for segment in self._segments:
             with ThreadPoolExecutor(min(self._workers, len(runs)), thread_name_prefix="vitdeploy-segment") as pool:
-                list(pool.map(segment.advance, runs))
-            for name in segment.names:
-                yield name, _together([run.pop(name) for run in runs])
-            _return_free_memory()
+                made = list(pool.map(segment.advance, runs))
+            yield segment.names, partial(_pop, runs, made)
 
-    def observe(self, batch: Batch, observers: Mapping[str, Callable[[Array], None]]) -> None:
-        """Hand the tensors of a batch, inputs included, to their observers by name: on all cores, each in one thread.
-
-        An observer has seen its tensor when this returns; no more tensors are held for that than there are cores.
-        """
-        inputs = by_name(batch, [str(source.name) for source in self.sources])
-        cores = usable_cores()
-        waiting: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
-            for name, values in chain(inputs.items(), self(batch)):
-                if name in observers:
-                    waiting.append(pool.submit(observers[name], values))
-                if len(waiting) > cores:
-                    waiting.popleft().result()
-            while waiting:
-                waiting.popleft().result()
+    def _arrays(self, batch: Batch) -> dict[str, Array]:
+        arrays = by_name(batch, [str(source.name) for source in self.sources])
+        self._check(arrays)
+        return arrays
 
     def _check(self, arrays: Mapping[str, Array]) -> None:
         for source in self.sources:
@@ -166,7 +203,7 @@ def _groups(values: dict[str, ir.Value], names: Sequence[str]) -> list[list[ir.V
     size, wanted = 0, set(names)
     for value in (value for name, value in values.items() if name in wanted):
         size += _bytes(value)
-        if not groups or size > FETCH_BYTES:
+        if not groups or size > FETCH_BYTES // RUNS:
             groups.append([])
             size = _bytes(value)
         groups[-1].append(value)
@@ -185,7 +222,7 @@ def _is_fixed(value: ir.Value) -> bool:
 
 
 class _Run:
-    """One run of the graph: the tensors that wait for later segments, and those that wait to be handed out.
+    """One run of the graph: the tensors that wait for later segments.
 
     arrays  the inputs by name, at most `batch` of each; fewer are filled up
     """
@@ -198,11 +235,10 @@ class _Run:
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fill(array, batch)))
             for name, array in arrays.items()
         }
-        self.made: dict[str, Any] = {}
 
-    def pop(self, name: str) -> Array:
-        """A tensor that was made, which is not kept for others to be handed out."""
-        return take(self.made.pop(name).numpy(), self._count, self._batch)
+    def array(self, value: Any) -> Array:
+        """A tensor that was made, without what was filled up."""
+        return take(value.numpy(), self._count, self._batch)
 
 
 @dataclass(frozen=True)
@@ -221,18 +257,19 @@ class _Segment:
     kept: list[str]
     later: set[str]
 
-    def advance(self, run: _Run) -> None:
-        """Compute this part of a run."""
+    def advance(self, run: _Run) -> dict[str, Any]:
+        """Compute this part of a run: the tensors asked for, by name."""
         outputs = [*self.names, *self.kept]
         # As arrays they would be held twice: once by the session, once by Python.
         made = self.session.run_with_ort_values(outputs, {name: run.waiting[name] for name in self.inputs})
         known = chain(run.waiting.items(), zip(outputs, made, strict=True))
         run.waiting = {name: value for name, value in known if name in self.later}
-        run.made = dict(zip(self.names, made, strict=False))
+        return dict(zip(self.names, made, strict=False))
 
 
-def _together(parts: Sequence[Array]) -> Array:
-    """The tensors of several runs one after another along their first axis."""
+def _pop(runs: Sequence[_Run], made: Sequence[dict[str, Any]], name: str) -> Array:
+    """A tensor of several runs, one after another along its first axis; none of them keeps it."""
+    parts = [run.array(one.pop(name)) for run, one in zip(runs, made, strict=True)]
     return parts[0] if len(parts) == 1 else np.concatenate(list(map(np.atleast_1d, parts)))
 
 
@@ -259,6 +296,15 @@ def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]], *, threads:
         segments.append(_Segment(session, _names(inputs), _names(group), _names(kept), set(_names(later))))
         start = end
     return segments
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="vitdeploy-ahead") as pool:
+        following = pool.submit(list, islice(items, 1))
+        while made := following.result():
+            following = pool.submit(list, islice(items, 1))
+            yield made[0]
 
 
 def _return_free_memory() -> None:

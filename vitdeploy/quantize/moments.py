@@ -15,7 +15,7 @@ from vitdeploy.progress import Progress
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
-from vitdeploy.quantize.samples import Batch, Images, length, regroup
+from vitdeploy.quantize.samples import Batch, Images, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
@@ -189,13 +189,12 @@ def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: I
         of_tensor.setdefault(name, []).append(one)
     activations = Activations(model, of_tensor)
     expected = batches.expected if isinstance(batches, Images) else None
+    observers = {name: partial(_update, seen) for name, seen in of_tensor.items()}
     with Progress("taking second moments", expected) as progress:
-        for batch in regroup(batches, activations.images):
-            count = length(batch)
-
-            def update(seen: Sequence[SecondMoments], values: Array, count: int = count) -> None:
-                for one in seen:
-                    one.update(values, count)
-
-            activations.observe(batch, {name: partial(update, seen) for name, seen in of_tensor.items()})
+        for count in activations.observe(regroup(batches, activations.images), observers):
             progress.advance(count)
+
+
+def _update(moments: Sequence[SecondMoments], values: Array, images: int) -> None:
+    for one in moments:
+        one.update(values, images)
