@@ -28,7 +28,7 @@ from timing import environment, finished, process, ratio
 from vitdeploy.data import open_data
 from vitdeploy.preprocess import Preprocessing
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 LEMEVIT = ["lemevit_tiny.eurosat"]
 DUALVIT = ["dualvit_s", "--num-classes", "10", "--image-size", "64", "--checkpoint"]
@@ -37,7 +37,7 @@ NETWORKS = {
     "LeMeViT-Tiny, 224": [*LEMEVIT, "--image-size", "224"],
     "Dual-ViT-S, 64": [*DUALVIT, str(SHARED / "weights/dualvit_s_eurosat.safetensors")],
 }
-PEERS = {"ONNX Runtime static": ("ort-static", "onnxruntime"), "NNCF": ("nncf-transformer", "nncf")}
+PEERS = {"ONNX Runtime static": ("ort-static", "onnxruntime"), "NNCF": ("nncf", "nncf")}
 SAMPLES = 300
 
 
@@ -102,7 +102,10 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    args.data = args.data.absolute()
+    args.against = None if args.against is None else args.against.resolve()
     with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)  # `python -m` would take the package of the working directory
         report = {
             "environment": environment(["torch", "onnx", "onnxruntime", "openvino", "numpy"]),
             "rows": measured(args, Path(name)),

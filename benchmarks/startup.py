@@ -4,7 +4,7 @@
 
 LIGHT is an environment of numpy, Pillow, onnx and ONNX Runtime alone. Every process has one thread. `floor` imports
 numpy and ONNX Runtime, makes the session of model.onnx and runs it once. The first round, which is not counted, writes
-the caches and the bytecode, which an installed package has; `first` clears the caches of proofs and graphs before each
+the caches and the bytecode, which an installed package has; `first` clears the cache of proofs before each
 process. `--save` writes benchmarks/results/startup.json.
 """
 
@@ -58,27 +58,29 @@ def normalising() -> dict[str, float]:
 def starting(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """CPU seconds of the processes: median, lowest and highest, and the ratio to the floor of the same round."""
     found: dict[str, list[float]] = {}
+    bundle, image, python = (Path(given).absolute() for given in (args.bundle, args.image, args.python))
+    trees = {str(tree): tree.resolve() for tree in args.tree}
 
     def timed(name: str, *words: str) -> None:
-        found.setdefault(name, []).append(process([args.python, *words])["cpu_seconds"])
+        found.setdefault(name, []).append(process([str(python), *words])["cpu_seconds"])
 
     with tempfile.TemporaryDirectory() as caches:
         os.environ.update(OMP_NUM_THREADS="1", XDG_CACHE_HOME=caches)
+        os.chdir(caches)  # `python -m` would take the package of the working directory
 
         def predict(name: str, tree: Path, *options: str, clear: bool = False) -> None:
-            for kind in ("proofs", "graphs") if clear else ():
-                for note in Path(caches).glob(f"vitdeploy/{kind}/*"):
-                    note.unlink()
-            os.environ["PYTHONPATH"] = str(tree.resolve())
-            timed(name, "-m", "vitdeploy", "predict", args.bundle, args.image, "--threads", "1", *options)
+            for note in Path(caches).glob("vitdeploy/proofs/*") if clear else ():
+                note.unlink()
+            os.environ["PYTHONPATH"] = str(tree)
+            timed(name, "-m", "vitdeploy", "predict", str(bundle), str(image), "--threads", "1", *options)
 
-        floor = partial(timed, "floor", "-c", FLOOR, str(Path(args.bundle) / "model.onnx"))
+        floor = partial(timed, "floor", "-c", FLOOR, str(bundle / "model.onnx"))
         candidates: list[Callable[[], None]] = [floor]
-        for tree in args.tree:
+        for tree, folder in trees.items():
             candidates += [
-                partial(predict, f"{tree} first", tree, clear=True),
-                partial(predict, f"{tree} again", tree),
-                partial(predict, f"{tree} named", tree, "--runtime", "onnxruntime"),
+                partial(predict, f"{tree} first", folder, clear=True),
+                partial(predict, f"{tree} again", folder),
+                partial(predict, f"{tree} named", folder, "--runtime", "onnxruntime"),
             ]
         for number in range(args.rounds + 1):
             for candidate in candidates:
