@@ -27,7 +27,7 @@ from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy.preprocess import Preprocessing, normalise
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 FLOOR = """
 import sys, numpy, onnxruntime

@@ -128,7 +128,7 @@ class Activations:
         # Matrix products in numpy would each take all cores, and wait for each other in loops that use them up.
         limits = threadpool_limits(1, user_api="blas")
         with limits, ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
-            for images, names, pop in ahead(self._stream(batches)):
+            for images, names, pop in _ahead(self._stream(batches)):
                 for name in names:
                     if name not in observers:
                         continue
@@ -298,7 +298,7 @@ def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]], *, threads:
     return segments
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The items, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="vitdeploy-ahead") as pool:
         following = pool.submit(list, islice(items, 1))
