@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,46 @@ def test_damaged_tiffs_are_read_or_refused(
         assert preprocess(path, RECIPE).shape == (BANDS, 8, 8)
     except InputError as error:
         assert "damaged" in error.what  # noqa: PT017
+
+
+# Tags of TIFF 6.0, section 8.
+WIDTH, HEIGHT = 256, 257
+MISSING = {
+    "one strip": {},
+    "strips": {"rowsperstrip": 4},
+    "tiles": {"tile": (16, 16)},
+    "strips of planes": {"planarconfig": "separate", "rowsperstrip": 4},
+    "strips, Deflate": {"rowsperstrip": 4, "compression": "zlib"},
+    "tiles, Deflate": {"tile": (16, 16), "compression": "zlib"},
+    "strips of planes, LZW": {"planarconfig": "separate", "rowsperstrip": 4, "compression": "lzw"},
+}
+
+
+def retold(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF whose header tells another number."""
+    changed = bytearray(data)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    entries = range(directory + 2, directory + 2 + 12 * count, 12)
+    (entry,) = (at for at in entries if struct.unpack_from("<H", data, at)[0] == tag)
+    struct.pack_into("<HHII", changed, entry, tag, 4, 1, value)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("tag", [WIDTH, HEIGHT])
+@pytest.mark.parametrize("layout", MISSING)
+@pytest.mark.parametrize("channels", ["RGB", "bands"])
+def test_what_lacks_strips_or_tiles_is_refused_and_not_black(
+    tmp_path: Path, channels: str, layout: str, tag: int
+) -> None:
+    colours, options = channels == "RGB", {"planarconfig": "contig"} | MISSING[layout]
+    image = noise(40, 50) if colours else scenes(1, (40, 50), "uint16")[0]
+    stored = image.transpose(2, 0, 1) if options["planarconfig"] == "separate" else image
+    data = encoded(stored, **options | {"photometric": "rgb" if colours else "minisblack"})
+    recipe = Preprocessing(size=(8, 8)) if colours else RECIPE
+    path = tmp_path / "scene.tif"
+    path.write_bytes(data)
+    assert preprocess(path, recipe).shape[1:] == recipe.size
+    path.write_bytes(retold(data, tag, 90))
+    with pytest.raises(InputError, match=r"scene\.tif"):
+        preprocess(path, recipe)

@@ -38,7 +38,10 @@ def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
 
 def open_image(source: Path | bytes) -> Image.Image:
     """The image in a file or its bytes, of one of FORMATS; raises what Pillow raises, for others too."""
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if image.format == "TIFF":
+        tiff.check_whole(image)
+    return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

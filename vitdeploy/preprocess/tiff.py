@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ _BYTES = 12
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_PHOTOMETRIC, _BITS, _ORIENTATION, _SAMPLES, _FORMAT = 262, 258, 274, 277, 339
+_PHOTOMETRIC, _BITS, _ORIENTATION, _SAMPLES, _PLANES, _FORMAT = 262, 258, 274, 277, 284, 339
 _UNSIGNED = 1
+_APART = 2
 # Grey from black to white, RGB, a palette, YCbCr.
 _SHOWN_AS_STORED = (1, 2, 3, 6)
 _REDUCED, _MASK = 1, 4
@@ -61,6 +63,21 @@ def is_shown(image: Any, *, colours: bool) -> bool:
         return bool(samples == 1 and bits == {16})
     known = colours or image.mode in ("1", "P") or (image.mode in ("L", "RGB") and bits == {8})
     return bool(known and max(bits) <= 8 and samples == len(image.getbands()))
+
+
+def check_whole(image: Any) -> None:
+    """OSError where strips or tiles of the opened TIFF `image` are missing: Pillow leaves black what it does not find.
+
+    Those that are compressed are read by libtiff, which tells itself.
+    """
+    if any(codec != "raw" for codec, *_ in image.tile):
+        return
+    planes = image.tag_v2.get(_SAMPLES, 1) if image.tag_v2.get(_PLANES) == _APART else 1
+    boxes = [box for _, box, offset, *_ in image.tile if offset]  # an offset of 0 says that there is none
+    held = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    whole = image.width * image.height * planes
+    if held < whole:
+        raise OSError(f"it holds {held:,} of the {whole:,} samples that its header tells")
 
 
 def read_channels(file: Path | bytes, name: str) -> Array:
@@ -127,6 +144,14 @@ def _check(pages: list[Any], name: str) -> None:
             )
         if page.compression != _UNCOMPRESSED:
             _need_decoders()
+        held, whole = len(page.dataoffsets), math.prod(page.chunked)
+        if held < whole:
+            part = "tiles" if page.is_tiled else "strips"
+            raise InputError(
+                f"{name} is damaged",
+                why=f"it holds {held} of the {whole} {part} that its header tells",
+                fix="copy the file again, or leave it out",
+            )
 
 
 def _need_decoders() -> None:
