@@ -35,7 +35,7 @@ from vitdeploy.cli import (
 )
 from vitdeploy.cli.config import Config
 from vitdeploy.cli.failure import failure_of
-from vitdeploy.cli.parser import Parser, build_parser, command_parsers, peek
+from vitdeploy.cli.parser import Parser, build_parser, name_of, peek
 
 COMMANDS = (
     models,
@@ -109,10 +109,11 @@ def whole_parser() -> Parser:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """What was typed, over the defaults of a file; the log is set up on the way."""
-    parser = whole_parser()
     name, file = peek(words)
+    alone = name in map(name_of, COMMANDS) and name not in ("help", "completion")
+    parser = build_parser(COMMANDS, name if alone else None)
     config, taken = None, []
-    if name in command_parsers(parser) and name not in ("help", "completion") and not _asks(words):
+    if alone and not _asks(words):
         config = Config.find(file)
     if config is None:
         args = parser.parse_args(words)

@@ -58,8 +58,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{what} cannot be {value!r}", fix=close[0] if close else " or ".join(names))
 
 
-def build_parser(commands: Sequence[ModuleType]) -> Parser:
-    """The parser of `vitdeploy`, with a parser of its own for each module in `commands`."""
+def build_parser(commands: Sequence[ModuleType], used: str | None = None) -> Parser:
+    """The parser of `vitdeploy`, with a parser of its own for each module in `commands`.
+
+    used  the one command whose arguments are needed, which a start waits for; None for those of all
+    """
     from vitdeploy import __version__
 
     parser = Parser(
@@ -78,6 +81,8 @@ def build_parser(commands: Sequence[ModuleType]) -> Parser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if used not in (None, name_of(module)):
+            continue
         if getattr(module, "PRINTS_JSON", True):
             command.add_argument("--json", action="store_true", help="one JSON object on standard output")
         _add_common(command)

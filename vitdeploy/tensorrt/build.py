@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.platforms.boards import missing_dla
 from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.logger import collector, worded
 from vitdeploy.tensorrt.options import BuildOptions
@@ -81,6 +80,8 @@ def build(model: bytes, options: BuildOptions, *, timing: Path | None = None, bo
     """
     import tensorrt as trt
     from polygraphy.backend import trt as poly
+
+    from vitdeploy.platforms.boards import missing_dla
 
     version = version_of(trt.__version__)
     exact = tuple(map(int, re.findall(r"\d+", trt.__version__)[:3]))

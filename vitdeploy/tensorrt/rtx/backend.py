@@ -7,22 +7,22 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError
 from vitdeploy.machine.gpus import Gpu
 from vitdeploy.machine.hardware import driver_version
-from vitdeploy.platforms.boards import PLATFORMS
 from vitdeploy.runtime.backends.base import one_line
 from vitdeploy.tensorrt.backend import EngineBackend
-from vitdeploy.tensorrt.build import BuildError, Built
 from vitdeploy.tensorrt.cache import EngineCache, EngineKey
 from vitdeploy.tensorrt.library import Library
 from vitdeploy.tensorrt.options import BuildOptions
 from vitdeploy.tensorrt.rtx import requirements
-from vitdeploy.tensorrt.rtx.compiler import BUILT, REFUSED, TIME_LIMIT, TIMED_OUT, Outcome, run_compiler
 from vitdeploy.tensorrt.sidecar import keep
+
+if TYPE_CHECKING:
+    from vitdeploy.tensorrt.build import Built
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class RtxLibrary(Library):
     @property
     def rules(self) -> tuple[int, ...]:
         """The newest of the line of TensorRT that its parser and compiler are of."""
+        from vitdeploy.platforms.boards import PLATFORMS
+
         return PLATFORMS["tensorrt_rtx"].newest
 
     def create_context(self, engine: Any) -> Any:
@@ -183,20 +185,9 @@ class TensorRtRtxBackend(EngineBackend):
     @classmethod
     def build_engine(cls, model: bytes, asked: BuildOptions, timing: Path) -> Built:
         """An engine of `model`, built in a process of its own that a crash or the time limit ends alone."""
-        from vitdeploy.tensorrt.rtx.model_file import free_shapes, parse, serialized, with_names
+        from vitdeploy.tensorrt.rtx.build import build
 
-        proto = with_names(parse(model, "the bundle"))
-        outcome = run_compiler(
-            serialized(proto, "the model"),
-            asked.sm,
-            free_shapes(proto, batch=asked.profile),
-            time_limit=asked.time_limit or TIME_LIMIT,
-            engine={"tf32": asked.tf32, "workspace": asked.workspace},
-        )
-        said = "\n".join(f"[{severity}] {text}" for severity, text in outcome.log)
-        if outcome.state != BUILT:
-            raise _not_built(outcome, proto, said)
-        return Built(outcome.plan, said, layers=outcome.engine)
+        return build(model, asked)
 
     def prove_ahead(self, bundle: Bundle) -> None:
         """Besides the proof, the kernels that it had compiled are kept."""
@@ -213,17 +204,3 @@ class TensorRtRtxBackend(EngineBackend):
         if native is not None and isinstance(library, RtxLibrary):
             native.cuda.enter()
             library.keep_kernels()
-
-
-def _not_built(outcome: Outcome, model: Any, said: str) -> BuildError:
-    from vitdeploy.tensorrt.rtx.explain import describe_failure, describe_refusals
-
-    what = f"{requirements.NAME} {outcome.version} does not build this model ({outcome.state})"
-    if outcome.state == REFUSED:
-        first = describe_refusals(outcome, model)[0]
-        return BuildError(what, log=said, why=f"{first.operator} {first.node}: {first.why}", fix=first.fix)
-    failure = describe_failure(outcome)
-    fix = failure.fix if outcome.state == TIMED_OUT else "vitdeploy check BUNDLE --compile, which finds the part"
-    if "for Turing" in failure.message:  # whose tensor cores take no FP32
-        fix = "leave 75 out of the compute capabilities (sm), or vitdeploy export MODEL --fp16"
-    return BuildError(what, log=said, why=failure.message, fix=fix)
