@@ -210,9 +210,9 @@ def test_images_and_runtimes_that_are_not_there(refused: Refused, tmp_path: Path
 def test_numbers_that_do_not_hold_exit_with_one(
     refused: Refused, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitdeploy.exporter import pipeline
+    from vitdeploy.exporter import preparation
 
-    honest = pipeline._graph
+    honest = preparation._graph
 
     def sabotage(*args: Any) -> Any:
         graph, record = honest(*args)
@@ -224,6 +224,6 @@ def test_numbers_that_do_not_hold_exit_with_one(
         weight.const_value = ir.tensor(np.ascontiguousarray(array), name=weight.name)
         return graph, record
 
-    monkeypatch.setattr(pipeline, "_graph", sabotage)
+    monkeypatch.setattr(preparation, "_graph", sabotage)
     message = refused("export", f"{model_file}:build", "--image-size", "16", "-o", "bundle", code=1)
     assert "does not reproduce PyTorch" in message

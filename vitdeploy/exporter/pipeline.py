@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter
-from vitdeploy.data import Dataset
-from vitdeploy.data.slots import Slot, takes_images_alone
-from vitdeploy.errors import BackendError, GateError, UsageError
+from vitdeploy.errors import BackendError, GateError
 from vitdeploy.exporter.artifact import describe, write_bill, write_model
 from vitdeploy.exporter.emulation import emulate_half, in_single
 from vitdeploy.exporter.free_axes import require_free
-from vitdeploy.exporter.half import half_precision, pin_modules
-from vitdeploy.exporter.inputs import lengths
+from vitdeploy.exporter.half import half_precision
 from vitdeploy.exporter.int8 import eight_bits
-from vitdeploy.exporter.network import Network
-from vitdeploy.exporter.onnx_import.network import OnnxNetwork
-from vitdeploy.exporter.onnx_import.read import OnnxFile
-from vitdeploy.exporter.optimize import Record, lower, optimize, run_pass
-from vitdeploy.exporter.origin import captured, open_network, reference_outputs
-from vitdeploy.exporter.reference_inputs import choose_inputs
+from vitdeploy.exporter.optimize import run_pass
+from vitdeploy.exporter.preparation import Clock, Reference, prepare, samples_of
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.scores import hide_scores, show_scores
-from vitdeploy.exporter.sources.resolve import check_labels, find_network
-from vitdeploy.exporter.sources.subject import Subject
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Inputs, samples_in
 from vitdeploy.graph.run import run as run_graph
-from vitdeploy.models.registry import ModelCard
-from vitdeploy.passes.bake_preprocessing import BakePreprocessing, require_bakeable
+from vitdeploy.passes.bake_preprocessing import BakePreprocessing
 from vitdeploy.platforms.boards import Platform
 from vitdeploy.platforms.check import check
 from vitdeploy.platforms.report import BLOCKS
 from vitdeploy.progress import each
 from vitdeploy.proof.recorded import image_db, natural_images, pooled_db, record
-from vitdeploy.quantize.gates import check_goals
-from vitdeploy.quantize.samples import BATCH, CalibrationSet, choose_samples, fit_inputs, open_calibration
+from vitdeploy.quantize.samples import BATCH, CalibrationSet, open_calibration
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.verify import verify
 from vitdeploy.statistics import json_number
@@ -55,45 +42,18 @@ log = logging.getLogger("vitdeploy.export")
 STANDARD_RUNTIME = "onnxruntime"
 
 
-class Reference(NamedTuple):
-    """What the bundle is proven on.
-
-    kinds    of the samples, see `choose_images`
-    fed      the inputs as the bundle takes them, by name
-    inputs   the same as the network sees them
-    outputs  what the network makes of them in FP32, by output name
-    network  what computes them
-    """
-
-    kinds: tuple[str, ...]
-    fed: Inputs
-    inputs: Inputs
-    outputs: dict[str, Array]
-    network: Network
-
-
 def run(request: ExportRequest) -> Bundle:
     """Export what `request` asks for; see `vitdeploy.export` for what is raised."""
     from vitdeploy.exporter.diagnosis.culprit import Evidence, explained, require_right
 
-    data = open_calibration(request.calibration, request.quantization) if request.precision == "int8" else None
-    clock = _Clock()
+    samples_for = None
+    if request.precision == "int8":
+        data, options = open_calibration(request.calibration, request.quantization), request.quantization
+        given = () if request.calibration is None else request.calibration
+        samples_for = partial(samples_of, data=given, opened=data, options=options)
+    clock = Clock()
     with BundleWriter(request.output, force=request.force) as writer, contextlib.ExitStack() as gates:
-        build = find_network(request)
-        with clock.step("building the network"):
-            subject = build()
-            _tell(subject)
-            if request.bake_preprocessing:
-                require_bakeable(subject.card.preprocessing)
-        with clock.step(f"computing the {_computing(subject)} reference"):
-            options, card = request.quantization, subject.card
-            samples = _samples(subject, request, data) if request.precision == "int8" else None
-            reference = _reference(subject, request, samples)
-            check_goals(options, reference.outputs)
-            card = _with_classes(card, reference, asked=request.labels is not None)
-        with clock.step("capturing the graph"):
-            original, nodes = captured(reference.network, reference.inputs, reference.outputs)
-        graph, records = _graph(original, reference, request, clock)
+        subject, card, samples, reference, original, nodes, graph, records = prepare(request, clock, samples_for)
         evidence = Evidence(
             reference.network,
             original,
@@ -144,97 +104,8 @@ def _check_rules(bundle: Bundle, platform: Platform) -> None:
         )
 
 
-def _computing(subject: Subject) -> str:
-    return "ONNX Runtime" if isinstance(subject.model, OnnxFile) else "PyTorch"
-
-
-def _tell(subject: Subject) -> None:
-    """Says what had to be assumed of the network."""
-    card = subject.card
-    for note in subject.notes:
-        log.warning("%s", note)
-    if card.weights.kind == "random":
-        log.warning(
-            "%s has no trained weights, exporting SEEDED RANDOM ones (%s); see --checkpoint",
-            card.name,
-            card.weights.detail,
-        )
-    if card.assumption:
-        log.warning("%s; if that is wrong, see --preprocessing", card.assumption)
-
-
-def _samples(subject: Subject, request: ExportRequest, opened: Dataset | None) -> CalibrationSet:
-    """What calibrates the network, and what INT8 is evaluated on; `opened` is DATA of images."""
-    options, card = request.quantization, subject.card
-    slots = tuple(Slot(spec.name, lengths(spec), spec.dtype, spec.image) for spec in subject.inputs)
-    data = fit_inputs(opened, () if request.calibration is None else request.calibration, slots, options)
-    several = () if takes_images_alone(slots) else slots
-    return choose_samples(data, card.labels, card.preprocessing, options, several)
-
-
-def _reference(subject: Subject, request: ExportRequest, samples: CalibrationSet | None) -> Reference:
-    """The inputs that prove the bundle, and the network's outputs for them."""
-    network = open_network(subject, features=request.features, batch=request.fixed_batch)
-    batch = request.fixed_batch or 1
-    given = request.reference
-    if given is None and samples is not None:
-        given = samples.reference(batch)
-    chosen = choose_inputs(subject, given, batch=batch)
-    fed = chosen.inputs
-    if request.bake_preprocessing:
-        if chosen.pixels is None:
-            raise UsageError(
-                "a bundle with baked preprocessing cannot be proven on these inputs",
-                why="its graph takes RGB pixels alone",
-                fix="a network of images alone, and reference images as paths, or uint8 [n, H, W, 3]",
-            )
-        fed = {subject.inputs[0].name: chosen.pixels}
-    if request.precision == "fp16":
-        network.prepare_half(chosen.inputs)
-    return Reference(chosen.kinds, fed, chosen.inputs, reference_outputs(network, chosen.inputs), network)
-
-
-def _with_classes(card: ModelCard, reference: Reference, *, asked: bool) -> ModelCard:
-    """The card with the number of classes that the logits show, if it knew none; UsageError for other labels.
-
-    `asked` says whether the user gave the labels: those of a checkpoint are no mistake where features are exported.
-    """
-    logits = reference.outputs.get(reference.network.scores or "")
-    scores = logits is not None and logits.ndim >= 2 and logits.dtype.kind == "f"
-    if logits is not None and scores and not card.num_classes and (logits.ndim == 2 or card.labels):
-        card = replace(card, num_classes=logits.shape[1])
-    if asked and not scores:
-        raise UsageError(
-            f"{card.name} has labels, and its outputs are no class scores [N, classes, …]",
-            fix="leave --labels out, or call the scores logits: forward returns {'logits': scores}",
-        )
-    check_labels(card)
-    return card
-
-
-def _graph(
-    original: ir.Model, reference: Reference, request: ExportRequest, clock: _Clock
-) -> tuple[ir.Model, list[Record]]:
-    """The optimized FP32 graph, and the record of each rewrite on the way there."""
-    graph = original.clone()
-    with clock.step(f"lowering and optimizing for {request.row.name}"):
-        records = lower(graph, request.row)
-        records += optimize(graph, request.row)
-    unused = [str(value.name) for value in graph.graph.inputs if not value.uses() and not value.is_graph_output()]
-    if unused:
-        raise UsageError(
-            f"no output of {reference.network.name} depends on its input {' and '.join(unused)}",
-            why="a runtime may leave such an input out of the model",
-            fix="export the .onnx without it"
-            if isinstance(reference.network, OnnxNetwork)
-            else "leave it out of forward, or give it a default there and no --input",
-        )
-    pin_modules(graph, reference.network.float32_modules)
-    return graph, records
-
-
 def _precision(
-    graph: ir.Model, reference: Reference, request: ExportRequest, samples: CalibrationSet | None, clock: _Clock
+    graph: ir.Model, reference: Reference, request: ExportRequest, samples: CalibrationSet | None, clock: Clock
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph in the precision that was asked for, and what that took."""
     if request.precision == "fp32":
@@ -298,19 +169,3 @@ def proving_runtimes(target: Target) -> list[str]:
     """
     able = [name for name in target.runtimes if find_backend(name).proves_exports] or [STANDARD_RUNTIME]
     return [able[0], *(name for name in able[1:] if find_backend(name).available() is None)]
-
-
-@dataclass
-class _Clock:
-    """Seconds a step; each step is announced before it runs."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        log.info("%s …", name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        if self.seconds[name] >= 1:
-            log.info("%s: %.1f s", name, self.seconds[name])

@@ -288,19 +288,24 @@ def choose_samples(
     recipe: Preprocessing,
     options: Int8Options,
     slots: tuple[Slot, ...] = (),
+    *,
+    judges: int | None = None,
 ) -> CalibrationSet:
     """What each sample is for.
 
     labels  names of the network's classes by number, empty where they are not known
     recipe  how images become its input
     slots   its inputs, where it takes more or other things than one image
+    judges  samples to evaluate on, where there are as many; None for as many as the options need
 
     Raises InputError where labels are needed and are not those of the network.
     """
     if options.max_drop is not None and labels:
         dataset = dataset.relabelled(labels)
-    wanted = SNR_IMAGES if options.max_drop is None else judges_wanted(options.max_drop)
-    least = SNR_IMAGES if options.max_drop is None else 1  # a drop is worth little on images that calibrated
+    needed = SNR_IMAGES if options.max_drop is None else judges_wanted(options.max_drop)
+    wanted = needed if judges is None else judges
+    # A drop is worth little on images that calibrated.
+    least = min(wanted, SNR_IMAGES) if options.max_drop is None else 1
     order = dataset.sample(options.samples + wanted, options.seed)
     calibrate, evaluate = order[: options.samples], order[options.samples :]
     if len(evaluate) < least:

@@ -22,7 +22,7 @@ from tests.rows import TARGETS
 from vitdeploy import export
 from vitdeploy.cli import main
 from vitdeploy.errors import GateError
-from vitdeploy.exporter import capture, half_repair, optimize, pipeline
+from vitdeploy.exporter import capture, half_repair, optimize, pipeline, preparation
 from vitdeploy.exporter.artifact import write_model
 from vitdeploy.exporter.diagnosis import culprit
 from vitdeploy.exporter.lowering.attention import lower_attention
@@ -216,14 +216,14 @@ def test_a_pass_that_computes_something_else(
 def test_a_graph_that_no_repeated_rewrite_makes_wrong(
     failure: Callable[..., GateError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = pipeline._graph
+    honest = preparation._graph
 
     def spoiled(*args: Any) -> Any:
         graph, record = honest(*args)
         change(graph, "head.bias", lambda bias: bias + 0.1)
         return graph, record
 
-    monkeypatch.setattr(pipeline, "_graph", spoiled)
+    monkeypatch.setattr(preparation, "_graph", spoiled)
     error = failure(Network())
     blames_the_graph(error, "head (Linear)")
     assert "rewrite" not in (error.why or "")
