@@ -32,7 +32,8 @@ from torch import nn
 from vitdeploy import create_model
 from vitdeploy.exporter.artifact import standard_onnx
 from vitdeploy.exporter.capture import capture
-from vitdeploy.exporter.half import half_precision, pin_modules
+from vitdeploy.exporter.half import half_precision
+from vitdeploy.exporter.half_parts import pin_modules
 from vitdeploy.exporter.optimize import lower, optimize
 from vitdeploy.table import render
 from vitdeploy.targets import Target, find_target

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 from tests.graph_cases import ops, parsed, run
 from vitdeploy.exporter.emulation import activation_ranges, emulate_half, half_snr_db
-from vitdeploy.exporter.half import HALF, HalfReport, Quality, keep_single, to_half
+from vitdeploy.exporter.half import HalfReport, Quality, to_half
+from vitdeploy.exporter.half_parts import HALF, keep_single
 
 HEADER = '<ir_version: 10, opset_import: ["": 17]> '
 

@@ -29,7 +29,8 @@ from tests.rows import TARGETS
 from vitdeploy import export, verify
 from vitdeploy.exporter.artifact import standard_onnx
 from vitdeploy.exporter.capture import capture
-from vitdeploy.exporter.half import half_precision, pin_modules
+from vitdeploy.exporter.half import half_precision
+from vitdeploy.exporter.half_parts import pin_modules
 from vitdeploy.exporter.optimize import lower, optimize
 from vitdeploy.graph.edit import Array
 from vitdeploy.models.outputs import choose_outputs

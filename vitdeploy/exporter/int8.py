@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vitdeploy.errors import REPORT, ExportError, InputError
 from vitdeploy.exporter.emulation import emulate_half
-from vitdeploy.exporter.half import half_precision, pinned
+from vitdeploy.exporter.half import half_precision
+from vitdeploy.exporter.half_parts import pinned
 from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Inputs, run
 from vitdeploy.proof.parity import compare_outputs

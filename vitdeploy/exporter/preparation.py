@@ -14,7 +14,7 @@ import onnx_ir as ir
 from vitdeploy.data import Dataset, DataSource
 from vitdeploy.data.slots import Slot, takes_images_alone
 from vitdeploy.errors import UsageError
-from vitdeploy.exporter.half import pin_modules
+from vitdeploy.exporter.half_parts import pin_modules
 from vitdeploy.exporter.inputs import lengths
 from vitdeploy.exporter.network import Network
 from vitdeploy.exporter.onnx_import.network import OnnxNetwork

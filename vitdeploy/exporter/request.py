@@ -14,7 +14,8 @@ from vitdeploy.exporter.inputs import DYNAMIC, InputSpec, parse_input
 from vitdeploy.platforms.boards import Platform, export_target
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.runtime.backends import backends, find_backend
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.race import timing_runtime
 from vitdeploy.targets import Int8Rules, Target
 
 if TYPE_CHECKING:
@@ -100,16 +101,8 @@ class ExportRequest:
     def _check_int8(self) -> None:
         if self.row.int8 is None:
             raise UsageError(f"the target {self.target} has no rules for INT8", fix="--fp16, or another target")
-        runtime = self.quantization.tune_latency
-        able = [] if runtime is None else [backend.name for backend in backends() if backend.times_layers]
-        if runtime is not None and runtime not in able:
-            raise UsageError(f"layers cannot be timed on {runtime!r}", fix=f"--tune-latency {' or '.join(able)}")
-        if runtime is not None and runtime not in self.row.runtimes:
-            raise UsageError(
-                f"bundles for {self.target} are not run by {runtime}",
-                why=f"they are made for {', '.join(self.row.runtimes)}",
-                fix=f"--target portable, or --tune-latency {self.row.runtimes[0]}",
-            )
+        if self.quantization.tune_latency is not None:
+            timing_runtime(self.quantization.tune_latency, self.row, "--tune-latency")
         if self.features and self.quantization.max_drop is not None:
             raise UsageError("--max-drop needs class scores, and --features has none", fix="--min-snr 35")
 

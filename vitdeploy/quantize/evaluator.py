@@ -57,7 +57,14 @@ class Evaluator:
 
         -inf for an output that is not finite. `mode` is that of `open_session`.
         """
+        return self._ratios(Runner(model, mode))
+
+    def measure(self, model: ir.Model, mode: Mode = "qdq") -> tuple[dict[str, float], Paired | None]:
+        """`ratios`, and `drop` where there are labels, of a graph that is opened once."""
         runner = Runner(model, mode)
+        return self._ratios(runner), None if self._right is None else pair(self._right, self._answers(runner))
+
+    def _ratios(self, runner: Runner) -> dict[str, float]:
         sums: dict[str, tuple[float, float]] = {}
         for found, expected in zip(self._outputs(runner, "comparing with FP32"), self._expected, strict=True):
             for name, array in found.items():

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -30,8 +31,8 @@ from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.placement import Layer, Plan, restrict, tensors
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
-from vitdeploy.runtime.race import ROUNDS, TURN_SECONDS, race
-from vitdeploy.statistics import Ratio
+from vitdeploy.runtime.race import ROUNDS, TURN_SECONDS, race, turns
+from vitdeploy.statistics import CONFIDENCE, Ratio, median_interval
 from vitdeploy.targets import Int8Rules
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,19 @@ class LatencyReport:
         }
 
 
+class Saving(NamedTuple):
+    """Milliseconds of a call that are saved, the median of rounds, with its 95 % interval; below 0 they are lost."""
+
+    ms: float
+    low: float | None
+    high: float | None
+
+    def part(self, share: float) -> Saving:
+        """What belongs to a part that makes up `share` of all that was timed together."""
+        low, high = (None if bound is None else share * bound for bound in (self.low, self.high))
+        return Saving(share * self.ms, low, high)
+
+
 def faster_layers(model: ir.Model, plan: Plan, rules: Int8Rules, runtime: str) -> LatencyReport:
     """`time_layers`; ExportError where nothing is faster, before anybody waits for calibration."""
     report = time_layers(model, plan, rules, runtime=runtime)
@@ -125,7 +139,7 @@ def time_layers(
 
     Raises UsageError for a runtime that does not exist and BackendError for one that is not here or cannot run it.
     """
-    race = _Race(find_backend(runtime), Options(threads=threads), model)
+    race = Race(find_backend(runtime), Options(threads=threads), model)
     quantized = _build(model, plan, rules)
     best = race.load(quantized)
     settings = {**best.describe(), "processor": read_cpu().name, "rounds": ROUNDS}
@@ -137,7 +151,7 @@ def time_layers(
         log.info("latency on %s: measured before, %s", runtime, file)
         return known
     groups: list[Group] = []
-    wanted = _groups(model.graph, plan)
+    wanted = alike(model.graph, plan)
     with Progress(f"measuring INT8 on {runtime}", len(wanted) + 1) as progress:
         for nodes in wanted:
             trial = _without(plan, nodes)
@@ -153,19 +167,19 @@ def time_layers(
     return report
 
 
-def _groups(graph: ir.Graph, plan: Plan) -> list[tuple[str, ...]]:
+def alike(graph: ir.Graph, plan: Plan) -> list[tuple[str, ...]]:
     """Names of the quantized layers, those to be timed together; the group with the most arithmetic first."""
     nodes = {node.name: node for node in graph}
     layers = [layer for layer in plan if layer.quantized]
-    alike: dict[Any, list[Layer]] = {}
+    same: dict[Any, list[Layer]] = {}
     for layer in layers:
         node = nodes[layer.node]
         # The bias is left out: with or without it, the kernel is the same.
         shapes = tuple(sizes(value) for value in (*node.inputs[:2], *node.outputs))
-        alike.setdefault((layer.kind, node.op_type, shapes), []).append(layer)
+        same.setdefault((layer.kind, node.op_type, shapes), []).append(layer)
     limit = SMALL * _macs(layers)
     found: dict[Any, list[Layer]] = {}
-    for key, group in alike.items():
+    for key, group in same.items():
         found.setdefault(key if _macs(group) >= limit else group[0].kind, []).extend(group)
     return [tuple(layer.node for layer in group) for group in sorted(found.values(), key=_macs, reverse=True)]
 
@@ -188,8 +202,11 @@ def _build(model: ir.Model, plan: Plan, rules: Int8Rules) -> ir.Model:
     return insert(model, plan, ranges, {}, rules)
 
 
-class _Race:
-    """Lets graphs take turns on one runtime."""
+class Race:
+    """Lets graphs take turns on one runtime.
+
+    model  the graph whose inputs all of them take; a free batch is measured at 1
+    """
 
     def __init__(self, backend: type[Backend], options: Options, model: ir.Model) -> None:
         self._backend, self._options = backend, options
@@ -202,11 +219,18 @@ class _Race:
             self._inputs[str(source.name)] = made.astype(kind)
 
     def load(self, model: ir.Model) -> Backend:
+        """The graph on the runtime; BackendError where it cannot run it."""
         return self._backend.load(ir.to_proto(model).SerializeToString(), options=self._options)
 
     def run(self, first: Backend, second: Backend) -> Ratio:
         """Time of `first` over time of `second`."""
         return race(first, second, self._inputs, rounds=ROUNDS, turn_seconds=TURN_SECONDS)
+
+    def saved(self, first: Backend, second: Backend) -> Saving:
+        """Milliseconds of a call that `first` takes more than `second`."""
+        pairs = zip(*turns(first, second, self._inputs, rounds=ROUNDS, turn_seconds=TURN_SECONDS), strict=True)
+        saved = [1000 * (a - b) for a, b in pairs]
+        return Saving(median(saved), *median_interval(saved, CONFIDENCE))
 
 
 def _fingerprint(model: ir.Model, settings: Mapping[str, Any]) -> str:

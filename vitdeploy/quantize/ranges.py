@@ -107,8 +107,8 @@ def choose_range(
     names = ("minmax",) if constant else OWN_METHODS if method == AUTO else (method,)
     params = {name: _params(name, statistics, scheme) for name in names}
     tensor_noise = Noise(statistics.histogram, statistics.low, statistics.high)
-    layer_noise = _layer_noise(statistics, consumers)
-    candidates = {name: (layer_noise or tensor_noise).sqnr_db(params) for name, params in params.items()}
+    noise = layer_noise(statistics, consumers)
+    candidates = {name: (noise or tensor_noise).sqnr_db(params) for name, params in params.items()}
     best = max(candidates, key=lambda name: candidates[name])
     low, high = params[best].range
     return TensorRange(
@@ -117,7 +117,7 @@ def choose_range(
         low,
         high,
         tensor_noise.sqnr_db(params[best]),
-        candidates[best] if layer_noise else None,
+        candidates[best] if noise else None,
         candidates,
         CONSTANT_NOTE if constant else None,
     )
@@ -145,13 +145,13 @@ def _check(statistics: Statistics) -> None:
         raise ExportError(f"no calibration image reached {statistics.name}", fix="--calibration with images")
 
 
-def _layer_noise(statistics: Statistics, consumers: Sequence[LinearMap]) -> _LayerNoise | None:
+def layer_noise(statistics: Statistics, consumers: Sequence[LinearMap]) -> LayerNoise | None:
     """The noise at the consumers that take the tensor's sample, if there are any."""
     sample = statistics.sample
     if sample is None or not sample.seen:
         return None
     fitting = [layer for layer in consumers if _fits(layer.window, sample.window)]
-    return _LayerNoise(sample, fitting) if fitting else None
+    return LayerNoise(sample, fitting) if fitting else None
 
 
 def _fits(needed: tuple[int, int] | None, given: tuple[int, int] | None) -> bool:
@@ -160,7 +160,7 @@ def _fits(needed: tuple[int, int] | None, given: tuple[int, int] | None) -> bool
     return needed[0] <= given[0] and needed[1] <= given[1]
 
 
-class _LayerNoise:
+class LayerNoise:
     """What a round trip does to the outputs of layers: squared error over squared output, the mean over the layers."""
 
     def __init__(self, sample: Sample, layers: Sequence[LinearMap]) -> None:
@@ -168,6 +168,7 @@ class _LayerNoise:
         self._signals = [max(self._energy(layer(self._units)), 1e-30) for layer in layers]
 
     def sqnr_db(self, params: QuantParams) -> float:
+        """Signal to noise at the outputs where the tensor makes a round trip through 8-bit integers, dB."""
         error = params.round_trip(self._units) - self._units
         parts = [self._energy(layer(error)) / signal for layer, signal in zip(self._layers, self._signals, strict=True)]
         return decibels(1.0, float(np.mean(parts)))

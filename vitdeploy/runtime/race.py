@@ -5,11 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from vitdeploy.errors import UsageError
+from vitdeploy.runtime.backends import backends
 from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.statistics import Ratio, paired_ratio
+from vitdeploy.targets import Target
 
 ROUNDS = 30  # in which the two take turns; fixed, so that the interval of their ratio is what it says
 TURN_SECONDS = 0.02  # of calls that one makes in its turn, at least
+
+
+def timing_runtime(runtime: str, target: Target, option: str) -> str:
+    """The whole name of a runtime that can time layers of a graph for `target`; UsageError for any other."""
+    able = [backend.name for backend in backends() if backend.times_layers]
+    if runtime not in able:
+        raise UsageError(f"layers cannot be timed on {runtime!r}", fix=f"{option} {' or '.join(able)}")
+    if runtime not in target.runtimes:
+        raise UsageError(
+            f"bundles for {target.name} are not run by {runtime}",
+            why=f"they are made for {', '.join(target.runtimes)}",
+            fix=f"--target portable, or {option} {target.runtimes[0]}",
+        )
+    return runtime
 
 
 def race(
@@ -21,16 +38,28 @@ def race(
     turn_seconds: float = TURN_SECONDS,
 ) -> Ratio:
     """Time of `first` over time of `second`, both called with `inputs`; rounded to four digits."""
+    ratio = paired_ratio(*turns(first, second, inputs, rounds=rounds, turn_seconds=turn_seconds))
+    # Rounded, so that a result that is kept in a file decides the same.
+    low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
+    return Ratio(round(ratio.value, 4), low, high, paired=True)
+
+
+def turns(
+    first: Backend,
+    second: Backend,
+    inputs: Mapping[str, Array],
+    *,
+    rounds: int = ROUNDS,
+    turn_seconds: float = TURN_SECONDS,
+) -> tuple[list[float], list[float]]:
+    """Seconds of a call in each round, of `first` and of `second`, both called with `inputs`."""
     _turn(second, inputs, 1)
     calls = max(1, round(turn_seconds / _turn(first, inputs, 1)))
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         for index in (0, 1) if number % 2 else (1, 0):
             seconds[index].append(_turn((first, second)[index], inputs, calls))
-    ratio = paired_ratio(*seconds)
-    # Rounded, so that a result that is kept in a file decides the same.
-    low, high = (None if bound is None else round(bound, 4) for bound in (ratio.low, ratio.high))
-    return Ratio(round(ratio.value, 4), low, high, paired=True)
+    return seconds
 
 
 def _turn(backend: Backend, inputs: Mapping[str, Array], calls: int) -> float:

@@ -9,7 +9,8 @@ from torch import nn
 
 from tests.graph_cases import captured, ops, run
 from tests.rows import TARGETS
-from vitdeploy.exporter.half import HALF, to_half
+from vitdeploy.exporter.half import to_half
+from vitdeploy.exporter.half_parts import HALF
 from vitdeploy.exporter.lowering.layer_norm import lower_layer_norm
 
 

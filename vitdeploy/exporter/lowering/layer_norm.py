@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.exporter.half import keep_single
+from vitdeploy.exporter.half_parts import keep_single
 from vitdeploy.graph.edit import Builder, attribute, dtype_of, input_of, of_type, replace, shape_of, sizes
 from vitdeploy.targets import Target
 
