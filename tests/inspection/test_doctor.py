@@ -385,3 +385,35 @@ def test_rows_of_jetpack_7_apply_to_its_boards_only() -> None:
 def test_a_quantizer_is_named_where_it_is_installed() -> None:
     assert "onnxsim/onnxsim#1742" in issues(versions={"nvidia-modelopt": "0.47.0"})
     assert issues(versions={"onnx": "1.22.0"}) == set()
+
+
+def test_sensors_of_energy_are_named_or_it_is_said_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    rail = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
+    for folder, files in (
+        (zone, {"name": "package-0", "energy_uj": "100", "max_energy_range_uj": "1000"}),
+        (rail, {"in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "900"}),
+    ):
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    report = doctor(tmp_path, architecture="x86_64")
+    assert report.machine.energy == (
+        "RAPL package-0 (the processor's packages, without memory)",
+        "INA3221 VDD_IN (the whole module)",
+    )
+    assert "INA3221 VDD_IN (the whole module)" in str(report)
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    report = doctor(tmp_path, architecture="x86_64")
+    assert report.machine.energy == ("INA3221 VDD_IN (the whole module)",)
+    (finding,) = (one for one in report.findings if "RAPL" in one.what)
+    assert (finding.kind, finding.fix) == ("optional", f"sudo chmod a+r {zone / 'energy_uj'}")

@@ -10,6 +10,8 @@ from tests.bundles import write_tiny_bundle
 from tests.latency.fake_benchmark import FakeWorker
 from vitdeploy.bundle import Bundle
 from vitdeploy.latency import benchmark as module
+from vitdeploy.latency import energy
+from vitdeploy.machine.energy.meter import Found
 
 
 @pytest.fixture
@@ -21,6 +23,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(module, "Worker", FakeWorker)
     monkeypatch.setattr(module, "machine_settings", lambda: dict(settings))
     monkeypatch.setattr(module, "machine_conditions", lambda: {"temperatures_c": {"CPU": 45.5}, "load_average": 0.5})
+    monkeypatch.setattr(energy, "find_sensors", lambda: Found([], []))
     return settings
 
 

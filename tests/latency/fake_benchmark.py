@@ -32,6 +32,7 @@ class FakeWorker:
         if name not in MILLISECONDS:
             raise BackendError(f"{name} refuses the model")
         FakeWorker.alive += 1
+        self.number = 1000 + len(self.started)
         self.seconds = MILLISECONDS[name] * batch / 1000
         self.turns = 0
         facts = {"backend": name, "version": self.version, "device": "CPU", "compute_precision": "fp32", "threads": 2}

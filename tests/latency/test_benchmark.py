@@ -18,8 +18,8 @@ from tests.latency.fake_benchmark import MILLISECONDS, FakeWorker, run
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
 from vitdeploy.latency.baseline import Earlier, Own, find_baseline
-from vitdeploy.latency.benchmark import interleave, warm_up
 from vitdeploy.latency.measurement import Turn
+from vitdeploy.latency.turns import interleave, warm_up
 from vitdeploy.runtime.backends import backend_names
 
 pytestmark = pytest.mark.usefixtures("machine")

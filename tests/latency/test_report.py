@@ -48,10 +48,12 @@ def test_the_json_has_a_schema_and_only_json_values(bundles: list[Bundle]) -> No
         "load_seconds",
         "first_call_seconds",
         "peak_memory_bytes",
+        "gpu_memory_bytes",
         "calls",
         "latency_ms",
         "images_per_second",
         "image_seconds",
+        "energy",
         "ratio",
     }
     settings = {"version": "1.0", "device": "CPU", "compute_precision": "fp32", "threads": 2, "callers": 1}

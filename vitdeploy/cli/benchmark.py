@@ -1,4 +1,4 @@
-"""Measure latency, throughput, load time and memory of bundles on this machine. Needs no torch.
+"""Measure latency, throughput, load time, memory and energy of bundles on this machine. Needs no torch.
 
   vitdeploy benchmark lemevit-fp32 lemevit-fp16 --runtime all
   vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --csv latency.csv
@@ -9,8 +9,10 @@ Candidates (bundle x runtime x batch) take turns in random order, round by round
 a disturbance of the machine affects all of them. A ratio is the time per image over that of the baseline, as the median
 of the rounds with a 95 % interval; an interval that contains 1 shows no difference. Load time includes the import of
 the runtime. Peak memory is the largest resident set of the process (VmHWM), with Python and numpy and without the
-memory of a GPU. A run is compared with an earlier one only if machine, versions, threads, precision, governor and
-power mode are the same, unless --allow-different. Ctrl-C prints what was measured so far.
+memory of a GPU. Energy is told where the machine has a sensor: RAPL, the power monitors of a Jetson, or NVML. It is all
+that the machine draws meanwhile, idle power and other processes included. A run is compared with an earlier one only if
+machine, versions, threads, precision, governor and power mode are the same, unless --allow-different. Ctrl-C prints
+what was measured so far.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
 from vitdeploy.cli.output_file import check_writable, write
 
-HELP = "measure latency, throughput and memory of bundles"
+HELP = "measure latency, throughput, memory and energy of bundles"
 
 INTERRUPTED = 130
 

@@ -14,6 +14,7 @@ from vitdeploy.argument_types import checked_arguments
 from vitdeploy.inspection.doctor_report import DoctorReport, Finding, Machine, Package, TensorRt
 from vitdeploy.inspection.probe_python import probe_python
 from vitdeploy.inspection.runtimes import failing_devices, find_runtimes, lacks_kernels
+from vitdeploy.machine.energy.meter import Meter, find_sensors
 from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.hardware import (
     cudart_version,
@@ -50,6 +51,9 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
         findings of the report; nothing is raised for them.
     """
     jetson = read_jetson(root)
+    energy = find_sensors(root)
+    with Meter(energy.sensors):  # which closes them
+        sensors = tuple(f"{one.facts.name} ({one.facts.covers})" for one in energy.sensors)
     gpus = read_gpus(root)
     machine = Machine(
         cpu=read_cpu(root, architecture),
@@ -58,6 +62,7 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
         cudart=cudart_version(root),
         jetson=jetson,
         python=describe_python(),
+        energy=sensors,
     )
     base = tuple(_imported(module, package) for module, package in BASE_PACKAGES)
     runtimes = () if any(package.problem for package in base) else find_runtimes()
@@ -65,6 +70,7 @@ def doctor(root: Path = ROOT, *, architecture: str | None = None) -> DoctorRepor
     export = tuple(_installed(package) for package in EXPORT_PACKAGES)
     findings = _missing(machine, base, runtimes, tensorrt, compiler, export)
     findings += failing_devices(machine, runtimes)
+    findings += [Finding("optional", one.what, one.fix, one.why) for one in energy.unreadable]
     findings += _known_bad(machine, base, runtimes, tensorrt)
     return DoctorReport(machine, base, runtimes, tensorrt, compiler, export, tuple(findings))
 

@@ -66,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """The hardware and the system."""
+    """The hardware and the system; `energy` names the sensors of energy that can be read, with what they cover."""
 
     cpu: Cpu
     gpus: tuple[Gpu, ...]
@@ -74,6 +74,7 @@ class Machine:
     cudart: str | None
     jetson: Jetson | None
     python: Mapping[str, Any]
+    energy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _machine_rows(machine: Machine) -> list[list[str]]:
         rows.append(["GPU", "the driver does not respond" if jetson else "no NVIDIA GPU"])
     if machine.driver or machine.cudart:
         rows.append(["CUDA", f"driver {machine.driver or 'not found'}, libcudart {machine.cudart or 'not found'}"])
+    rows += [["energy", sensor] for sensor in machine.energy]
     hides = ", a virtual environment without the system's packages" if machine.python["hides_system_packages"] else ""
     rows.append(["Python", f"{machine.python['version']}{hides}"])
     return rows

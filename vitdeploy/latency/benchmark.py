@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BackendError, UsageError, VitDeployError
 from vitdeploy.latency.baseline import Own, find_baseline
+from vitdeploy.latency.energy import start_meter, turn_seconds
 from vitdeploy.latency.measurement import Candidate, Measurement, Turn
 from vitdeploy.latency.report import BenchmarkReport
+from vitdeploy.latency.turns import TURN_SECONDS, interleave, warm_up
 from vitdeploy.latency.worker import Worker
+from vitdeploy.machine.energy.meter import Meter
+from vitdeploy.machine.energy.nvml import memory_of_processes
+from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
 from vitdeploy.runtime.backends import backend_names, find_backend, full_name
 from vitdeploy.runtime.options import Options
@@ -29,14 +31,10 @@ log = logging.getLogger(__name__)
 
 ALL = "all"
 SECONDS, WARMUP_SECONDS = 10.0, 1.0
-# Long enough for a call to find its caches warm again, short enough for many rounds.
-TURN_SECONDS, TURN_CALLS = 0.05, 1000
 PROGRESS_SECONDS = 5.0
 
 # Keys of `Session.describe` that identify a candidate; the others are its settings.
 _IDENTITY = ("bundle", "model", "weights", "precision", "backend", "reason")
-
-Result = TypeVar("Result")
 
 
 @checked_arguments
@@ -62,8 +60,8 @@ def benchmark(
     """Measure one or several bundles on one or several runtimes and batches.
 
     A round gives each candidate one turn, in random order, so that what slows the machine down slows all of them; a
-    turn is as many calls as fit into 50 ms. Each candidate is loaded in a process of its own and fed with the
-    reference inputs of its bundle.
+    turn is as many calls as fit into 50 ms, or longer where the machine has a slow sensor of energy. Each candidate is
+    loaded in a process of its own and fed with the reference inputs of its bundle.
 
     Args:
         bundle: One or several bundles, or their folders.
@@ -85,7 +83,8 @@ def benchmark(
         untrusted: Whether the bundle is a stranger's, see `vitdeploy.load`.
 
     Returns:
-        The report: latency, throughput, load time and memory of every candidate, and ratios.
+        The report: latency, throughput, load time and memory of every candidate, and ratios; energy where the machine
+        has a sensor of it.
 
     Raises:
         UsageError: Options do not fit, the batch is not the fixed one, or an earlier run had different settings.
@@ -121,7 +120,9 @@ def benchmark(
     complete: list[list[Turn]] = []  # round by round, in the order of `running`
     interrupted = False
     with ExitStack() as processes:
-        running, skipped = _start(plans, chosen, warmup, processes)
+        meter, sensors = start_meter(processes)
+        length = turn_seconds(TURN_SECONDS, sensors)
+        running, skipped = _start(plans, chosen, _Warmup(warmup, length), processes)
         candidates = [one.candidate for one in running]
         if base is None and len({one.runtime for one in candidates}) > 1:
             base = Own(None, candidates[0].runtime)
@@ -133,12 +134,16 @@ def benchmark(
                 fix="use the same settings, or add --allow-different to compare all the same",
             )
         try:
-            _measure(running, complete, seconds=seconds, rounds=rounds)
+            _measure(running, meter, complete, seconds=seconds, rounds=rounds)
         except KeyboardInterrupt:
             if on_interrupt == "raise" or not complete:
                 raise
             interrupted = True
-    measurements = [one.measurement(turns) for one, turns in zip(running, zip(*complete, strict=True), strict=True)]
+        memory = memory_of_processes() if read_gpus() else {}
+    measurements = [
+        one.measurement(turns, memory.get(one.worker.number))
+        for one, turns in zip(running, zip(*complete, strict=True), strict=True)
+    ]
     return BenchmarkReport(
         measurements=measurements,
         ratios=base.ratios(measurements) if base else [None] * len(measurements),
@@ -150,6 +155,8 @@ def benchmark(
         changed=differences(machine, machine_settings()),
         skipped=skipped,
         interrupted=interrupted,
+        sensors=sensors,
+        turn_seconds=length,
     )
 
 
@@ -183,7 +190,7 @@ class _Running(NamedTuple):
     worker: Worker
     calls: int
 
-    def measurement(self, rounds: Sequence[Turn]) -> Measurement:
+    def measurement(self, rounds: Sequence[Turn], gpu_memory_bytes: int | None) -> Measurement:
         loaded = self.worker.loaded
         return Measurement(
             **vars(self.candidate),
@@ -192,11 +199,24 @@ class _Running(NamedTuple):
             load_seconds=loaded.load_seconds,
             first_call_seconds=loaded.first_call_seconds,
             rounds=rounds,
+            gpu_memory_bytes=gpu_memory_bytes,
         )
+
+    def turn(self, meter: Meter) -> Turn:
+        """A turn, and what the machine draws meanwhile."""
+        turn, watts = meter.measure(partial(self.worker.turn, self.calls))
+        return turn._replace(watts=watts)
+
+
+class _Warmup(NamedTuple):
+    """Seconds of calls that do not count, and seconds that a turn is to last."""
+
+    seconds: float
+    turn_seconds: float
 
 
 def _start(
-    plans: Sequence[_Plan], options: Mapping[str, Any], warmup: float, processes: ExitStack
+    plans: Sequence[_Plan], options: Mapping[str, Any], warmup: _Warmup, processes: ExitStack
 ) -> tuple[list[_Running], list[dict[str, str]]]:
     """Every candidate, loaded and warm, and which of `all` runtimes were left out; `processes` will end them."""
     running: list[_Running] = []
@@ -218,23 +238,28 @@ def _start(
 
 
 def _load(
-    path: Path, runtime: str, batch: int, options: Mapping[str, Any], warmup: float, processes: ExitStack
+    path: Path, runtime: str, batch: int, options: Mapping[str, Any], warmup: _Warmup, processes: ExitStack
 ) -> _Running:
     log.info("loading %s on %s, batch %d …", path, runtime, batch)
     worker = Worker(path, runtime, batch, options)
     processes.callback(worker.close)
-    calls = warm_up(worker.turn, warmup)
+    calls = warm_up(worker.turn, warmup.seconds, turn_seconds=warmup.turn_seconds)
     settings = {key: value for key, value in worker.loaded.describe.items() if key not in _IDENTITY}
     settings["callers"] = options.get("num_requests", 1)
     return _Running(Candidate(str(path), runtime, batch, settings), worker, calls)
 
 
 def _measure(
-    running: Sequence[_Running], complete: list[list[Turn]], *, seconds: float | None, rounds: int | None
+    running: Sequence[_Running],
+    meter: Meter,
+    complete: list[list[Turn]],
+    *,
+    seconds: float | None,
+    rounds: int | None,
 ) -> None:
     """Appends round after round to `complete`, so that an interrupt leaves those that were."""
     log.info("measuring %d candidate%s …", len(running), "" if len(running) == 1 else "s")
-    turns = [partial(one.worker.turn, one.calls) for one in running]
+    turns = [partial(one.turn, meter) for one in running]
     told = begin = time.perf_counter()
     for number, results in enumerate(interleave(turns, seconds=seconds, rounds=rounds), 1):
         complete.append(results)
@@ -242,35 +267,6 @@ def _measure(
             told = time.perf_counter()
             limit = f" of {seconds:g}" if seconds else ""
             log.info("measuring: %d rounds, %.0f%s s", number, told - begin, limit)
-
-
-def interleave(
-    turns: Sequence[Callable[[], Result]],
-    *,
-    seconds: float | None,
-    rounds: int | None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[list[Result]]:
-    """Complete rounds until `seconds` have passed or there are `rounds`; at least one.
-
-    Each takes every turn once, in a new random order (the same in every run); its results are in the order of `turns`.
-    """
-    chance = random.Random(0)
-    begin = clock()
-    for number in itertools.count(1):
-        order = chance.sample(range(len(turns)), len(turns))
-        results = {index: turns[index]() for index in order}
-        yield [results[index] for index in range(len(turns))]
-        if number == rounds or (seconds is not None and clock() - begin >= seconds):
-            return
-
-
-def warm_up(turn: Callable[[int], Turn], seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
-    """Calls for at least `seconds`, then says how many calls of a caller fill a turn."""
-    begin, latest = clock(), turn(1).seconds
-    while clock() - begin < seconds:
-        latest = turn(1).seconds
-    return min(TURN_CALLS, max(1, int(TURN_SECONDS / median(latest))))
 
 
 def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:

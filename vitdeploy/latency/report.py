@@ -11,7 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.latency import energy
 from vitdeploy.latency.baseline import SCHEMA_VERSION
+from vitdeploy.latency.energy import EnergySensor
 from vitdeploy.latency.measurement import PERCENTILES, Measurement
 from vitdeploy.statistics import Ratio
 from vitdeploy.table import render
@@ -38,6 +40,8 @@ class BenchmarkReport:
         changed: Settings of the machine that changed while it measured, in words.
         skipped: `bundle`, `runtime` and `reason` of every candidate that could not run.
         interrupted: Whether the run was interrupted before its end.
+        sensors: The sensors of energy that could be read, and what they told before the run.
+        turn_seconds: How long a turn lasted about.
         created: When it was measured: UTC, ISO 8601.
     """
 
@@ -51,6 +55,8 @@ class BenchmarkReport:
     changed: Sequence[str]
     skipped: Sequence[Mapping[str, str]]
     interrupted: bool = False
+    sensors: Sequence[EnergySensor] = ()
+    turn_seconds: float | None = None
     created: str = field(default_factory=_now)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,11 +74,16 @@ class BenchmarkReport:
                 "before": dict(self.before),
                 "after": dict(self.after),
                 "changed": list(self.changed),
+                "energy_sensors": [one._asdict() for one in self.sensors],
             },
             "baseline": self.baseline,
             "differences": list(self.differences),
             "candidates": [
-                {**one.to_dict(), "ratio": ratio._asdict() if ratio else None}
+                {
+                    **one.to_dict(),
+                    "energy": energy.candidate_json(one, self.sensors),
+                    "ratio": ratio._asdict() if ratio else None,
+                }
                 for one, ratio in zip(self.measurements, self.ratios, strict=True)
             ],
             "skipped": [dict(skip) for skip in self.skipped],
@@ -80,7 +91,10 @@ class BenchmarkReport:
 
     def to_csv(self) -> str:
         """A line for each candidate under a line of names; units are in the names."""
-        lines = [_csv_line(one, ratio) for one, ratio in zip(self.measurements, self.ratios, strict=True)]
+        lines = [
+            _csv_line(one, ratio) | energy.csv_cells(one, self.sensors)
+            for one, ratio in zip(self.measurements, self.ratios, strict=True)
+        ]
         text = io.StringIO()
         writer = csv.DictWriter(text, lines[0], lineterminator="\n")
         writer.writeheader()
@@ -98,14 +112,23 @@ class BenchmarkReport:
         ]
 
     def _table(self) -> str:
-        header = ["bundle", "runtime", "batch", *COLUMNS] + (["ratio"] if self.baseline else [])
+        told = [energy.energies(one, self.sensors) for one in self.measurements]
+        labels = energy.table_columns(told)
+        gpu = any(one.gpu_memory_bytes is not None for one in self.measurements)
+        header = ["bundle", "runtime", "batch", *COLUMNS, *(["GPU MB"] if gpu else [])]
+        header += [column for label in labels for column in (f"{label} mJ/image", "W")]
+        header += ["ratio"] if self.baseline else []
         rows = []
         names = short_names([one.bundle for one in self.measurements])
-        for name, one, ratio in zip(names, self.measurements, self.ratios, strict=True):
+        for name, one, found, ratio in zip(names, self.measurements, told, self.ratios, strict=True):
             latency = one.latency_ms()
             cells = [name, one.runtime, str(one.batch), *(digits(latency[f"p{p}"]) for p in PERCENTILES)]
             cells += [digits(one.images_per_second), digits(one.load_seconds), digits(1000 * one.first_call_seconds)]
-            cells += ["-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.0f}", str(len(one.seconds))]
+            cells += [_megabytes(one.peak_bytes), str(len(one.seconds))]
+            cells += [_megabytes(one.gpu_memory_bytes)] if gpu else []
+            for label in labels:
+                here = found.get(label)
+                cells += ["-", "-"] if here is None else [digits(1000 * here.joules_per_image), digits(here.watts)]
             rows.append(cells + ([_ratio(ratio)] if self.baseline else []))
         align = "".join("<" if name in ("bundle", "runtime", "ratio") else ">" for name in header)
         return render(rows, header=header, align=align, rule=False)
@@ -127,6 +150,7 @@ class BenchmarkReport:
         notes.append(
             "peak MB: resident memory of a process that runs only this, with Python, without the memory of a GPU"
         )
+        notes += energy.notes(self.sensors, self.turn_seconds or 0.0)
         for word, conditions in (("before", self.before), ("after", self.after)):
             notes.append(f"{word}: {_conditions(conditions)}")
         load = self.before["load_average"]
@@ -159,6 +183,7 @@ def _csv_line(one: Measurement, ratio: Ratio | None) -> dict[str, Any]:
         "load_seconds": one.load_seconds,
         "first_call_seconds": one.first_call_seconds,
         "peak_memory_bytes": one.peak_bytes,
+        "gpu_memory_bytes": one.gpu_memory_bytes,
         "rounds": len(one.rounds),
         "calls": len(one.seconds),
         "ratio": value,
@@ -184,6 +209,10 @@ def _conditions(conditions: Mapping[str, Any]) -> str:
     hot = max(temperatures, key=temperatures.get, default=None)
     heat = "no temperature to read" if hot is None else f"{temperatures[hot]:.1f} °C ({hot})"
     return f"{heat}, load average {'unknown' if load is None else load}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.0f}"
 
 
 def _ratio(ratio: Ratio | None) -> str:

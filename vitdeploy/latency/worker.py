@@ -63,6 +63,11 @@ class Worker:
             self.close()
             raise
 
+    @property
+    def number(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def turn(self, calls: int) -> Turn:
         """One call that does not count, because others ran in between, then `calls` of each caller that do."""
         return Turn(**self._ask(calls))

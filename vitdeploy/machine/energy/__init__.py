@@ -1,0 +1,1 @@
+"""What this machine draws: one file a sensor, and a meter that reads them around a job."""
