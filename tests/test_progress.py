@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 
 import pytest
@@ -51,6 +52,7 @@ def test_a_log_gets_a_line_after_two_seconds_and_then_every_ten_with_the_time_le
 def test_a_terminal_gets_one_line_that_renews_itself(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(progress, "draws_bars", lambda: False)
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with caplog.at_level(logging.INFO, "vitdeploy"), Progress("validating", 2) as job:
@@ -61,6 +63,50 @@ def test_a_terminal_gets_one_line_that_renews_itself(
     assert "\rvalidating: 1 of 2, 1 min 40 s, 1 min 40 s left" in shown
     assert shown.count("\n") == 1
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("colourless", [False, True])
+def test_where_rich_is_installed_a_terminal_gets_a_bar_with_the_same_words(
+    colourless: bool, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("rich")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if colourless:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    caplog.set_level(logging.INFO, "vitdeploy")
+    with pytest.raises(KeyboardInterrupt), Progress("validating [b]", 4) as job:  # noqa: PT012 - it ends in the job
+        clock.now += 100
+        job.advance()
+        raise KeyboardInterrupt
+    shown = terminal.getvalue()
+    assert "validating [b]" in shown
+    assert "1 of 4, 1 min 40 s, 5 min 0 s left" in shown
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown
+    assert ("\x1b[38;" in shown or "\x1b[3" in shown) != colourless
+    assert shown.endswith("\x1b[?25h"), "the cursor is shown again, whatever ended the job"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("lacking", ["rich is not installed", "rich is broken", "the terminal is dumb"])
+def test_without_a_usable_rich_the_line_stays(
+    lacking: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TERM", "dumb" if "dumb" in lacking else "xterm")
+    if "installed" in lacking:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    elif "broken" in lacking:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with caplog.at_level(logging.INFO, "vitdeploy"), Progress("validating", 2) as job:
+        clock.now += 100
+        job.advance()
+    assert terminal.getvalue() == "\rvalidating: 1 of 2, 1 min 40 s, 1 min 40 s left\x1b[K\n"
 
 
 def test_a_short_job_and_a_silent_logger_say_nothing(

@@ -1,14 +1,20 @@
-"""Progress of a long job on standard error: one line that is updated on a terminal, else a line every few seconds."""
+"""Progress of a long job on standard error: one line that is updated on a terminal, else a line every few seconds.
+
+Where rich is installed, a terminal gets a bar besides. Nothing needs it, and it is imported when a bar is drawn.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,6 +37,7 @@ class Progress:
         self._begin = time.monotonic()
         self._due = self._begin + (TERMINAL_SECONDS if self._terminal else FIRST_LOG_SECONDS)
         self._shown = 0  # steps in the line shown last
+        self._bar: _Bar | None = None
 
     def __enter__(self) -> Progress:
         if _OUTERMOST.get() is None:
@@ -44,7 +51,9 @@ class Progress:
             _OUTERMOST.set(None)
         if 0 < self._shown < self.done:
             self._tell()
-        if self._shown and self._terminal:
+        if self._bar is not None:
+            self._bar.end()
+        elif self._shown and self._terminal:
             sys.stderr.write("\n")
 
     def advance(self, steps: int = 1) -> None:
@@ -59,18 +68,59 @@ class Progress:
         now = time.monotonic()
         self._due = now + (TERMINAL_SECONDS if self._terminal else LOG_SECONDS)
         self._shown = self.done
-        line = f"{self.what}: {self.done}"
+        line = str(self.done)
         if self.total is not None:
             line += f" of {self.total}"
         line += f", {in_words(now - self._begin)}"
         if self.total is not None:
             left = (now - self._begin) * (self.total - self.done) / max(1, self.done)
             line += f", {in_words(max(0.0, left))} left"
-        if self._terminal:
-            sys.stderr.write(f"\r{line}\x1b[K")
-            sys.stderr.flush()
+        if not self._terminal:
+            log.info("%s: %s", self.what, line)
+            return
+        if self._bar is None and draws_bars():
+            with contextlib.suppress(Exception):  # a rich that is broken or of another form: the line is as good
+                self._bar = _Bar(self.what, self.total)
+        if self._bar is not None:
+            self._bar.show(self.done, line)
         else:
-            log.info("%s", line)
+            sys.stderr.write(f"\r{self.what}: {line}\x1b[K")
+            sys.stderr.flush()
+
+
+class _Bar:
+    """A bar by rich, with the words of the line behind it; colours as NO_COLOR and the terminal have it."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        # Nothing of it runs by itself: no thread that draws, and no stream that is replaced.
+        self._bars: Any = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[line]}", markup=False),
+            console=Console(file=sys.stderr),
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bars.add_task(escape(what), total=total, line="")
+        self._bars.start()
+
+    def show(self, done: int, line: str) -> None:
+        self._bars.update(self._task, completed=done, line=line)
+        self._bars.refresh()
+
+    def end(self) -> None:
+        self._bars.stop()
+
+
+def draws_bars() -> bool:
+    """Whether rich is installed, and the terminal can go back in its line."""
+    return os.environ.get("TERM") != "dumb" and importlib.util.find_spec("rich") is not None
 
 
 def each(what: str, items: Sequence[T]) -> Iterator[T]:

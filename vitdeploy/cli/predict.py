@@ -4,7 +4,8 @@
   vitdeploy predict lemevit photos/ --csv classes.csv            (every image in the folder and below it)
   vitdeploy predict lemevit photos/ --skip-broken --json
 
-An image that cannot be read ends the run, unless --skip-broken leaves it out and counts it.
+An image that cannot be read ends the run, unless --skip-broken leaves it out and counts it. Ctrl-C prints, and writes
+with --csv, what is classified by then, and ends with exit code 130.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.cli.arguments import add_key, add_runtime, load_options
+from vitdeploy.cli.failure import INTERRUPTED
 from vitdeploy.cli.output_file import check_writable, write
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtime.prediction import Prediction
 
 HELP = "classify images with a bundle"
+
+# What Ctrl-C loses at most; many batches, so that the device seldom waits for an image.
+PART = 64
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +62,29 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         check_writable(args.csv, "--csv")
     images = list(_files(args.images))
-    found = _predict(args, images)
-    print(json.dumps(_document(found)) if args.json else _text(found))
+    found = _Found({}, {})
+    interrupted = False
+    try:
+        _predict(args, images, found)
+    except KeyboardInterrupt:
+        if not found.classes:
+            raise
+        interrupted = True
+    print(json.dumps(_document(found, interrupted)) if args.json else _text(found))
     for path, error in found.broken.items():
         log.warning("skipped %s: %s", path, error.what)
     if found.broken:
         count = len(found.broken)
         log.warning("%d of %d images %s skipped", count, len(images), "was" if count == 1 else "were")
+    if interrupted:
+        log.warning("interrupted: %d of %d images are classified", len(found.classes), len(images))
     if args.csv:
         try:
             write(args.csv, _csv(found), "--csv")
         except VitDeployError as error:  # the result is printed already, and one JSON object is enough
             log.error("%s", error)
             return error.exit_code
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 def _files(given: list[Path]) -> Iterator[Path]:
@@ -85,29 +99,29 @@ def _files(given: list[Path]) -> Iterator[Path]:
                 yield image
 
 
-def _predict(args: argparse.Namespace, images: list[Path]) -> _Found:
-    """The classes of all images; InputError for one that cannot be read, or where none of them can be."""
+def _predict(args: argparse.Namespace, images: list[Path], found: _Found) -> None:
+    """Adds the classes of all images; InputError for one that cannot be read, or where none of them can be."""
     from vitdeploy.errors import InputError
     from vitdeploy.progress import Progress
     from vitdeploy.runtime.session import load
 
-    found = _Found({}, {})
     with (
         load(args.bundle, key=args.key, runtime=args.runtime, **load_options(args)) as session,
         Progress("classifying", len(images)) as progress,
     ):
-        rows = session.predict(_counted(images, progress), top_k=args.top_k, on_error="return")
-    for path, row in zip(images, rows, strict=True):
-        if not isinstance(row, Exception):
-            found.classes[path] = row
-        elif args.skip_broken and isinstance(row, InputError):
-            found.broken[path] = row
-        else:
-            raise row
+        for start in range(0, len(images), PART):
+            part = images[start : start + PART]
+            rows = session.predict(_counted(part, progress), top_k=args.top_k, on_error="return")
+            for path, row in zip(part, rows, strict=True):
+                if not isinstance(row, Exception):
+                    found.classes[path] = row
+                elif args.skip_broken and isinstance(row, InputError):
+                    found.broken[path] = row
+                else:
+                    raise row
     if not found.classes:
         first = next(iter(found.broken.values()))
         raise InputError(f"none of {len(images)} images can be read", why=f"the first: {first.what}", fix=first.fix)
-    return found
 
 
 def _counted(images: list[Path], progress: Any) -> Iterator[Path]:
@@ -123,8 +137,9 @@ def _text(found: _Found) -> str:
     return "\n".join(lines)
 
 
-def _document(found: _Found) -> dict[str, Any]:
+def _document(found: _Found, interrupted: bool) -> dict[str, Any]:
     return {
+        "interrupted": interrupted,
         "images": [
             {
                 "image": str(path),

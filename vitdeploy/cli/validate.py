@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
                 **load_options(args),
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command continues where it stopped") from None
+        kept = "begins anew, since nothing is kept for --metric" if args.metric else "continues where it stopped"
+        raise KeyboardInterrupt(f"interrupted; the same command {kept}") from None
     print(json.dumps(report.to_dict()) if args.json else report)
     if args.report:
         try:

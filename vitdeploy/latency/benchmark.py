@@ -24,6 +24,7 @@ from vitdeploy.machine.energy.meter import Meter
 from vitdeploy.machine.energy.nvml import memory_of_processes
 from vitdeploy.machine.gpus import read_gpus
 from vitdeploy.machine.settings import differences, machine_conditions, machine_settings
+from vitdeploy.progress import Progress
 from vitdeploy.runtime.backends import backend_names, find_backend, full_name
 from vitdeploy.runtime.options import Options
 
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 ALL = "all"
 SECONDS, WARMUP_SECONDS = 10.0, 1.0
-PROGRESS_SECONDS = 5.0
 
 # Keys of `Session.describe` that identify a candidate; the others are its settings.
 _IDENTITY = ("bundle", "model", "weights", "precision", "backend", "reason")
@@ -258,15 +258,16 @@ def _measure(
     rounds: int | None,
 ) -> None:
     """Appends round after round to `complete`, so that an interrupt leaves those that were."""
-    log.info("measuring %d candidate%s …", len(running), "" if len(running) == 1 else "s")
+    what = f"measuring {len(running)} candidate{'' if len(running) == 1 else 's'}"
+    log.info("%s …", what)
     turns = [partial(one.turn, meter) for one in running]
-    told = begin = time.perf_counter()
-    for number, results in enumerate(interleave(turns, seconds=seconds, rounds=rounds), 1):
-        complete.append(results)
-        if time.perf_counter() - told >= PROGRESS_SECONDS:
-            told = time.perf_counter()
-            limit = f" of {seconds:g}" if seconds else ""
-            log.info("measuring: %d rounds, %.0f%s s", number, told - begin, limit)
+    begin = time.perf_counter()
+    total = math.ceil(seconds) if seconds else rounds
+    with Progress(f"{what}, {'seconds' if seconds else 'rounds'}", total) as progress:
+        for results in interleave(turns, seconds=seconds, rounds=rounds):
+            complete.append(results)
+            done = min(int(time.perf_counter() - begin), total or 0) if seconds else len(complete)
+            progress.advance(done - progress.done)
 
 
 def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:

@@ -14,6 +14,7 @@ from vitdeploy.bundle.contradictions import differences
 from vitdeploy.bundle.manifest import PYTORCH, damaged
 from vitdeploy.errors import BundleError
 from vitdeploy.machine.hardware import read_cpu
+from vitdeploy.progress import each
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
 from vitdeploy.proof.recorded import Measured, measure, natural_images, pick, pooled_db, record_failures
 
@@ -270,6 +271,6 @@ def run_batches(runner: Runner, manifest: Manifest, inputs: Mapping[str, Array])
     samples = len(next(iter(inputs.values())))
     parts = [
         runner.run({name: array[start : start + batch] for name, array in inputs.items()})
-        for start in range(0, samples, batch)
+        for start in each("running the reference", range(0, samples, batch))
     ]
     return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
