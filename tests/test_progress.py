@@ -79,7 +79,10 @@ def test_where_rich_is_installed_a_terminal_gets_a_bar_with_the_same_words(
     monkeypatch.setattr("sys.stderr", terminal)
     caplog.set_level(logging.INFO, "vitdeploy")
     with pytest.raises(KeyboardInterrupt), Progress("validating [b]", 4) as job:  # noqa: PT012 - it ends in the job
-        clock.now += 100
+        clock.now += 1
+        job.advance(0)
+        assert terminal.getvalue() == "\rvalidating [b]: 0 of 4, 1 s, 4 s left\x1b[K"
+        clock.now += 99
         job.advance()
         raise KeyboardInterrupt
     shown = terminal.getvalue()
@@ -106,7 +109,7 @@ def test_without_a_usable_rich_the_line_stays(
     with caplog.at_level(logging.INFO, "vitdeploy"), Progress("validating", 2) as job:
         clock.now += 100
         job.advance()
-    assert terminal.getvalue() == "\rvalidating: 1 of 2, 1 min 40 s, 1 min 40 s left\x1b[K\n"
+    assert terminal.getvalue().removeprefix("\r\x1b[K") == ("\rvalidating: 1 of 2, 1 min 40 s, 1 min 40 s left\x1b[K\n")
 
 
 def test_a_short_job_and_a_silent_logger_say_nothing(

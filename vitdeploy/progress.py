@@ -21,7 +21,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
-FIRST_LOG_SECONDS = 2.0  # a log says sooner how long the job will take
+FIRST_LOG_SECONDS = 2.0  # a log says sooner how long the job will take, and a terminal gets its bar
 
 
 class Progress:
@@ -78,7 +78,9 @@ class Progress:
         if not self._terminal:
             log.info("%s: %s", self.what, line)
             return
-        if self._bar is None and draws_bars():
+        # To import rich takes the time of a short job.
+        if self._bar is None and now - self._begin >= FIRST_LOG_SECONDS and draws_bars():
+            sys.stderr.write("\r\x1b[K")
             with contextlib.suppress(Exception):  # a rich that is broken or of another form: the line is as good
                 self._bar = _Bar(self.what, self.total)
         if self._bar is not None:

@@ -267,7 +267,8 @@ def _measure(
         for results in interleave(turns, seconds=seconds, rounds=rounds):
             complete.append(results)
             done = min(int(time.perf_counter() - begin), total or 0) if seconds else len(complete)
-            progress.advance(done - progress.done)
+            if done > progress.done:
+                progress.advance(done - progress.done)
 
 
 def _batches_of(bundle: Bundle, wanted: Sequence[int | None]) -> list[int]:
