@@ -21,7 +21,8 @@ from vitdeploy.errors import VitDeployError
 ROOT = Path(__file__).resolve().parent.parent / "vitdeploy"
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
-BUNDLE = ("check", "build", "sign", "verify", "validate", "predict", "inspect", "benchmark")
+BUNDLE = ("check", "build", "sign", "verify", "validate", "predict", "inspect", "benchmark", "sensitivity")
+SOURCE = ("export", "sensitivity")
 LOADING = ("verify", "validate", "predict", "benchmark")
 
 # Which commands print the messages of a module; the longest beginning of its path counts.
@@ -30,7 +31,8 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "accuracy/": ("validate",),
     "bundle/": ("export", *BUNDLE),
     "bundle/writer.py": ("export",),
-    "data/": ("export", "validate", "predict"),
+    "costs/": ("sensitivity",),
+    "data/": (*SOURCE, "validate", "predict"),
     "data/masks.py": ("validate",),
     "exporter/": ("export",),
     "exporter/diagnosis/": ("export",),
@@ -52,6 +54,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "quantize/": ("export",),
     "runtime/": ("export", *BUNDLE),
     "runtime/options.py": LOADING,
+    "runtime/race.py": SOURCE,
     "runtime/session.py": ("predict", "benchmark"),
     "runtime/auto.py": LOADING,
     "runtime/verify.py": ("verify",),
@@ -74,7 +77,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tensorrt/rtx/requirements.py": ("check", "build"),
     "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),
     "cli/failure.py": tuple(NAMES),
-    "cli/output_file.py": ("benchmark", "predict"),
+    "cli/output_file.py": ("benchmark", "predict", "sensitivity"),
     **{f"cli/{name}.py": (name,) for name in NAMES},
     "cli/summary.py": ("export",),
 }
@@ -280,6 +283,13 @@ benchmark nowhere | benchmark BUNDLE --runtime onnxruntime --batch 3 | benchmark
 benchmark BUNDLE --runtime onnxruntime --seconds 0 | benchmark BUNDLE --runtime onnxruntime --rounds 0
 benchmark BUNDLE --runtime onnxruntime --baseline nowhere.json | benchmark BUNDLE --csv nowhere/x.csv
 benchmark BUNDLE --runtime tensorrt --rounds 1 | benchmark BUNDLE --runtime onnxruntime --warmup -1
+sensitivity BUNDLE --data nowhere | sensitivity BUNDLE --data empty | sensitivity empty --data images
+sensitivity BUNDLE --data images --precision int4 | sensitivity BUNDLE --data images --by node
+sensitivity BUNDLE --data images --sort size | sensitivity BUNDLE --data images --runtime tensorrt
+sensitivity BUNDLE --data images --image-size 8 | sensitivity BUNDLE --data images --target tensorrt10
+sensitivity BUNDLE --data images --images 0 | sensitivity BUNDLE --data images --samples 0
+sensitivity BUNDLE --data images --no-latency --runtime onnxruntime | sensitivity BUNDLE --data images --csv nowhere/x
+sensitivity nowhere --data images | sensitivity lemevit_tny --data images
 models nothing_of_this_name
 """.replace("\n", " | ")
     .strip(" |")

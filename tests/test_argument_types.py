@@ -82,7 +82,7 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bun
             refuses_or_works(lambda value=value, parameter=parameter: function(**{**given[name], parameter: value}))
 
 
-@pytest.mark.parametrize("name", ["export", "validate", "benchmark", "create_model"])
+@pytest.mark.parametrize("name", ["export", "validate", "benchmark", "create_model", "sensitivity"])
 def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str, tmp_path: Path) -> None:
     function = getattr(vitdeploy, name)
     first: dict[str, Any] = {
@@ -90,6 +90,7 @@ def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str
         "validate": {"bundle": tmp_path / "no_bundle", "data": tmp_path / "no_data"},
         "benchmark": {"bundle": tmp_path / "no_bundle"},
         "create_model": {"name": "no_such_network"},
+        "sensitivity": {"source": "no_such_network", "data": tmp_path / "no_data"},
     }[name]
     for parameter in inspect.signature(function).parameters:
         for value in ODD:
@@ -274,6 +275,9 @@ VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
         ("validate", "BUNDLE", "--data", LONG),
         ("validate", "BUNDLE", "--data", "BUNDLE", "--report", LONG),
         ("validate", "BUNDLE", "--data", "BUNDLE", "--logits", f"{LONG}/b"),
+        ("sensitivity", "BUNDLE", "--data", LONG),
+        ("sensitivity", LONG, "--data", "BUNDLE"),
+        ("sensitivity", "BUNDLE", "--data", "BUNDLE", "--csv", LONG),
         ("check", "BUNDLE", "--compile", "--keep", LONG),
         ("check", f"{LONG}.onnx", "--compile"),
         ("build", "BUNDLE", "--timing-cache", LONG),

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tensorrt",),
     ("quantize",),
     ("exporter",),
-    ("accuracy", "inspection", "latency"),
+    ("accuracy", "costs", "inspection", "latency"),
     ("cli",),
 )
 # The public face, which belongs to no layer: whoever asks it for a name imports the module that has it.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vitdeploy.accuracy.report import AccuracyReport
     from vitdeploy.accuracy.validate import validate
     from vitdeploy.bundle import Bundle, Manifest
+    from vitdeploy.costs.report import SensitivityReport
+    from vitdeploy.costs.sensitivity import sensitivity
     from vitdeploy.data import Dataset, open_data
     from vitdeploy.exporter.api import export
     from vitdeploy.inspection.doctor import doctor
@@ -85,6 +87,7 @@ __all__ = [
     "PluginError",
     "Prediction",
     "Preprocessing",
+    "SensitivityReport",
     "Session",
     "SignReport",
     "Target",
@@ -102,6 +105,7 @@ __all__ = [
     "list_targets",
     "load",
     "open_data",
+    "sensitivity",
     "sign",
     "validate",
     "verify",
@@ -123,6 +127,7 @@ _HOME = {
     "Manifest": "vitdeploy.bundle",
     "Prediction": "vitdeploy.runtime.prediction",
     "Preprocessing": "vitdeploy.preprocess",
+    "SensitivityReport": "vitdeploy.costs.report",
     "Session": "vitdeploy.runtime.session",
     "SignReport": "vitdeploy.signing.sign",
     "Target": "vitdeploy.targets",
@@ -138,6 +143,7 @@ _HOME = {
     "list_targets": "vitdeploy.targets",
     "load": "vitdeploy.runtime.session",
     "open_data": "vitdeploy.data",
+    "sensitivity": "vitdeploy.costs.sensitivity",
     "sign": "vitdeploy.signing.sign",
     "validate": "vitdeploy.accuracy.validate",
     "verify": "vitdeploy.runtime.verify",

@@ -139,3 +139,18 @@ def test_a_drop_needs_labels_that_are_classes_of_the_network() -> None:
     """
     with pytest.raises(UsageError, match="needs class scores"):
         Evaluator(parsed(text), [photos(2)], [0, 1])
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 7, 32])
+@pytest.mark.parametrize("size", [1, 5, 40])
+@pytest.mark.parametrize("first", [20, 64])
+def test_both_measures_in_one_run_are_those_of_two(
+    batch: int | str, size: int, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SNR_IMAGES", first)
+    labels = list(range(24)) + list(range(9))
+    found = Evaluator(network(batch), Stream(photos(33), size), labels, scores="logits")
+    model = disturbed(batch, 2.0)
+    assert found.measure(model) == (found.ratios(model), found.drop(model))
+    assert found.drop(model) != found.drop(network(batch))
+    assert Evaluator(network(batch), Stream(photos(33), size)).measure(model)[1] is None

@@ -19,9 +19,10 @@ from vitdeploy.errors import UsageError
 from vitdeploy.graph.qdq import S8
 from vitdeploy.quantize import latency
 from vitdeploy.quantize.insert import insert
-from vitdeploy.quantize.latency import LatencyReport, time_layers
+from vitdeploy.quantize.latency import LatencyReport, Race, Saving, alike, time_layers
 from vitdeploy.quantize.placement import place, restrict, tensors
 from vitdeploy.runtime import race
+from vitdeploy.runtime.options import Options
 
 RULE = RULES["portable"]
 CONVOLUTIONS = {"stem_Conv", "down_Conv"}
@@ -127,6 +128,19 @@ def test_the_ratios_are_those_of_whole_networks(kernels: type[Kernels], tmp_path
     assert found.whole.value == pytest.approx((5 * 100 + 5 * 40) / (10 * 100))
     (q,) = [group for group in found.groups if "q_MatMul" in group.nodes]
     assert q.ratio.value < 1
+
+
+def test_what_is_saved_is_the_difference_of_two_graphs_in_milliseconds(kernels: type[Kernels]) -> None:
+    model = network(batch=1)
+    plan = restrict(place(model.graph, RULE), lambda layer: None if layer.node == "q_MatMul" else "left out")
+    ranges = {name: S8.params(-4, 4) for name in tensors(model.graph, plan)}
+    made = Race(kernels, Options(threads=1), model)  # type: ignore[arg-type]
+    first, second = made.load(model), made.load(insert(model, plan, ranges, {}, RULE))
+    saved = made.saved(first, second)
+    assert saved == Saving(60_000.0, 60_000.0, 60_000.0)
+    assert saved.part(0.25) == Saving(15_000.0, 15_000.0, 15_000.0)
+    assert Saving(4.0, None, None).part(0.5) == Saving(2.0, None, None)
+    assert sorted(name for group in alike(model.graph, plan) for name in group) == ["q_MatMul"]
 
 
 @pytest.mark.parametrize("int8", [{"Conv": 1, "MatMul": 1, "Gemm": 1}, {"Conv": 100, "MatMul": 100, "Gemm": 100}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.gates import images_needed, judges_wanted
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.quantize.samples import ENOUGH, SNR_IMAGES, Images, choose_samples, open_calibration, regroup
+from vitdeploy.quantize.samples import ENOUGH, SNR_IMAGES, Images, Kept, choose_samples, open_calibration, regroup
 
 
 def read(*batches: np.ndarray, names: list[str] | None = None) -> Images:
@@ -165,6 +166,23 @@ def test_too_few_labelled_images_are_refused_before_anything_is_read() -> None:
 def test_without_a_drop_a_ratio_is_measured_on_a_few_others() -> None:
     assert chosen(1000) == (300, SNR_IMAGES, 0)
     assert chosen(60) == (60, 60, 60)
+
+
+@pytest.mark.parametrize(("most", "times"), [(1 << 20, 1), (100, 3)], ids=["kept", "too large"])
+def test_batches_are_read_once_where_they_fit(most: int, times: int) -> None:
+    class Batches:
+        times = 0
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            self.times += 1
+            yield from np.split(photos(6), 3)
+
+    read = Batches()
+    kept = Kept(read, most)
+    next(iter(kept))  # one that stops early keeps nothing
+    for _ in range(3):
+        np.testing.assert_array_equal(np.concatenate(list(kept)), photos(6))
+    assert read.times == times + 1
 
 
 def test_nothing_is_calibrated_on_masks(tmp_path: Path) -> None:

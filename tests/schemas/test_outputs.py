@@ -16,6 +16,8 @@ from PIL import Image
 from tests.accuracy.accuracy_cases import labels_of, noisy, photos, write_folder, write_variant
 from tests.bundles import write_tiny_bundle
 from tests.conftest import examples
+from tests.costs.networks import write_data as write_data_of_costs
+from tests.costs.networks import write_network
 from tests.image_cases import noise
 from tests.schemas.conftest import Told
 from tests.schemas.forms import places, problems, spoil
@@ -107,6 +109,16 @@ def test_benchmarks_alone_side_by_side_and_against_an_earlier_one(told: Told, bu
     paired = told("benchmark", bundle, other, *FAST)
     assert paired["candidates"][1]["ratio"]["paired"] is True
     assert holds("benchmark", paired) > 40
+
+
+@pytest.mark.parametrize("more", [(), ("--precision", "fp16", "--by", "block", "--runtime", "onnxruntime")], ids=str)
+def test_what_layers_and_blocks_cost(more: tuple[str, ...], told: Told, tmp_path: Path) -> None:
+    write_network(tmp_path / "net.onnx")
+    write_data_of_costs(tmp_path / "data.npz", 40)
+    few = ("--samples", "20", "--images", "20", *(more or ("--no-latency",)))
+    document = told("sensitivity", "net.onnx", "--data", "data.npz", *few)
+    assert document["parts"]
+    assert holds("sensitivity", document) > 40
 
 
 def test_accuracies_of_classes(told: Told, bundle: Path, tmp_path: Path) -> None:

@@ -53,6 +53,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="a target or a board of `vitdeploy targets` (default: portable)",
     )
+    add_network_arguments(parser)
+    parser.add_argument(
+        "--bake-preprocessing",
+        action="store_true",
+        help="scale, mean, deviation and channel order in the graph: the input becomes uint8 [N, H, W, 3]",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="images to prove the bundle on, or an .npz with an array for each input (default: photographs)",
+    )
+    add_int8_arguments(parser.add_argument_group("INT8"))
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./MODEL-TARGET-PRECISION")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides the network, of a SOURCE."""
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help=".safetensors, or .pth read without running code"
     )
@@ -76,23 +96,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hyperparameter of the network, e.g. windows=8,8,16,8, or argument of the function",
     )
     add_preprocessing(parser)
-    parser.add_argument(
-        "--bake-preprocessing",
-        action="store_true",
-        help="scale, mean, deviation and channel order in the graph: the input becomes uint8 [N, H, W, 3]",
-    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        nargs="+",
-        metavar="IMAGE",
-        help="images to prove the bundle on, or an .npz with an array for each input (default: photographs)",
-    )
-    add_int8_arguments(parser.add_argument_group("INT8"))
-    parser.add_argument("--features", action="store_true", help="export the feature pyramid instead of the logits")
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./MODEL-TARGET-PRECISION")
+    parser.add_argument("--features", action="store_true", help="the feature pyramid instead of the logits")
+
+
+def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_network_arguments`, as keywords of `vitdeploy.export`."""
+    return {
+        "checkpoint": args.checkpoint,
+        "num_classes": args.num_classes,
+        "image_size": args.image_size,
+        "inputs": args.inputs,
+        "batch": args.batch,
+        "hyperparameters": dict(args.set),
+        "preprocessing": dict(args.preprocessing),
+        "labels": _labels(args.labels) if args.labels else None,
+        "features": args.features,
+    }
 
 
 def add_int8_arguments(group: argparse._ArgumentGroup) -> None:
@@ -241,20 +261,12 @@ def run(args: argparse.Namespace) -> int:
             args.output or Path(f"{source_name(args.source)}-{_target_name(args.target)}-{args.precision}"),
             precision=args.precision,
             target=args.target,
-            image_size=args.image_size,
-            num_classes=args.num_classes,
-            inputs=args.inputs,
-            batch=args.batch,
-            checkpoint=args.checkpoint,
-            labels=_labels(args.labels) if args.labels else None,
-            hyperparameters=dict(args.set),
-            preprocessing=dict(args.preprocessing),
             bake_preprocessing=args.bake_preprocessing,
             reference=_reference(args.reference),
             calibration=args.calibration,
             int8=int8_options(args),
-            features=args.features,
             force=args.force,
+            **network_arguments(args),
         )
     summary = summarize(bundle, seconds=time.perf_counter() - start)
     print(json.dumps(summary) if args.json else table(summary))

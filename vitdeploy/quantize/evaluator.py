@@ -23,16 +23,25 @@ class Evaluator:
     graph   FP32
     images  batches of its inputs, iterated anew for each measure: arrays by name, or of a network that takes images
             alone float32 [m, 3, H, W]
-    labels  class numbers of the images, for `drop`: the classes of the first output, [n, classes]
+    labels  class numbers of the images, for `drop`: the classes of the output `scores`, [n, classes]
+    scores  its name; None for the first output
 
     Memory: `SNR_IMAGES` images and their outputs, and one batch more, however many images there are.
 
     Raises InputError for labels that are no classes of the graph, UsageError where it has no classes.
     """
 
-    def __init__(self, graph: ir.Model, images: Iterable[Batch], labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        graph: ir.Model,
+        images: Iterable[Batch],
+        labels: Sequence[int] | None = None,
+        *,
+        scores: str | None = None,
+    ) -> None:
         runner = Runner(graph, "qdq")
         self._images, self._step = images, runner.batch or BATCH
+        self._scores = scores or runner.outputs[0]
         self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
         self._expected = list(self._outputs(runner, "computing FP32 outputs"))
         self._labels = None if labels is None else np.asarray(labels, np.int64)
@@ -57,20 +66,26 @@ class Evaluator:
 
         -inf for an output that is not finite. `mode` is that of `open_session`.
         """
-        return self._ratios(Runner(model, mode))
+        return self._ratios(Runner(model, mode), [])
 
     def measure(self, model: ir.Model, mode: Mode = "qdq") -> tuple[dict[str, float], Paired | None]:
-        """`ratios`, and `drop` where there are labels, of a graph that is opened once."""
-        runner = Runner(model, mode)
-        return self._ratios(runner), None if self._right is None else pair(self._right, self._answers(runner))
+        """`ratios`, and `drop` where there are labels, with one run for each image."""
+        runner, chosen = Runner(model, mode), list[Array]()
+        ratios = self._ratios(runner, chosen)
+        if self._right is None:
+            return ratios, None
+        return ratios, pair(self._right, self._answers(runner, chosen))
 
-    def _ratios(self, runner: Runner) -> dict[str, float]:
+    def _ratios(self, runner: Runner, chosen: list[Array]) -> dict[str, float]:
+        """`ratios`; with labels, the best classes of the same images are added to `chosen`."""
         sums: dict[str, tuple[float, float]] = {}
         for found, expected in zip(self._outputs(runner, "comparing with FP32"), self._expected, strict=True):
             for name, array in found.items():
                 signal, noise = energies(expected[name], array)
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + signal, before[1] + noise)
+            if self._labels is not None and self._scores in found:
+                chosen.append(best_class(found[self._scores]))
         return {name: decibels(signal, noise) for name, (signal, noise) in sums.items()}
 
     def drop(self, model: ir.Model, mode: Mode = "qdq") -> Paired:
@@ -90,24 +105,25 @@ class Evaluator:
                 progress.advance(length(batch))
                 yield {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
 
-    def _answers(self, runner: Runner) -> NDArray[np.bool_]:
-        """Which images have the right class as the best one of the first output."""
-        chosen: list[Array] = []
-        with Progress("classifying", self.images) as progress:
-            for batch in regroup(self._images, self._step):
-                logits = runner(by_name(batch, runner.inputs), self._step)[runner.outputs[0]]
+    def _answers(self, runner: Runner, known: Sequence[Array] = ()) -> NDArray[np.bool_]:
+        """Which images have the right class as the best one of the scores; of the first ones it may be `known`."""
+        chosen = list(known)
+        first = sum(map(len, chosen))
+        with Progress("classifying", self.images - first) as progress:
+            for batch in regroup(_behind(self._images, first), self._step):
+                logits = runner(by_name(batch, runner.inputs), self._step)[self._scores]
                 if not chosen:
-                    self._check(logits, runner.outputs[0])
+                    self._check(logits)
                 chosen.append(best_class(logits))
                 progress.advance(length(batch))
         right: NDArray[np.bool_] = np.concatenate(chosen) == self._labels
         return right
 
-    def _check(self, logits: Array, name: str) -> None:
+    def _check(self, logits: Array) -> None:
         if logits.ndim != 2:
             raise UsageError(
                 "--max-drop needs class scores",
-                why=f"the first output, {name}, is {list(logits.shape)}, not [n, classes]",
+                why=f"the output {self._scores} is {list(logits.shape)}, not [n, classes]",
                 fix="--min-snr 35",
             )
         if self._labels is not None and self._labels.max() >= logits.shape[1]:
@@ -125,3 +141,12 @@ def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
         count -= length(batch)
         if count <= 0:
             return
+
+
+def _behind(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The images behind the first `count`, in batches."""
+    for batch in batches:
+        here = length(batch)
+        if count < here:
+            yield part(batch, count, here)
+        count = max(0, count - here)

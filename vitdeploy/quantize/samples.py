@@ -32,6 +32,7 @@ ENOUGH = 32  # images; published INT8 results for vision transformers start here
 SNR_IMAGES = 64  # on which the signal-to-noise ratio is measured
 REFERENCE_IMAGES = 8
 BATCH = 16  # images read at once
+KEPT_BYTES = 1 << 28  # of images that are judged again and again
 _NAMED = 5
 
 
@@ -190,6 +191,29 @@ class _Batches:
                 yield stacked([self.data.inputs(index, self.slots, self.recipe) for index in some])
             else:
                 yield np.stack([self.data.tensor(index, self.recipe) for index in some])
+
+
+class Kept:
+    """Batches that are read once and kept, where all of them fit into `most` bytes; otherwise they are read anew."""
+
+    def __init__(self, batches: Iterable[Batch], most: int = KEPT_BYTES) -> None:
+        self._batches, self._most = batches, most
+        self._kept: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, left = [], self._most
+        for batch in self._batches:
+            left -= sum(array.nbytes for array in (batch.values() if isinstance(batch, Mapping) else (batch,)))
+            if left >= 0:
+                kept.append(batch)
+            else:
+                kept.clear()
+            yield batch
+        if left >= 0:
+            self._kept = kept
 
 
 def stacked(samples: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
