@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("quantize",),
     ("exporter",),
     ("accuracy", "costs", "inspection", "latency"),
+    ("search",),
     ("cli",),
 )
 # The public face, which belongs to no layer: whoever asks it for a name imports the module that has it.

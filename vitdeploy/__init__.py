@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from vitdeploy.runtime.prediction import Prediction
     from vitdeploy.runtime.session import Session, load
     from vitdeploy.runtime.verify import verify
+    from vitdeploy.search.optimize import optimize
+    from vitdeploy.search.report import OptimizeReport
     from vitdeploy.signing.sign import SignReport, sign
     from vitdeploy.targets import Int8Rules, Target, list_targets
     from vitdeploy.tensorrt.options import BuildOptions
@@ -84,6 +86,7 @@ __all__ = [
     "Manifest",
     "MissingDependencyError",
     "ModelError",
+    "OptimizeReport",
     "PluginError",
     "Prediction",
     "Preprocessing",
@@ -105,6 +108,7 @@ __all__ = [
     "list_targets",
     "load",
     "open_data",
+    "optimize",
     "sensitivity",
     "sign",
     "validate",
@@ -125,6 +129,7 @@ _HOME = {
     "Int8Options": "vitdeploy.quantize.options",
     "Int8Rules": "vitdeploy.targets",
     "Manifest": "vitdeploy.bundle",
+    "OptimizeReport": "vitdeploy.search.report",
     "Prediction": "vitdeploy.runtime.prediction",
     "Preprocessing": "vitdeploy.preprocess",
     "SensitivityReport": "vitdeploy.costs.report",
@@ -143,6 +148,7 @@ _HOME = {
     "list_targets": "vitdeploy.targets",
     "load": "vitdeploy.runtime.session",
     "open_data": "vitdeploy.data",
+    "optimize": "vitdeploy.search.optimize",
     "sensitivity": "vitdeploy.costs.sensitivity",
     "sign": "vitdeploy.signing.sign",
     "validate": "vitdeploy.accuracy.validate",

@@ -25,6 +25,7 @@ from vitdeploy.cli import (
     inspect,
     logs,
     models,
+    optimize,
     predict,
     schema,
     sensitivity,
@@ -42,6 +43,7 @@ COMMANDS = (
     models,
     targets,
     export,
+    optimize,
     sensitivity,
     check,
     build,
@@ -58,7 +60,7 @@ COMMANDS = (
     help,
 )
 # Those whose exit code is an answer.
-_GATES = ("check", "build", "verify", "validate")
+_GATES = ("optimize", "check", "build", "verify", "validate")
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,253 @@
+"""`vitdeploy optimize` as one would type it, on a small network; which forms are faster is told instead of timed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.costs.networks import write_data, write_network
+from vitdeploy import Bundle, verify
+from vitdeploy.cli import main
+from vitdeploy.quantize.latency import Group, LatencyReport
+from vitdeploy.search import bench
+from vitdeploy.search.bench import Bench, Int8Bench
+from vitdeploy.search.plan import INT8, Plan
+from vitdeploy.search.study import JOURNAL
+from vitdeploy.statistics import Ratio
+
+pytest.importorskip("optuna")
+pytest.importorskip("onnxruntime")
+
+GROUPS = (("bad", "after"), ("before",), ("head",))
+FEW = ("--samples", "20", "--images", "20", "--threads", "1", "--minutes", "5")
+
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+def ratio(value: float) -> Ratio:
+    return Ratio(value, value - 0.01, value + 0.01, paired=True)
+
+
+def told(whole: float, groups: Sequence[Sequence[str]] = GROUPS) -> LatencyReport:
+    """INT8 takes `whole` of the time of FP32, and each group 0.9 of the time without it."""
+    return LatencyReport({}, tuple(Group(tuple(nodes), ratio(0.9)) for nodes in groups), ratio(whole))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_network(tmp_path / "net.onnx", "channel")
+    write_data(tmp_path / "data.npz", 60)
+    return tmp_path
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(0.7))
+
+
+@pytest.fixture
+def run(files: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def go(*words: str) -> tuple[int, dict[str, Any]]:
+        command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW, *words]
+        code = main([*command, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return go
+
+
+@pytest.mark.usefixtures("faster")
+def test_what_is_best_becomes_verified_bundles(run: Run, files: Path) -> None:
+    code, found = run("--trials", "6", "--keep", "2")
+    assert code == 0
+    tried = [trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]
+    assert len(tried) == 6
+    assert {trial["by"] for trial in tried} == {"greedy", "optuna"}
+    assert len({json.dumps(trial["plan"]) for trial in found["trials"]}) == len(found["trials"])
+    assert {point["precision"] for point in found["points"]} >= {"fp32", "int8"}
+    assert sum(point["precision"] == INT8 for point in found["points"]) <= 2
+    assert found["chosen"] in {point["path"] for point in found["points"]}
+    for point in found["points"]:
+        assert verify(point["path"], runtime="onnxruntime").passed
+        assert point["drop_low"] <= point["drop"] <= point["drop_high"]
+        assert point["milliseconds"] > 0
+    assert found["images"] == {"trials": 20, "bundles": 60}
+    best = [point for point in found["points"] if point["front"]]
+    assert best
+    for point in found["points"]:
+        beaten = any(
+            other["ratio"] <= point["ratio"]
+            and other["drop"] <= point["drop"]
+            and (other["ratio"], other["drop"]) != (point["ratio"], point["drop"])
+            for other in found["points"]
+        )
+        assert beaten is not point["front"] or point in best
+
+
+@pytest.mark.usefixtures("faster")
+def test_the_groups_of_a_plan_are_in_float_in_its_bundle(run: Run) -> None:
+    _, found = run("--trials", "4", "--search", "greedy")
+    mixed = [point for point in found["points"] if point["plan"]["floats"]]
+    assert mixed
+    for point in mixed:
+        names = {name.split(" and ")[0] for name in point["plan"]["floats"]}
+        inside = {nodes for nodes in GROUPS if nodes[0] in names}
+        in_float = Bundle.open(point["path"]).manifest.precision_report["float"]
+        assert {node for nodes in inside for node in nodes} <= set(in_float)
+        assert not {node for nodes in GROUPS if nodes not in inside for node in nodes} & set(in_float)
+
+
+def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
+    monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(1.2))
+
+    def forbidden(*arguments: object) -> None:
+        raise AssertionError("calibrated for nothing")
+
+    monkeypatch.setattr(bench, "Int8Trial", forbidden)
+    code, found = run()
+    assert code == 0
+    assert not [trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]
+    assert any(
+        "INT8 is not faster than FP32 on onnxruntime here (x1.20 of the time)" in note for note in found["notes"]
+    )
+
+
+@pytest.mark.usefixtures("faster")
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (("--size", "0.000001"), "MB, allowed are 1e-06"),
+        (("--latency", "0"), "ms, allowed are 0"),
+    ],
+)
+def test_a_wish_that_nothing_keeps_fails_and_shows_the_front(wish: tuple[str, ...], words: str, run: Run) -> None:
+    code, found = run("--trials", "1", *wish)
+    assert code == 1
+    assert found["passed"] is False
+    assert found["chosen"] is None
+    assert words in found["verdict"]
+    assert found["points"]
+
+
+@pytest.mark.usefixtures("faster")
+def test_a_search_goes_on_where_it_was_interrupted(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Plan] = []
+    whole = Int8Bench.trial
+
+    def interrupted(self: Int8Bench, plan: Plan, by: str) -> Any:
+        if len(tries) == 2:
+            raise KeyboardInterrupt
+        tries.append(plan)
+        return whole(self, plan, by)
+
+    monkeypatch.setattr(Int8Bench, "trial", interrupted)
+    assert main(["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW]) == 130
+    kept = {path: path.stat().st_mtime_ns for path in (files / "front").rglob("model.onnx")}
+    again: list[Plan] = []
+
+    def counted(self: Int8Bench, plan: Plan, by: str) -> Any:
+        again.append(plan)
+        return whole(self, plan, by)
+
+    monkeypatch.setattr(Int8Bench, "trial", counted)
+    code, found = run("--trials", "4")
+    assert code == 0
+    assert not set(again) & set(tries)
+    assert len(again) == 2
+    assert {Plan.from_dict(trial["plan"]) for trial in found["trials"]} >= {*tries, *again}
+    assert kept
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+@pytest.mark.usefixtures("faster")
+def test_without_labels_the_ratio_to_noise_is_judged(run: Run, files: Path) -> None:
+    write_data(files / "data.npz", 60, labels=False)
+    code, found = run("--trials", "2")
+    assert code == 0
+    assert all(point["drop"] is None for point in found["points"])
+    assert any(point["snr_db"] is not None for point in found["points"] if point["precision"] == INT8)
+    code, found = run("--trials", "2", "--max-drop", "1")
+    assert code == 1
+    assert "an unknown number of points" in found["verdict"]
+
+
+@pytest.mark.usefixtures("faster")
+def test_the_table_names_the_front_and_what_was_chosen(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW, "--trials", "2"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "->" in text
+    assert "INT8 searched: greedy" in text
+    assert text.strip().splitlines()[-1].startswith("front/")
+
+
+BAD = {
+    "an unknown runtime": (("--runtime", "nothing"), "there is no runtime called 'nothing'"),
+    "a runtime of engines": (("--runtime", "tensorrt"), "plans are not tried on tensorrt"),
+    "no data": (("--data", "nowhere"), "nowhere"),
+    "no time": (("--minutes", "0"), "invalid --minutes 0"),
+    "endless time": (("--minutes", "inf"), "invalid --minutes inf"),
+    "another search": (("--search", "random"), "--search cannot be 'random'"),
+    "another method": (("--method", "best"), "there is no range method called 'best'"),
+    "a negative drop": (("--max-drop", "-1"), "invalid --max-drop -1"),
+    "a drop that is no number": (("--max-drop", "nan"), "invalid --max-drop nan"),
+    "a negative latency": (("--latency", "-1"), "invalid --latency -1"),
+    "an infinite size": (("--size", "inf"), "invalid --size inf"),
+    "a file as the folder": (("-o", "net.onnx"), "net.onnx is a file"),
+    "somebody's folder": (("-o", "other", "--force"), "other is not the folder of a search"),
+    "no network": (("--num-classes", "3"), "num-classes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_and_leaves_what_was_there(
+    case: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = BAD[case]
+    (files / "other").mkdir()
+    (files / "other" / "mine.txt").write_text("mine")
+    code = main(["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW, *words])
+    text = capsys.readouterr().err
+    assert code == 2, text
+    assert message in text
+    assert (files / "other" / "mine.txt").read_text() == "mine"
+    assert not (files / "front" / JOURNAL).exists()
+
+
+@pytest.mark.usefixtures("faster")
+def test_a_folder_of_another_search_is_refused_and_begun_anew_by_force(
+    run: Run, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--trials", "1", "--search", "greedy")[0] == 0
+    other = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW, "--seed", "1"]
+    assert main(other) == 2
+    assert "is of another search" in capsys.readouterr().err
+    code, found = run("--trials", "1", "--search", "greedy", "--seed", "1", "--force")
+    assert code == 0
+    assert len([trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]) == 1
+
+
+def test_a_bench_measures_no_loss_of_fp32_against_itself(files: Path) -> None:
+    from vitdeploy.costs.origin import open_source
+    from vitdeploy.quantize.options import Int8Options
+    from vitdeploy.runtime.backends import find_backend
+    from vitdeploy.runtime.options import Options
+    from vitdeploy.search.judge import Judge
+
+    asked = {"source": str(files / "net.onnx"), "precision": "int8", "target": "onnxruntime"}
+    origin = open_source(str(files / "data.npz"), Int8Options(samples=20), 30, asked)
+    kind, options = find_backend("onnxruntime"), Options(threads=1)
+    import onnx_ir as ir
+
+    fp32 = kind.load(ir.to_proto(origin.graph).SerializeToString(), options=options)
+    judge = Judge(fp32, origin.samples, origin.labels, origin.scores)
+    found = Bench(kind, options, fp32, judge, judge).trial(Plan(), "fixed", fp32, 1.0)
+    assert judge.images == 30
+    assert found.snr_db > 150
+    assert found.drop is not None
+    assert (found.drop.lost, found.drop.won, found.drop.total) == (0, 0, 30)

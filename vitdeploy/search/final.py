@@ -1,0 +1,102 @@
+"""What counts at the end: the bundles themselves, in turns on the runtime and on all images of DATA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
+from typing import Any
+
+from vitdeploy.accuracy.validate import validate
+from vitdeploy.bundle import MODEL, Bundle
+from vitdeploy.data import DataSource
+from vitdeploy.errors import InputError
+from vitdeploy.latency.turns import interleave, warm_up
+from vitdeploy.latency.worker import Worker
+from vitdeploy.progress import Progress
+from vitdeploy.search.plan import Trial
+from vitdeploy.search.report import Point
+from vitdeploy.statistics import Ratio, paired_ratio
+
+ROUNDS = 40
+WARMUP_SECONDS = 1.0
+
+Made = tuple[Trial, Bundle]
+
+
+def measured(
+    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
+) -> tuple[list[Point], int]:
+    """A point for each bundle and precision of its session, fastest first; and how many images judged them.
+
+    fp32  what the others are compared with; it is one of `made`
+    """
+    speeds = _speeds(made, fp32, runtime, threads)
+    losses, images = _losses(made, fp32, data, runtime, threads)
+    points = [
+        Point(bundle.path, trial.plan, trial.by, *speeds[index], *losses[index], _megabytes(bundle))
+        for index, (trial, bundle) in enumerate(made)
+    ]
+    return sorted(points, key=lambda point: point.ratio.value), images
+
+
+def _speeds(made: Sequence[Made], fp32: Bundle, runtime: str, threads: int | None) -> list[tuple[float, Ratio]]:
+    """Milliseconds of a call in the median, and the ratio to FP32; each bundle in a process of its own."""
+    with ExitStack() as stack:
+        turns = []
+        for trial, bundle in made:
+            batch = bundle.manifest.inputs[0].shape[0]
+            options = {"threads": threads, "compute_precision": trial.plan.compute_precision}
+            worker = Worker(
+                bundle.path,
+                runtime,
+                batch if isinstance(batch, int) else 1,
+                {name: value for name, value in options.items() if value is not None},
+            )
+            stack.callback(worker.close)
+            turns.append(partial(worker.turn, warm_up(worker.turn, WARMUP_SECONDS)))
+        seconds: list[list[float]] = [[] for _ in made]
+        with Progress("timing the bundles", ROUNDS) as progress:
+            for results in interleave(turns, seconds=None, rounds=ROUNDS):
+                for all_of_one, turn in zip(seconds, results, strict=True):
+                    all_of_one.append(median(turn.seconds))
+                progress.advance()
+    base = next(i for i, (trial, one) in enumerate(made) if one.path == fp32.path and not trial.plan.compute_precision)
+    return [(1000 * median(one), paired_ratio(one, seconds[base])) for one in seconds]
+
+
+def _losses(
+    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
+) -> tuple[list[tuple[float | None, float | None, float | None, float | None]], int]:
+    """Of each bundle the drop with its interval and the ratio to noise; nothing where DATA has no labels."""
+    nothing = (None, None, None, None)
+    found: list[tuple[float | None, float | None, float | None, float | None]] = [nothing] * len(made)
+    images = 0
+    for hint in dict.fromkeys(trial.plan.compute_precision for trial, _ in made):
+        some = [index for index, (trial, _) in enumerate(made) if trial.plan.compute_precision == hint]
+        try:
+            report = validate(
+                [made[index][1] for index in some],
+                data,
+                runtime=runtime,
+                baseline=fp32,
+                threads=threads,
+                compute_precision=hint,
+            )
+        except InputError:  # without labels the trials have judged by the ratio to noise
+            return [(None, None, None, trial.snr_db) for trial, _ in made], 0
+        images = len(report.images.indices)
+        for index, run in zip(some, report.runs, strict=True):
+            low, high = run.interval() or (None, None)
+            found[index] = (run.drop, low, high, _snr_db(run.measures()))
+    return found, images
+
+
+def _snr_db(measures: Any) -> float | None:
+    value = measures.get("snr_db")
+    return None if value is None else float(value)
+
+
+def _megabytes(bundle: Bundle) -> float:
+    return bundle.manifest.files[MODEL].bytes / 1e6

@@ -1,0 +1,406 @@
+"""`vitdeploy.search`: from a network and images to the bundles that nothing beats on this machine.
+
+Cheap questions come first. The forms in float are exported and timed; then INT8 is timed with ranges of no meaning, so
+that nobody waits for a calibration that cannot pay; then layers are calibrated once, and a greedy search and Optuna
+try which groups of them to leave in float. What is best becomes bundles, and only what is measured of these counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.argument_types import checked_arguments
+from vitdeploy.data import DataSource
+from vitdeploy.errors import BackendError, GateError, UsageError
+from vitdeploy.exporter.requirements import need_all
+from vitdeploy.preprocess import Preprocessing
+from vitdeploy.progress import Progress
+from vitdeploy.quantize.options import AUTO, Int8Options, check_method
+from vitdeploy.runtime.backends import Backend, backends, find_backend, full_name
+from vitdeploy.runtime.options import Options
+from vitdeploy.search.front import front
+from vitdeploy.search.greedy import greedy_plans
+from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
+from vitdeploy.search.report import OptimizeReport, Wish
+from vitdeploy.search.study import Study
+from vitdeploy.targets import find_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.search.bench import Bench, Int8Bench
+
+log = logging.getLogger(__name__)
+
+MINUTES, IMAGES, KEEP, GREEDY_PLANS = 15.0, 256, 4, 8
+FEW = 64  # images that judge one group of layers alone
+HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
+SEARCHES = (OPTUNA, GREEDY)
+
+
+@checked_arguments
+def optimize(
+    source: str | Path | nn.Module,
+    data: DataSource,
+    output: str | Path,
+    *,
+    runtime: str,
+    max_drop: float | None = None,
+    latency: float | None = None,
+    megabytes: float | None = None,
+    search: str = OPTUNA,
+    minutes: float = MINUTES,
+    trials: int | None = None,
+    keep: int = KEEP,
+    methods: Sequence[str] = (AUTO,),
+    threads: int | None = None,
+    samples: int = 300,
+    images: int = IMAGES,
+    seed: int = 0,
+    force: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    inputs: Sequence[str] | None = None,
+    batch: int | str | None = None,
+    checkpoint: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    features: bool = False,
+) -> OptimizeReport:
+    """Find the bundles of a network that no other beats in both speed and accuracy on this machine.
+
+    Args:
+        source: What `vitdeploy.export` takes.
+        data: Labelled images like those in use, see `vitdeploy.data`; without labels the ratio to noise is judged.
+        output: The folder of the bundles, and of the journal with which an interrupted search goes on.
+        runtime: What it is to run on, here and now.
+        max_drop: Points of top-1 that may be lost against FP32.
+        latency: Milliseconds that a call may take, in the median.
+        megabytes: That the model may have.
+        search: `optuna`, after a greedy one, or `greedy` alone.
+        minutes: After which the search tries nothing more; the export of what was found comes on top.
+        trials: Plans in INT8 that the search may try; None for as many as the time allows.
+        keep: Bundles in INT8 to write at most.
+        methods: How ranges are chosen, each of which is calibrated and tried, see `Int8Options`.
+        threads: Threads of the runtime; None leaves it to it.
+        samples: Images to calibrate on.
+        images: Images that judge a trial; all that DATA has judge the bundles.
+        seed: Seed of the choice of images and of the search.
+        force: Whether to begin anew in a folder that has a search already.
+        image_size: See `vitdeploy.export`, like all that follow.
+        num_classes: Classes of a model of the zoo or of timm.
+        inputs: Of a network that is no classifier of RGB images.
+        batch: Samples a call takes, or `dynamic`.
+        checkpoint: Weights for a model of the zoo or of timm.
+        labels: Names of the classes in the order of the logits.
+        hyperparameters: Replace some of the card's.
+        preprocessing: How images become inputs.
+        features: Whether the feature pyramid is exported instead of the logits.
+
+    Returns:
+        What was found. It has not passed where no bundle keeps all that was asked.
+
+    Raises:
+        UsageError: A name or an option does not exist or does not fit, or the folder has a search of something else.
+        InputError: DATA is not there, is empty, or does not feed the network.
+        ExportError: The network cannot be exported.
+        BackendError: The runtime is not here or cannot run the network.
+        MissingDependencyError: A package of the extra `optimize` or `export` is not installed.
+    """
+    need_all()
+    _check(search, minutes, trials, keep, images, Wish(max_drop, latency, megabytes), methods)
+    name = full_name(runtime)
+    network = {
+        "image_size": image_size,
+        "num_classes": num_classes,
+        "inputs": inputs,
+        "batch": batch,
+        "checkpoint": checkpoint,
+        "labels": labels,
+        "hyperparameters": hyperparameters,
+        "preprocessing": preprocessing,
+        "features": features,
+    }
+    options = Int8Options(samples=samples, seed=seed)
+    setting = _Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
+    budget = _Budget(search, 60 * minutes, trials, keep, tuple(dict.fromkeys(methods)))
+    _prepare(setting.output, force)
+    with ExitStack() as stack:
+        return _Search(setting, budget, Wish(max_drop, latency, megabytes), stack).run()
+
+
+class _Setting(NamedTuple):
+    """What does not change from plan to plan."""
+
+    source: Any
+    data: DataSource
+    output: Path
+    runtime: str
+    target: str
+    threads: int | None
+    options: Int8Options
+    images: int
+    network: Mapping[str, Any]
+
+    def export(self, plan: Plan, floats: Sequence[str] = ()) -> Bundle:
+        """The bundle of a plan; one of an earlier run is taken as it is."""
+        from vitdeploy.bundle import Bundle
+        from vitdeploy.exporter.api import export
+
+        path = self.output / folder_of(plan)
+        if path.exists():
+            return Bundle.open(path)
+        log.info("exporting %s …", path)
+        more: dict[str, Any] = {}
+        if plan.precision == INT8:
+            patterns = tuple(_literally(node) for node in floats)
+            options = Int8Options(
+                samples=self.options.samples,
+                seed=self.options.seed,
+                method=plan.method,
+                ignored_scope=patterns,
+                accept_loss=True,  # what is lost is measured, and the front shows it
+            )
+            more = {"calibration": self.data, "int8": options}
+        return export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
+
+
+class _Budget(NamedTuple):
+    search: str
+    seconds: float
+    trials: int | None
+    keep: int
+    methods: tuple[str, ...]
+
+
+class _Search:
+    """The steps, one after another; what each of them finds is in the study at once."""
+
+    def __init__(self, setting: _Setting, budget: _Budget, wish: Wish, stack: ExitStack) -> None:
+        self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
+        self._end = time.monotonic() + budget.seconds
+        self._notes: list[str] = []
+
+    def run(self) -> OptimizeReport:
+        """Everything."""
+        from vitdeploy.costs.origin import open_source
+        from vitdeploy.search.bench import Bench, Int8Bench, int8_latency
+        from vitdeploy.search.final import measured
+
+        setting = self._setting
+        kind, options = find_backend(setting.runtime), Options(threads=setting.threads)
+        bundle = setting.export(Plan(target=setting.target))
+        asked = {"source": setting.source, "precision": INT8, "target": setting.target, **setting.network}
+        origin = open_source(setting.data, setting.options, max(setting.images, FEW), asked)
+        self._notes += origin.notes
+        fp32 = kind.open(bundle, options)
+        self._stack.callback(fp32.close)
+        bench = Bench(kind, options, fp32, *_judges(fp32, origin))
+        timed = int8_latency(origin, setting.runtime, setting.threads)
+        study = Study(setting.output, self._about(fp32, bundle), self._choices(timed), seed=setting.options.seed)
+        known = {trial.plan: trial for trial in study.trials()}
+        self._floats(bench, bundle, study, known)
+        inside: dict[str, Int8Bench] = {}
+        if timed.faster:
+            for method in self._budget.methods:
+                int8 = Int8Options(samples=setting.options.samples, seed=setting.options.seed, method=method)
+                whole = Plan(INT8, setting.target, method)
+                inside[whole.label] = Int8Bench(whole, origin, int8, bench, timed)
+                self._greedy(inside[whole.label], study, known)
+            if self._budget.search == OPTUNA:
+                self._optuna(inside, study)
+        else:
+            self._notes.append(
+                f"INT8 is not faster than FP32 on {setting.runtime} here (x{timed.whole.value:.2f} of the time), "
+                "so nothing was calibrated"
+            )
+        found = study.trials()
+        best = _kept(found, self._budget.keep)
+        floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
+        bundles = [(trial, setting.export(_graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
+        points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads)
+        images = {"trials": bench.judge.images, "bundles": judges}
+        return OptimizeReport(points, found, self._wish, fp32.describe(), images, self._notes)
+
+    def _about(self, fp32: Backend, bundle: Bundle) -> dict[str, Any]:
+        """What the trials depend on."""
+        from vitdeploy import __version__
+        from vitdeploy.machine.hardware import read_cpu
+
+        setting = self._setting
+        weights = bundle.manifest.files["model.onnx"].sha256
+        return {
+            "network": weights,
+            "runtime": fp32.describe(),
+            "processor": read_cpu().name,
+            "data": str(setting.data) if isinstance(setting.data, (str, Path)) else type(setting.data).__name__,
+            "samples": setting.options.samples,
+            "images": setting.images,
+            "seed": setting.options.seed,
+            "vitdeploy": __version__,
+        }
+
+    def _choices(self, timed: Any) -> dict[Plan, list[str]]:
+        from vitdeploy.search.bench import group_names
+
+        return {Plan(INT8, self._setting.target, method): group_names(timed) for method in self._budget.methods}
+
+    def _floats(self, bench: Bench, bundle: Bundle, study: Study, known: dict[Plan, Trial]) -> None:
+        """FP32, FP16, and FP32 computed in less where the runtime lets one choose that."""
+        target = self._setting.target
+        plans = [Plan(target=target), Plan("fp16", target)]
+        if "compute_precision" not in bench.kind.refuses:
+            plans += [Plan(target=target, compute_precision=hint) for hint in HINTS]
+        for plan in plans:
+            if plan in known:
+                continue
+            try:
+                made = self._setting.export(_graph_of(plan)) if plan.precision != "fp32" else bundle
+                options = Options(threads=self._setting.threads, compute_precision=plan.compute_precision)
+                backend = bench.kind.open(made, options)
+            except (BackendError, GateError) as error:  # the network loses too much in FP16, or the runtime has none
+                self._notes.append(f"{plan.label} was left out: {error.what}")
+                continue
+            try:
+                study.add(bench.trial(plan, FIXED, backend, _megabytes(made)))
+            finally:
+                backend.close()
+
+    def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
+        plans = [plan for plan in greedy_plans(inside.whole, inside.groups, GREEDY_PLANS) if plan not in known]
+        with Progress("trying plans, greedily", len(plans)) as progress:
+            for plan in plans[: self._left(study)]:
+                study.add(inside.trial(plan, GREEDY))
+                progress.advance()
+
+    def _optuna(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
+        left = self._left(study)
+        with Progress("trying plans of Optuna", None if left == math.inf else left) as progress:
+            for proposal in study.proposals():
+                if self._left(study) <= 0 or time.monotonic() > self._end:
+                    proposal.give_up()
+                    return
+                try:
+                    proposal.tell(inside[proposal.plan.label].trial(proposal.plan, OPTUNA))
+                except BaseException:
+                    proposal.give_up()
+                    raise
+                progress.advance()
+
+    def _left(self, study: Study) -> Any:
+        """Plans in INT8 that may still be tried."""
+        if self._budget.trials is None:
+            return None
+        return max(0, self._budget.trials - sum(_is_int8(trial) for trial in study.trials()))
+
+
+def folder_of(plan: Plan) -> str:
+    """The name of the bundle of a plan."""
+    import hashlib
+
+    words = [plan.precision] + ([plan.method] if plan.precision == INT8 and plan.method != AUTO else [])
+    if plan.floats:
+        words += [f"{len(plan.floats)}-in-float", hashlib.sha256("\n".join(plan.floats).encode()).hexdigest()[:8]]
+    return "-".join(words)
+
+
+def _graph_of(plan: Plan) -> Plan:
+    """The plan without what a session alone decides: the bundle is the same."""
+    from dataclasses import replace
+
+    return replace(plan, compute_precision=None)
+
+
+def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
+    from dataclasses import replace
+
+    from vitdeploy.search.judge import Judge
+
+    few = replace(origin.samples, evaluate=origin.samples.evaluate[:FEW])
+    return Judge(fp32, origin.samples, origin.labels, origin.scores), Judge(fp32, few, None, None)
+
+
+def _kept(trials: Sequence[Trial], most: int) -> list[Trial]:
+    """What becomes a bundle: everything in float, and of INT8 what is on the front, at most `most`, spread over it."""
+    fixed = [trial for trial in trials if not _is_int8(trial)]
+    best = [trial for trial in front(trials, lambda trial: trial.values) if _is_int8(trial)]
+    if len(best) > most:
+        step = (len(best) - 1) / max(1, most - 1)
+        best = [best[round(number * step)] for number in range(most)]
+    return [*fixed, *best]
+
+
+def _is_int8(trial: Trial) -> bool:
+    return trial.plan.precision == INT8
+
+
+def _megabytes(bundle: Bundle) -> float:
+    return bundle.manifest.files["model.onnx"].bytes / 1e6
+
+
+def _literally(node: str) -> str:
+    """A pattern that matches this name alone."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in node)
+
+
+def _target(runtime: str) -> str:
+    """The target in whose form the network is fastest on a runtime; UsageError for one on which nothing is tried."""
+    kind = find_backend(runtime)
+    if not kind.times_layers:
+        able = [one.name for one in backends() if one.times_layers]
+        raise UsageError(
+            f"plans are not tried on {runtime}",
+            why="its engines are built and timed by vitdeploy build",
+            fix=f"--runtime {' or '.join(able)}",
+        )
+    kind.require()
+    return find_target(runtime).name
+
+
+def _prepare(folder: Path, force: bool) -> None:
+    if force and folder.exists():
+        _check_ours(folder)
+        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", fix="-o with a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}", why=error.strerror or str(error), fix="-o with a folder") from error
+
+
+def _check_ours(folder: Path) -> None:
+    """UsageError for a folder that --force must not empty, since it is not that of a search."""
+    from vitdeploy.search.study import JOURNAL
+
+    if any(folder.iterdir()) and not (folder / JOURNAL).is_file():
+        raise UsageError(f"{folder} is not the folder of a search", why=f"it has no {JOURNAL}", fix="another -o")
+
+
+def _check(
+    search: str, minutes: float, trials: int | None, keep: int, images: int, wish: Wish, methods: Sequence[str]
+) -> None:
+    if search not in SEARCHES:
+        raise UsageError(f"--search cannot be {search!r}", fix=f"--search {' or '.join(SEARCHES)}")
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"invalid --minutes {minutes:g}: expected a number above 0", fix=f"--minutes {MINUTES:g}")
+    counts = {"trials": (trials, 20), "keep": (keep, KEEP), "images": (images, IMAGES)}
+    for name, (value, example) in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"invalid --{name} {value}: expected 1 or more", fix=f"--{name} {example}")
+    if not methods:
+        raise UsageError("there is no method to choose ranges by", fix=f"--method {AUTO}")
+    for method in methods:
+        check_method(method)
+    for name, bound in (("max-drop", wish.max_drop), ("latency", wish.latency), ("size", wish.megabytes)):
+        if bound is not None and not 0 <= bound < math.inf:
+            raise UsageError(f"invalid --{name} {bound:g}: expected a number of 0 or more", fix=f"--{name} 1")
