@@ -12,6 +12,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.files import write_atomically
 from vitdeploy.graph.names import module_of
 from vitdeploy.graph.onnx_file import read_graph
+from vitdeploy.graph.smallest import smallest_failing
 from vitdeploy.platforms.boards import PLATFORMS, Platform
 from vitdeploy.platforms.graph_rules import check_graph
 from vitdeploy.platforms.versions import dotted
@@ -19,7 +20,6 @@ from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.rtx.compiler import FAILED, TIMED_OUT, Outcome, run_compiler, without_driver
 from vitdeploy.tensorrt.rtx.model_file import free_shapes
 from vitdeploy.tensorrt.rtx.report import Failure, Refusal
-from vitdeploy.tensorrt.rtx.smallest import smallest_failing
 
 if TYPE_CHECKING:
     import onnx

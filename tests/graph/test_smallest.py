@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from tests.conftest import examples
 from tests.transformer import transformer
-from vitdeploy.tensorrt.rtx.smallest import Parts, smallest_failing
+from vitdeploy.graph.parts import Parts
+from vitdeploy.graph.smallest import smallest_failing
 
 WHOLE = onnx.load_model_from_string(transformer(half=True))
 NAMES = [node.name for node in WHOLE.graph.node]
