@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from tests.bundles import tiny_images
+from tests.divergence.damages import of_node, quantized, several
 from tests.transformer import BLOCKS, compute, damaged_weight, transformer, wrong_fused_attention
 from vitdeploy.graph.names import block_of
 from vitdeploy.graph.onnx_file import read_graph
-from vitdeploy.proof.bisect import cuts, first_divergence, same_within, with_outputs
+from vitdeploy.proof.bisect import closest_divergence, cuts, first_divergence, same_within, with_outputs
 from vitdeploy.proof.parity import BOUNDS
 
 IMAGES = tiny_images(2)
@@ -110,3 +111,37 @@ def test_blocks_are_modules() -> None:
     assert block_of("stages.3.0.attn.proj/MatMul_1") == "stages.3.0"
     assert block_of("head/Gemm") == "head"
     assert block_of("images.to_fp16") == "graph"
+
+
+def test_no_cut_is_between_quantizing_and_what_reads_it() -> None:
+    graph = read_graph(quantized()).graph
+    places = cuts(graph, range(len(list(graph))))
+    assert len(places) > 2
+    assert not [place for place in places if any(name.endswith(".q") for name in place.tensors)]
+
+
+def test_every_kind_of_number_crosses_a_cut_and_results_cross_all_that_follow() -> None:
+    places = cuts(read_graph(several()).graph, range(10))
+    assert {"best", "above", "kept", "y", "chosen"} <= {name for place in places for name in place.tensors}
+    assert all("y" in place.tensors for place in places if place.end >= 7)
+
+
+def test_the_node_inside_of_the_block_is_found() -> None:
+    damage = of_node("blocks.1.0.mlp/Relu", "Sigmoid")
+    found = closest_divergence(
+        transformer(), trusted, lambda model: compute(damage(model), IMAGES), same_within(BOUNDS["fp32"])
+    )
+    assert found is not None
+    assert found.tensor == "blocks.1.0.mlp/Relu.out"
+    names = [str(node.name) for node in read_graph(transformer()).graph]
+    assert names[found.start : found.stop] == ["blocks.1.0.mlp/Relu"]
+
+
+def test_of_a_fusion_that_is_wrong_everywhere_the_end_of_the_first_is_found() -> None:
+    found = closest_divergence(
+        transformer(), trusted, lambda model: compute(wrong_fused_attention(model), IMAGES), same_within(BOUNDS["fp32"])
+    )
+    assert found is not None
+    assert (found.block, found.healed) == ("blocks.0.0", False)
+    names = [str(node.name) for node in read_graph(transformer()).graph][found.start : found.stop]
+    assert names == ["blocks.0.0.attn/MatMul_1"]
