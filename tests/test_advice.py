@@ -21,9 +21,11 @@ from vitdeploy.errors import VitDeployError
 ROOT = Path(__file__).resolve().parent.parent / "vitdeploy"
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
-BUNDLE = ("check", "build", "sign", "verify", "validate", "predict", "inspect", "benchmark", "sensitivity")
-SOURCE = ("export", "sensitivity")
-LOADING = ("verify", "validate", "predict", "benchmark")
+BUNDLE = (
+    *("check", "build", "sign", "verify", "validate", "bisect", "predict", "inspect", "benchmark", "sensitivity"),
+)
+SOURCE = ("export", "sensitivity", "optimize")
+LOADING = ("verify", "validate", "bisect", "predict", "benchmark")
 
 # Which commands print the messages of a module; the longest beginning of its path counts.
 PRINTED_BY: dict[str, tuple[str, ...]] = {
@@ -34,6 +36,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "costs/": ("sensitivity",),
     "data/": (*SOURCE, "validate", "predict"),
     "data/masks.py": ("validate",),
+    "divergence/": ("bisect",),
     "exporter/": ("export",),
     "exporter/diagnosis/": ("export",),
     "graph/": ("export", *BUNDLE),
@@ -59,8 +62,8 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/auto.py": LOADING,
     "runtime/verify.py": ("verify",),
     "schemas/": ("schema",),
-    "signing/": ("sign", "verify", "predict", "build"),
-    "signing/check.py": ("verify", "predict", "build"),
+    "signing/": ("sign", "verify", "bisect", "predict", "build"),
+    "signing/check.py": ("verify", "bisect", "predict", "build"),
     "signing/sign.py": ("sign",),
     "tasks/": ("validate",),
     "targets.py": ("export", "check", "build"),
@@ -72,7 +75,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tensorrt/prove.py": ("build",),
     "tensorrt/rtx/compile.py": ("check",),
     "tensorrt/rtx/explain.py": ("check",),
-    "tensorrt/rtx/model_file.py": ("check",),
+    "tensorrt/rtx/model_file.py": ("check", "bisect"),
     "tensorrt/rtx/compiler.py": ("check", "build"),
     "tensorrt/rtx/requirements.py": ("check", "build"),
     "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tensorrt",),
     ("quantize",),
     ("exporter",),
-    ("accuracy", "costs", "inspection", "latency"),
+    ("accuracy", "costs", "divergence", "inspection", "latency"),
     ("search",),
     ("cli",),
 )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vitdeploy.costs.report import SensitivityReport
     from vitdeploy.costs.sensitivity import sensitivity
     from vitdeploy.data import Dataset, open_data
+    from vitdeploy.divergence.bisect import bisect
+    from vitdeploy.divergence.report import BisectReport
     from vitdeploy.exporter.api import export
     from vitdeploy.inspection.doctor import doctor
     from vitdeploy.inspection.doctor_report import DoctorReport
@@ -69,6 +71,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BenchmarkReport",
+    "BisectReport",
     "BuildOptions",
     "BuildReport",
     "Bundle",
@@ -98,6 +101,7 @@ __all__ = [
     "VerifyReport",
     "VitDeployError",
     "benchmark",
+    "bisect",
     "build",
     "check",
     "create_model",
@@ -119,6 +123,7 @@ _HOME = {
     "AccuracyReport": "vitdeploy.accuracy.report",
     "Backend": "vitdeploy.runtime.backends",
     "BenchmarkReport": "vitdeploy.latency.report",
+    "BisectReport": "vitdeploy.divergence.report",
     "BuildOptions": "vitdeploy.tensorrt.options",
     "BuildReport": "vitdeploy.tensorrt.report",
     "Bundle": "vitdeploy.bundle",
@@ -138,6 +143,7 @@ _HOME = {
     "Target": "vitdeploy.targets",
     "VerifyReport": "vitdeploy.proof.prove",
     "benchmark": "vitdeploy.latency.benchmark",
+    "bisect": "vitdeploy.divergence.bisect",
     "build": "vitdeploy.tensorrt.prove",
     "check": "vitdeploy.platforms.check",
     "create_model": "vitdeploy.models.create",

@@ -18,6 +18,7 @@ from tests.bundles import write_tiny_bundle
 from tests.conftest import examples
 from tests.costs.networks import write_data as write_data_of_costs
 from tests.costs.networks import write_network
+from tests.divergence.conftest import Break
 from tests.image_cases import noise
 from tests.schemas.conftest import Told
 from tests.schemas.forms import places, problems, spoil
@@ -90,6 +91,19 @@ def test_a_bundle_that_holds_and_one_that_does_not(told: Told, bundle: Path, tmp
     document = told("verify", other, *HERE, code=1)
     assert document["parity"]["failures"]
     assert holds("verify", document) > 20
+
+
+def test_a_bisection_that_finds_nothing_and_two_that_find_something(told: Told, broken: Break, tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir")
+    (tmp_path / "model.onnx").write_bytes(transformer())
+    right = told("bisect", "model.onnx", *HERE)
+    assert right["divergence"] is None
+    assert holds("bisect", right) > 10
+    broken(damaged_weight, "head.weight")
+    wrong = told("bisect", "model.onnx", *HERE, code=1)
+    assert wrong["reproducer"] is None
+    assert holds("bisect", wrong) > 20
+    assert holds("bisect", told("bisect", "model.onnx", *HERE, "-o", "out", code=1)) > 30
 
 
 def test_predictions(told: Told, bundle: Path, tmp_path: Path) -> None:

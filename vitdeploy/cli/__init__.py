@@ -14,6 +14,7 @@ from pathlib import Path
 from vitdeploy.argument_types import check_path
 from vitdeploy.cli import (
     benchmark,
+    bisect,
     build,
     cache,
     check,
@@ -50,6 +51,7 @@ COMMANDS = (
     sign,
     verify,
     validate,
+    bisect,
     predict,
     inspect,
     benchmark,
@@ -60,7 +62,7 @@ COMMANDS = (
     help,
 )
 # Those whose exit code is an answer.
-_GATES = ("optimize", "check", "build", "verify", "validate")
+_GATES = ("optimize", "check", "build", "verify", "validate", "bisect")
 
 log = logging.getLogger(__name__)
 

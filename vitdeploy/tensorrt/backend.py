@@ -30,6 +30,21 @@ log = logging.getLogger(__name__)
 
 OLD_POLYGRAPHY = "0.49.9"
 
+_STAND_ALONE = """\
+from polygraphy.backend.trt import CreateConfig, Profile, TrtRunner, engine_from_network, network_from_onnx_path
+
+
+def run(model, inputs):
+    profile = Profile()
+    for name, array in inputs.items():
+        profile.add(name, array.shape, array.shape, array.shape)
+    network = network_from_onnx_path(model{strong})
+    names = [network[1].get_output(index).name for index in range(network[1].num_outputs)]
+    with TrtRunner(engine_from_network(network, CreateConfig(profiles=[profile]))) as runner:
+        results = runner.infer(inputs)
+        return [np.array(results[name]) for name in names]
+"""
+
 
 class EngineBackend(Backend):
     """A runtime of engines that `vitdeploy build` makes: all that TensorRT and its kin have in common.
@@ -266,6 +281,12 @@ class TensorRtBackend(EngineBackend):
                 fix=f"pip install 'polygraphy>{OLD_POLYGRAPHY}'",
             )
         opened_gpu()
+
+    @classmethod
+    def stand_alone(cls, options: Options) -> str:
+        """With an engine that polygraphy builds for the shapes of the inputs."""
+        typed = is_strongly_typed(cls.library_type().rules, BuildOptions.of(options.build))
+        return _STAND_ALONE.format(strong=", strongly_typed=True" if typed else "")
 
     @classmethod
     def require_builder(cls) -> None:

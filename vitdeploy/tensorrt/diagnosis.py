@@ -49,11 +49,7 @@ def diagnose(
         )
 
     def suspect(marked: bytes) -> Mapping[str, Array]:
-        backend = kind(kind.build_engine(marked, asked, timing).engine, options, asked)
-        try:
-            return backend.run(inputs)
-        finally:
-            backend.close()
+        return computed(kind, marked, inputs, options, asked, timing)[0]
 
     try:
         found = first_divergence(model, lambda marked: run(marked, inputs), suspect, same_within(bounds))
@@ -62,6 +58,22 @@ def diagnose(
     if found is None:
         return None, "built once more the engine is as right as ONNX Runtime: it differs from build to build"
     return found, ""
+
+
+def computed(
+    kind: type[EngineBackend],
+    model: bytes,
+    inputs: Mapping[str, Array],
+    options: Options,
+    asked: BuildOptions,
+    timing: Path,
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """All outputs of an engine of `model` that is built for this one call, and what the engine says of itself."""
+    backend = kind(kind.build_engine(model, asked, timing).engine, options, asked)
+    try:
+        return backend.run(inputs), backend.describe()
+    finally:
+        backend.close()
 
 
 def _rows(bundle: Bundle, asked: BuildOptions) -> int:

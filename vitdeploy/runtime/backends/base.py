@@ -17,6 +17,17 @@ from vitdeploy.runtime.options import Options
 
 Array = NDArray[Any]
 
+_STAND_ALONE = """\
+from vitdeploy.runtime.backends import find_backend
+from vitdeploy.runtime.options import Options
+
+
+def run(model, inputs):
+    backend = find_backend("{name}").load(Path(model).read_bytes(), options=Options(**{options}))
+    results = backend.run(inputs)
+    return [results[spec.name] for spec in backend.outputs]
+"""
+
 
 class Backend(ABC):
     """A model that a runtime has loaded.
@@ -132,6 +143,14 @@ class Backend(ABC):
     def throughput_options(cls, cores: int) -> dict[str, Any]:
         """Options of `load` that keep `cores` cores busy with small networks: calls at once, not threads in a call."""
         return {}
+
+    @classmethod
+    def stand_alone(cls, options: Options) -> str:
+        """A program's `run(model, inputs)`, which computes the outputs of an ONNX file as this backend does, in order.
+
+        Backends whose package is known write it without vitdeploy, for reports to those who make the runtime.
+        """
+        return _STAND_ALONE.format(name=cls.name, options=options.given())
 
     @classmethod
     def open(cls, bundle: Bundle, options: Options | None = None) -> Backend:

@@ -24,6 +24,17 @@ PROVIDERS = {
 # Sends what it is asked to a server, and has no kernels here.
 REMOTE = ("AzureExecutionProvider",)
 
+_STAND_ALONE = """\
+import onnxruntime
+
+
+def run(model, inputs):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry({entry})
+{threads}    session = onnxruntime.InferenceSession(model, options, providers=[{providers}])
+    return session.run(None, inputs)
+"""
+
 
 class OnnxRuntimeBackend(Backend):
     """Computes in the precision of the graph's types; FP16 nodes without a half-precision kernel run in FP32."""
@@ -60,6 +71,19 @@ class OnnxRuntimeBackend(Backend):
     def throughput_options(cls, cores: int) -> dict[str, Any]:
         """One thread for each of `cores` calls: it counts the threads of a call."""
         return {"threads": 1, "num_requests": cores}
+
+    @classmethod
+    def stand_alone(cls, options: Options) -> str:
+        """With a session of the same settings."""
+        import onnxruntime
+
+        provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
+        threads = options.threads or default_threads()
+        return _STAND_ALONE.format(
+            entry=", ".join(f'"{word}"' for word in ONNXRUNTIME_EXACT),
+            threads="" if threads is None else f"    options.intra_op_num_threads = {threads}\n",
+            providers=", ".join(f'"{name}"' for name in dict.fromkeys((provider, CPU))),
+        )
 
     @classmethod
     def executed(cls, bundle: Bundle) -> ExecutedGraph:

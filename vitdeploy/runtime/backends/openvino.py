@@ -27,6 +27,25 @@ _INTEGERS = "LP_TRANSFORMS_MODE"
 # Devices that spread the work over others: docs.openvino.ai, "Inference Devices and Modes".
 _MODES = ("AUTO", "HETERO")
 
+_STAND_ALONE = """\
+import openvino
+
+
+def run(model, inputs):
+    core = openvino.Core()
+    network = core.read_model(model)
+{folding}    compiled = core.compile_model(network, "{device}", {settings})
+    results = compiled(inputs)
+    return [results[index] for index in range(len(compiled.outputs))]
+"""
+_FOLDING = """\
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(network)
+"""
+
 
 class OpenVinoBackend(Backend):
     """Computes in FP32 unless told otherwise; left to itself OpenVINO takes bf16 where the CPU has it."""
@@ -50,6 +69,13 @@ class OpenVinoBackend(Backend):
     def throughput_options(cls, cores: int) -> dict[str, Any]:
         """As many calls as cores: it counts the threads of all calls together."""
         return {"num_requests": cores}
+
+    @classmethod
+    def stand_alone(cls, options: Options) -> str:
+        """With the same settings."""
+        device = (options.device or "CPU").upper()
+        settings = {name: value for name, value in _settings(options, device).items() if name != "CACHE_DIR"}
+        return _STAND_ALONE.format(folding=_FOLDING if _INTEGERS in settings else "", device=device, settings=settings)
 
     @classmethod
     def convert(cls, model: bytes) -> dict[str, bytes]:
@@ -102,19 +128,7 @@ class OpenVinoBackend(Backend):
 
         core = openvino.Core()
         device = _device(options.device or "CPU", core.available_devices)
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.num_requests is None else "THROUGHPUT"}
-        settings |= exact_settings() if device == "CPU" else {}
-        # An NPU has no FP32 to ask for.
-        precision = options.compute_precision or ("fp32" if "NPU" not in device else None)
-        if precision is not None:
-            settings["INFERENCE_PRECISION_HINT"] = _ELEMENT_TYPES[precision]
-        for name, value in (
-            ("INFERENCE_NUM_THREADS", options.threads or (default_threads() if device == "CPU" else None)),
-            ("NUM_STREAMS", options.num_requests),
-            ("CACHE_DIR", options.cache and str(options.cache)),
-        ):
-            if value is not None:
-                settings[name] = value
+        settings = _settings(options, device)
         kept = Cache("compiled", Path(options.cache)) if options.cache else None
         compiled = core.compile_model(read_model(core, model, weights, settings), device, settings)
         if kept is not None:
@@ -154,6 +168,24 @@ class OpenVinoBackend(Backend):
         import openvino
 
         return {"version": openvino.get_version(), **self._settings}
+
+
+def _settings(options: Options, device: str) -> dict[str, Any]:
+    """What OpenVINO is told for these options, on a device as it calls it."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if options.num_requests is None else "THROUGHPUT"}
+    settings |= exact_settings() if device == "CPU" else {}
+    # An NPU has no FP32 to ask for.
+    precision = options.compute_precision or ("fp32" if "NPU" not in device else None)
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = _ELEMENT_TYPES[precision]
+    for name, value in (
+        ("INFERENCE_NUM_THREADS", options.threads or (default_threads() if device == "CPU" else None)),
+        ("NUM_STREAMS", options.num_requests),
+        ("CACHE_DIR", options.cache and str(options.cache)),
+    ):
+        if value is not None:
+            settings[name] = value
+    return settings
 
 
 def exact_settings() -> dict[str, Any]:

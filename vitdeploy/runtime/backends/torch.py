@@ -50,7 +50,7 @@ class TorchBackend(Backend):
         """
         options = cls._admit(options)
         try:
-            model = _rebuild(bundle.manifest.model, options.checkpoint)
+            model = rebuild(bundle.manifest.model, options.checkpoint)
             backend = cls(model, bundle, _device(options.device or "CPU"))
         except VitDeployError:
             raise
@@ -114,7 +114,7 @@ def _device(device: str) -> str:
     return device
 
 
-def _rebuild(record: ModelRecord, checkpoint: str | Path | None) -> nn.Module:
+def rebuild(record: ModelRecord, checkpoint: str | Path | None) -> nn.Module:
     """The network of the record in eval mode, with exactly the weights that the record names."""
     from vitdeploy.models.checkpoints import load_checkpoint, read_checkpoint
     from vitdeploy.models.registry import build, find_card
