@@ -81,10 +81,13 @@ class Int8Bench:
         """The layers that a plan leaves in float though they could be in INT8, by the name of their node."""
         return [node for name in plan.floats for node in self.groups[name].nodes]
 
+    def inside(self, plan: Plan) -> list[str]:
+        """The layers that a plan has in INT8; none of a plan that is FP32 after all."""
+        return [node for name, group in self.groups.items() if name not in plan.floats for node in group.nodes]
+
     def trial(self, plan: Plan, by: str) -> Trial:
         """What comes of a plan."""
-        inside = [node for name, group in self.groups.items() if name not in plan.floats for node in group.nodes]
-        backend, megabytes = self._bench.load(self._trial.build(inside))
+        backend, megabytes = self._bench.load(self._trial.build(self.inside(plan)))
         try:
             return self._bench.trial(plan, by, backend, megabytes)
         finally:

@@ -23,6 +23,9 @@ ROUNDS = 40
 WARMUP_SECONDS = 1.0
 
 Made = tuple[Trial, Bundle]
+Loss = tuple[float | None, float | None, float | None, float | None]  # drop, its interval, ratio to noise
+BASELINE: Loss = (0.0, 0.0, 0.0, None)
+UNKNOWN: Loss = (None, None, None, None)
 
 
 def measured(
@@ -32,7 +35,7 @@ def measured(
 
     fp32  what the others are compared with; it is one of `made`
     """
-    speeds = _speeds(made, fp32, runtime, threads)
+    speeds = _speeds(made, runtime, threads)
     losses, images = _losses(made, fp32, data, runtime, threads)
     points = [
         Point(bundle.path, trial.plan, trial.by, *speeds[index], *losses[index], _megabytes(bundle))
@@ -41,7 +44,7 @@ def measured(
     return sorted(points, key=lambda point: point.ratio.value), images
 
 
-def _speeds(made: Sequence[Made], fp32: Bundle, runtime: str, threads: int | None) -> list[tuple[float, Ratio]]:
+def _speeds(made: Sequence[Made], runtime: str, threads: int | None) -> list[tuple[float, Ratio]]:
     """Milliseconds of a call in the median, and the ratio to FP32; each bundle in a process of its own."""
     with ExitStack() as stack:
         turns = []
@@ -62,19 +65,19 @@ def _speeds(made: Sequence[Made], fp32: Bundle, runtime: str, threads: int | Non
                 for all_of_one, turn in zip(seconds, results, strict=True):
                     all_of_one.append(median(turn.seconds))
                 progress.advance()
-    base = next(i for i, (trial, one) in enumerate(made) if one.path == fp32.path and not trial.plan.compute_precision)
+    base = next(index for index, (trial, _) in enumerate(made) if trial.plan.is_baseline)
     return [(1000 * median(one), paired_ratio(one, seconds[base])) for one in seconds]
 
 
 def _losses(
     made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
-) -> tuple[list[tuple[float | None, float | None, float | None, float | None]], int]:
+) -> tuple[list[Loss], int]:
     """Of each bundle the drop with its interval and the ratio to noise; nothing where DATA has no labels."""
-    nothing = (None, None, None, None)
-    found: list[tuple[float | None, float | None, float | None, float | None]] = [nothing] * len(made)
+    found: list[Loss] = [BASELINE if trial.plan.is_baseline else UNKNOWN for trial, _ in made]
     images = 0
-    for hint in dict.fromkeys(trial.plan.compute_precision for trial, _ in made):
-        some = [index for index, (trial, _) in enumerate(made) if trial.plan.compute_precision == hint]
+    others = [index for index, (trial, _) in enumerate(made) if not trial.plan.is_baseline]
+    for hint in dict.fromkeys(made[index][0].plan.compute_precision for index in others):
+        some = [index for index in others if made[index][0].plan.compute_precision == hint]
         try:
             report = validate(
                 [made[index][1] for index in some],

@@ -44,6 +44,7 @@ MINUTES, IMAGES, KEEP, GREEDY_PLANS = 15.0, 256, 4, 8
 FEW = 64  # images that judge one group of layers alone
 HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
 SEARCHES = (OPTUNA, GREEDY)
+UNLIMITED = 1 << 30  # plans
 
 
 @checked_arguments
@@ -154,11 +155,15 @@ class _Setting(NamedTuple):
     def export(self, plan: Plan, floats: Sequence[str] = ()) -> Bundle:
         """The bundle of a plan; one of an earlier run is taken as it is."""
         from vitdeploy.bundle import Bundle
-        from vitdeploy.exporter.api import export
 
         path = self.output / folder_of(plan)
-        if path.exists():
-            return Bundle.open(path)
+        if not path.exists():
+            self._export(plan, floats, path)
+        return Bundle.open(path)
+
+    def _export(self, plan: Plan, floats: Sequence[str], path: Path) -> None:
+        from vitdeploy.exporter.api import export
+
         log.info("exporting %s …", path)
         more: dict[str, Any] = {}
         if plan.precision == INT8:
@@ -171,7 +176,7 @@ class _Setting(NamedTuple):
                 accept_loss=True,  # what is lost is measured, and the front shows it
             )
             more = {"calibration": self.data, "int8": options}
-        return export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
+        export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
 
 
 class _Budget(NamedTuple):
@@ -224,7 +229,8 @@ class _Search:
                 "so nothing was calibrated"
             )
         found = study.trials()
-        best = _kept(found, self._budget.keep)
+        real = [one for one in found if not _is_int8(one) or inside[one.plan.label].inside(one.plan)]
+        best = _kept(real, self._budget.keep)
         floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
         bundles = [(trial, setting.export(_graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
         points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads)
@@ -278,13 +284,13 @@ class _Search:
     def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
         plans = [plan for plan in greedy_plans(inside.whole, inside.groups, GREEDY_PLANS) if plan not in known]
         with Progress("trying plans, greedily", len(plans)) as progress:
-            for plan in plans[: self._left(study)]:
+            for plan in plans[: min(len(plans), self._left(study))]:
                 study.add(inside.trial(plan, GREEDY))
                 progress.advance()
 
     def _optuna(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
-        left = self._left(study)
-        with Progress("trying plans of Optuna", None if left == math.inf else left) as progress:
+        total = None if self._budget.trials is None else self._left(study)
+        with Progress("trying plans of Optuna", total) as progress:
             for proposal in study.proposals():
                 if self._left(study) <= 0 or time.monotonic() > self._end:
                     proposal.give_up()
@@ -296,11 +302,10 @@ class _Search:
                     raise
                 progress.advance()
 
-    def _left(self, study: Study) -> Any:
+    def _left(self, study: Study) -> int:
         """Plans in INT8 that may still be tried."""
-        if self._budget.trials is None:
-            return None
-        return max(0, self._budget.trials - sum(_is_int8(trial) for trial in study.trials()))
+        most = UNLIMITED if self._budget.trials is None else self._budget.trials
+        return max(0, most - sum(_is_int8(trial) for trial in study.trials()))
 
 
 def folder_of(plan: Plan) -> str:

@@ -30,6 +30,11 @@ class Plan:
     compute_precision: str | None = None
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether this is FP32, computed in FP32."""
+        return self.precision == "fp32" and self.compute_precision is None
+
+    @property
     def label(self) -> str:
         """In a few words."""
         words = [self.precision, self.target]

@@ -12,6 +12,7 @@ from vitdeploy.search.plan import GREEDY, INT8, OPTUNA, Plan, Trial
 from vitdeploy.statistics import Ratio, json_number
 from vitdeploy.table import render
 
+SCHEMA_VERSION = 1
 # Where what a search covers ends: the time of FP32, and the ratio to noise that INT8 has to have.
 CORNER = (1.0, -20.0)
 
@@ -145,7 +146,7 @@ class OptimizeReport:
             return f"nothing that was tried keeps what was asked; nearest is {nearest.path}: " + "; ".join(
                 self.wish.misses(nearest)
             )
-        if chosen.plan.precision == "fp32" and chosen.plan.compute_precision is None:
+        if chosen.plan.is_baseline:
             why = "nothing that keeps what was asked is faster" if len(self.points) > 1 else "nothing is faster"
             return f"{chosen.path} in FP32: {why} on {self.runtime['backend']} here"
         speed = f"x{1 / chosen.ratio.value:.2f} as fast as FP32"
@@ -156,7 +157,7 @@ class OptimizeReport:
         """JSON values."""
         best, chosen = self.front, self.chosen
         return {
-            "kind": "optimize",
+            "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
             "verdict": self.verdict,
             "chosen": None if chosen is None else str(chosen.path),
@@ -167,7 +168,9 @@ class OptimizeReport:
             },
             "runtime": dict(self.runtime),
             "images": dict(self.images),
-            "points": [{**point.to_dict(), "front": point in best} for point in self.points],
+            "points": [
+                {**point.to_dict(), "runtime": self.runtime["backend"], "front": point in best} for point in self.points
+            ],
             "trials": [trial.to_dict() for trial in self.trials],
             "searches": self.searches,
             "notes": list(self.notes),
