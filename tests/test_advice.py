@@ -61,6 +61,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/session.py": ("predict", "benchmark"),
     "runtime/auto.py": LOADING,
     "runtime/verify.py": ("verify",),
+    "reporting/": ("report",),
     "schemas/": ("schema",),
     "signing/": ("sign", "verify", "bisect", "predict", "build"),
     "signing/check.py": ("verify", "bisect", "predict", "build"),

@@ -82,13 +82,14 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bun
             refuses_or_works(lambda value=value, parameter=parameter: function(**{**given[name], parameter: value}))
 
 
-@pytest.mark.parametrize("name", ["export", "validate", "benchmark", "create_model", "sensitivity"])
+@pytest.mark.parametrize("name", ["export", "validate", "benchmark", "report", "create_model", "sensitivity"])
 def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str, tmp_path: Path) -> None:
     function = getattr(vitdeploy, name)
     first: dict[str, Any] = {
         "export": {"source": "no_such_network", "output": tmp_path / "out"},
         "validate": {"bundle": tmp_path / "no_bundle", "data": tmp_path / "no_data"},
         "benchmark": {"bundle": tmp_path / "no_bundle"},
+        "report": {"bundle": tmp_path / "no_bundle", "output": tmp_path / "report.html"},
         "create_model": {"name": "no_such_network"},
         "sensitivity": {"source": "no_such_network", "data": tmp_path / "no_data"},
     }[name]

@@ -14,7 +14,7 @@ import vitdeploy
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     *("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "tensorrt", "polygraphy"),
-    *("model_signing", "sigstore", "cryptography"),
+    *("model_signing", "sigstore", "cryptography", "matplotlib"),
 )
 
 
@@ -39,6 +39,7 @@ def python(code: str) -> str:
         "vitdeploy.platforms.check",
         "vitdeploy.platforms.report",
         "vitdeploy.proof.parity",
+        "vitdeploy.reporting.report",
         "vitdeploy.runtime.verify",
         "vitdeploy.signing.check",
         "vitdeploy.signing.sign",

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("quantize",),
     ("exporter",),
     ("accuracy", "costs", "divergence", "inspection", "latency"),
-    ("search",),
+    ("reporting", "search"),
     ("cli",),
 )
 # The public face, which belongs to no layer: whoever asks it for a name imports the module that has it.

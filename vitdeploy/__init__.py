@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from vitdeploy.preprocess import Preprocessing
     from vitdeploy.proof.prove import VerifyReport
     from vitdeploy.quantize.options import Int8Options
+    from vitdeploy.reporting.report import HtmlReport, report
     from vitdeploy.runtime.backends import Backend
     from vitdeploy.runtime.prediction import Prediction
     from vitdeploy.runtime.session import Session, load
@@ -82,6 +83,7 @@ __all__ = [
     "DoctorReport",
     "ExportError",
     "GateError",
+    "HtmlReport",
     "InputError",
     "InspectionReport",
     "Int8Options",
@@ -113,6 +115,7 @@ __all__ = [
     "load",
     "open_data",
     "optimize",
+    "report",
     "sensitivity",
     "sign",
     "validate",
@@ -130,6 +133,7 @@ _HOME = {
     "CheckReport": "vitdeploy.platforms.report",
     "Dataset": "vitdeploy.data",
     "DoctorReport": "vitdeploy.inspection.doctor_report",
+    "HtmlReport": "vitdeploy.reporting.report",
     "InspectionReport": "vitdeploy.inspection.report",
     "Int8Options": "vitdeploy.quantize.options",
     "Int8Rules": "vitdeploy.targets",
@@ -155,6 +159,7 @@ _HOME = {
     "load": "vitdeploy.runtime.session",
     "open_data": "vitdeploy.data",
     "optimize": "vitdeploy.search.optimize",
+    "report": "vitdeploy.reporting.report",
     "sensitivity": "vitdeploy.costs.sensitivity",
     "sign": "vitdeploy.signing.sign",
     "validate": "vitdeploy.accuracy.validate",

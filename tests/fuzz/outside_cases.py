@@ -92,13 +92,14 @@ def change_data(folder: Path, rng: random.Random) -> None:
 
 COMMANDS = (
     *("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build"),
-    *("sensitivity", "bisect", "help", "schema", "completion"),
+    *("sensitivity", "bisect", "help", "schema", "completion", "report"),
 )
 OPTIONS = (
     *("--runtime", "--json", "--verbose", "--batch", "--target", "--top-k", "--threads", "--device", "--data"),
     *("--num-requests", "--compute-precision", "--samples", "--seed", "--max-drop", "--help", "--", "-x", "--key"),
     *("--untrust", "--rounds", "--report", "--csv", "--baseline", "--checkpoint"),
     *("--quiet", "--log-file", "--config", "--skip-broken", "--by", "--sort", "--top", "--against", "--inputs"),
+    *("--seconds", "--validation", "--benchmark", "--sensitivity", "--optimize", "--title", "-o"),
 )
 
 

@@ -256,3 +256,8 @@ def test_exports_and_their_manifests(precision: str, told: Told, model_file: Pat
 )
 def test_a_failure_is_one_object(words: list[str], code: int, told: Told) -> None:
     assert holds("error", told(*words, code=code)) == 5
+
+
+def test_a_page(told: Told, bundle: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    assert holds("report", told("report", bundle, "--seconds", "0.1", *HERE, "-o", "page.html")) > 10

@@ -147,7 +147,9 @@ def check_same_network(bundles: Sequence[Bundle]) -> None:
         why = _difference(first, other)
         if why is not None:
             raise UsageError(
-                f"{other.path} and {first.path} are not the same network", why=why, fix="validate them one at a time"
+                f"{other.path} and {first.path} are not the same network",
+                why=why,
+                fix="give the bundles of each network alone",
             )
 
 

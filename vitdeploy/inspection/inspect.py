@@ -57,8 +57,8 @@ def inspect(bundle: Bundle | str | Path) -> InspectionReport:
         bundle=str(opened.path),
         manifest=manifest.to_dict(),
         graph=graph_statistics(model) if model is not None else None,
-        rewrites=_rewrites(manifest.graph),
-        kept_fp32=_kept(manifest.precision_report),
+        rewrites=rewrites(manifest.graph),
+        kept_fp32=kept_nodes(manifest.precision_report),
         runtimes=tuple(executed(backend, opened) for backend in backends() if backend.tells_graph),
         notes=tuple(notes),
         signed=opened.is_signed,
@@ -131,7 +131,7 @@ def _precision(node: Any, types: Mapping[str, int], name_of: Mapping[int, str], 
     return next((precision for precision in found if precision), "integer")
 
 
-def _rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The lines of each pass; parts of the manifest's free-form record that have another form are ignored."""
     found: dict[str, tuple[str, ...]] = {}
     for record in _objects(graph.get("passes")):
@@ -142,7 +142,8 @@ def _rewrites(graph: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _kept(report: Mapping[str, Any]) -> tuple[KeptNode, ...]:
+def kept_nodes(report: Mapping[str, Any]) -> tuple[KeptNode, ...]:
+    """The nodes that a precision report says stayed in float, each with the reason."""
     records = _objects(report.get("kept_fp32"))
     products = report.get("float")  # of an INT8 bundle
     reasons = products.items() if isinstance(products, dict) else ()

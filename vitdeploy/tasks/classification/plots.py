@@ -29,7 +29,7 @@ def confusion_svg(run: Comparison, images: ImageSet) -> str:
     size = len(images.classes)
     counts, before = (confusion(a.targets, a.chosen, size) for a in (run.answers, run.baseline))
     change = counts - before
-    shown = _most_interesting(counts, change)
+    shown = most_interesting(counts, change)
     totals = np.maximum(counts.sum(axis=1), 1)
     width, height = MARGIN + CELL * len(shown) + 110, TOP + CELL * len(shown) + 20
     part = "" if len(shown) == size else f" ({len(shown)} of {size} classes)"
@@ -58,13 +58,13 @@ def confusion_svg(run: Comparison, images: ImageSet) -> str:
     return "\n".join([*lines, f'{edge} stroke="{INK}"/>', "</svg>", ""])
 
 
-def _most_interesting(counts: np.ndarray, change: np.ndarray) -> list[int]:
-    """Classes in DATA or chosen, at most MOST_CLASSES: those whose counts changed most, then those confused most."""
+def most_interesting(counts: np.ndarray, change: np.ndarray, most: int = MOST_CLASSES) -> list[int]:
+    """Classes in DATA or chosen, at most `most`: those whose counts changed most, then those confused most."""
     wrong = counts - np.diag(counts.diagonal())
     changed, confused = (np.abs(m).sum(axis=0) + np.abs(m).sum(axis=1) for m in (change, wrong))
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     order = sorted(used.tolist(), key=lambda kind: (-changed[kind], -confused[kind], kind))
-    return sorted(order[:MOST_CLASSES])
+    return sorted(order[:most])
 
 
 def _cell(x: int, y: int, count: int, difference: int, colour: str, share: float) -> list[str]:
@@ -92,7 +92,7 @@ def contact_sheet(run: Comparison, images: ImageSet) -> Image.Image | None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for number, position in enumerate(positions):
         x, y = 8 + number % columns * (SIDE + 8), 8 + number // columns * (SIDE + CAPTION + 8)
-        sheet.paste(_thumbnail(images, position), (x, y))
+        sheet.paste(thumbnail(images, position) or Image.new("RGB", (SIDE, SIDE), "#cccccc"), (x, y))
         one = run.flip(position, images)
         for line, text in enumerate((one["image"].rpartition("/")[2], f"is {one['label']}", _answer(one))):
             # The font that comes with Pillow has Latin letters only.
@@ -113,12 +113,13 @@ def _latin(text: str) -> str:
     return text.encode("latin-1", errors="replace").decode("latin-1")
 
 
-def _thumbnail(images: ImageSet, position: int) -> Image.Image:
-    recipe = Preprocessing(size=(SIDE, SIDE), crop_ratio=1.0)
+def thumbnail(images: ImageSet, position: int, side: int = SIDE) -> Image.Image | None:
+    """An image, `side` pixels wide and high; None for normalised arrays, which cannot be drawn."""
+    recipe = Preprocessing(size=(side, side), crop_ratio=1.0)
     try:
         pixels = to_pixels(images.dataset.read(images.indices[position]), recipe)
-    except InputError:  # normalised arrays cannot be drawn
-        return Image.new("RGB", (SIDE, SIDE), "#cccccc")
+    except InputError:
+        return None
     return Image.fromarray(pixels)
 
 

@@ -1,0 +1,131 @@
+"""A page with everything on it, whose every name is HTML that would run if it were not escaped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.accuracy.accuracy_cases import labels_of, noisy, photos, write_folder, write_variant
+from tests.bundles import forge, write_tiny_bundle
+from tests.reporting.browser import Browser, program
+from vitdeploy.cli import main
+
+EVIL = "<script>window.ran=1<b>"
+CLASSES = ("ant", EVIL, '"><img src=x onerror=window.ran=1>', "$x_1^$ dög 犬")
+
+ROWS = [
+    {
+        "name": f"{block}.{layer}" if layer else block,
+        "block": block,
+        "kind": kind,
+        "snr_db": 40.0 - place,
+        "drop": 0.1 * place,
+        "drop_low": -0.1,
+        "drop_high": 0.9,
+        "reason": EVIL,
+        "saved_ms": 0.02,
+    }
+    for place, block in enumerate(("stages.0.0", f"stages.1.{EVIL}"))
+    for layer, kind in (("", "block"), ("attn.qkv/MatMul", "linear"), ("mlp.0/MatMul", "linear"))
+]
+POINTS = [
+    {
+        "name": f"{EVIL} {place}",
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "milliseconds": 1.0 + place,
+        "ratio": 0.5 + 0.1 * place,
+        "ratio_low": 0.4,
+        "ratio_high": 0.7,
+        "drop": 1.0 - 0.4 * place,
+        "drop_low": 0.1,
+        "drop_high": 1.4,
+        "snr_db": 30.0,
+        "megabytes": 1.0,
+        "front": place != 1,
+        "by": "greedy",
+        "path": "/somebody/secret",
+    }
+    for place in range(3)
+]
+
+
+def rename(path: Path) -> None:
+    """Gives a bundle the evil names."""
+    from vitdeploy.bundle import Bundle
+
+    def edit(document: dict[str, Any]) -> None:
+        document["labels"] = list(CLASSES)
+        document["model"]["name"] = f"tiny{EVIL}"
+        document["graph"]["passes"] = [{"pass": EVIL, "changes": [EVIL]}]
+        document["precision_report"]["float"] = {EVIL: f"because of {EVIL}"}
+        document["precision_report"]["repairs"] = [{"repair": EVIL, "largest": 5.76}]
+        document["precision_report"]["layers"] = {EVIL: {"int8": 1, "of": 2}}
+
+    forge(Bundle.open(path), edit)
+
+
+def fill(folder: Path) -> None:
+    """Bundles `fp32` and an evil one, `data` with evil names, and files of earlier runs."""
+    images = photos(60)
+    targets = labels_of(images)
+    write_tiny_bundle(folder / "fp32")
+    write_variant(folder / f"int8{EVIL}", noisy(), precision="int8")
+    for path in (folder / "fp32", folder / f"int8{EVIL}"):
+        rename(path)
+    write_folder(folder / "data", images, targets, CLASSES)
+    for path in sorted((folder / "data").rglob("*.png")):
+        path.rename(path.with_name(f"{EVIL}{path.name}"))
+    (folder / "sensitivity.json").write_text(json.dumps({"kind": "sensitivity", "rows": ROWS}))
+    (folder / "optimize.json").write_text(json.dumps({"kind": "optimize", "points": POINTS}))
+
+
+@pytest.fixture(scope="package")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `fill` makes, `report.html` of all of it, and `validate.json` and `benchmark.json`."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    folder = tmp_path_factory.mktemp("page")
+    fill(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        bundles, runtime = ("fp32", f"int8{EVIL}"), ("--runtime", "onnxruntime")
+        check = ("--data", "data", "--baseline", "fp32")
+        extra = ("--sensitivity", "sensitivity.json", "--optimize", "optimize.json", "--seconds", "0.3")
+        words = ("report", *bundles, *runtime, *check, *extra, "--title", EVIL, "-o", "report.html", "--quiet")
+        assert main(words) == 0
+        for command, more in (("validate", (*check, "--no-record")), ("benchmark", ("--rounds", "2", "--warmup", "0"))):
+            (folder / f"{command}.json").write_text(_printed((command, *bundles, *runtime, *more, "--json", "--quiet")))
+    return folder
+
+
+def _printed(words: tuple[str, ...]) -> str:
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(words) == 0
+    return out.getvalue()
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which is the working folder."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here" / "cache"))
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="package")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if program() is None:
+        pytest.skip("there is no Chromium on this machine")
+    with Browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found

@@ -1,0 +1,1 @@
+"""`report`: what is known of bundles as one HTML file that needs nothing else."""
