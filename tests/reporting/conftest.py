@@ -18,21 +18,53 @@ from vitdeploy.cli import main
 EVIL = "<script>window.ran=1<b>"
 CLASSES = ("ant", EVIL, '"><img src=x onerror=window.ran=1>', "$x_1^$ dög 犬")
 
-ROWS = [
+PARTS = [
     {
-        "name": f"{block}.{layer}" if layer else block,
-        "block": block,
-        "kind": kind,
+        "name": f"{block}.{layer}",
+        "kind": "linear",
+        "nodes": [f"{block}.{layer}"],
+        "macs": 1000,
         "snr_db": 40.0 - place,
+        "outputs": {"logits": 40.0 - place},
+        "own_db": 30.0,
+        "share": 0.2,
         "drop": 0.1 * place,
         "drop_low": -0.1,
         "drop_high": 0.9,
-        "reason": EVIL,
-        "saved_ms": 0.02,
+        "drop_images": 60,
+        "ms": 0.02,
+        "ms_low": None,
+        "ms_high": None,
+        "reason": "one-sided",
+        "reasons": [{"kind": "one-sided", "db": 1.5, "text": EVIL}],
     }
     for place, block in enumerate(("stages.0.0", f"stages.1.{EVIL}"))
-    for layer, kind in (("", "block"), ("attn.qkv/MatMul", "linear"), ("mlp.0/MatMul", "linear"))
+    for layer in ("attn.qkv/MatMul", "mlp.0/MatMul")
 ]
+SENSITIVITY = {
+    "schema_version": 1,
+    "source": "tiny",
+    "precision": "int8",
+    "target": "portable",
+    "by": "layer",
+    "runtime": None,
+    "images": {"calibrate": 6, "noise": 6, "judge": 60},
+    "fp32_top1": 90.0,
+    "together": {
+        "snr_db": 33.0,
+        "sum_db": 33.5,
+        "outputs": {"logits": 33.0},
+        "drop": 0.5,
+        "drop_low": -0.2,
+        "drop_high": 1.0,
+        "drop_images": 60,
+    },
+    "total": 4,
+    "parts": PARTS,
+    "left": {},
+    "notes": [EVIL],
+    "interrupted": False,
+}
 POINTS = [
     {
         "name": f"{EVIL} {place}",
@@ -81,7 +113,7 @@ def fill(folder: Path) -> None:
     write_folder(folder / "data", images, targets, CLASSES)
     for path in sorted((folder / "data").rglob("*.png")):
         path.rename(path.with_name(f"{EVIL}{path.name}"))
-    (folder / "sensitivity.json").write_text(json.dumps({"kind": "sensitivity", "rows": ROWS}))
+    (folder / "sensitivity.json").write_text(json.dumps(SENSITIVITY))
     (folder / "optimize.json").write_text(json.dumps({"kind": "optimize", "points": POINTS}))
 
 

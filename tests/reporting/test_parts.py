@@ -16,6 +16,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.reporting import documents
 from vitdeploy.reporting.documents import Names
 from vitdeploy.reporting.findings import Interval, Key, Speed
+from vitdeploy.reporting.layers import _blocks
 from vitdeploy.reporting.markup import element, join, markup, table
 from vitdeploy.reporting.report import _read
 from vitdeploy.reporting.wording import speed_in_words, speedup
@@ -72,6 +73,19 @@ def test_a_speed_in_words_says_faster_only_where_the_whole_interval_does(value: 
     assert turned.low <= turned.value <= turned.high
 
 
+def test_the_noise_of_a_block_is_the_sum_of_that_of_its_layers(made: Path) -> None:
+    document = json.loads((made / "sensitivity.json").read_text())
+    for part, snr in zip(document["parts"], (20.0, 20.0, 20.0, None), strict=True):
+        part["snr_db"] = snr
+    found = documents.sensitivity_of(document)
+    assert [one.share for one in found.costs] == [pytest.approx(1 / 3)] * 3 + [None]
+    assert [one.block for one in found.costs[:2]] == ["stages.0.0"] * 2
+    assert found.told[0] == "All in INT8 together keep 33.0 dB."
+    blocks = Reader(_blocks(found.costs)).text
+    assert "stages.0.066.67" in blocks
+    assert "33.33" in blocks
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", True, [1]])
 def test_only_a_finite_number_is_one(value: Any) -> None:
     assert documents.number(value) is None
@@ -87,7 +101,7 @@ def test_bundles_are_called_by_their_folders_unless_two_are_the_same(tmp_path: P
 READERS = {
     "validate": lambda document: documents.accuracy_of(document, Names([])),
     "benchmark": lambda document: documents.latency_of(document, Names([])),
-    "sensitivity": documents.costs_of,
+    "sensitivity": documents.sensitivity_of,
     "optimize": documents.tried_of,
 }
 VALUES = st.sampled_from([None, "x", -1, 0, 1.5, math.nan, [], {}, [None], {"a": 1}, True])

@@ -117,8 +117,10 @@ def test_figures_that_are_not_finite_are_shown_as_unknown(place: Path, run: Run)
     for run_of in checked["runs"]:
         run_of |= {"drop": float("nan"), "drop_low": None, "drop_high": float("inf"), "snr_db": None}
     (place / "odd.json").write_text(json.dumps(checked))
-    rows = [{"name": "a", "snr_db": float("nan"), "drop": None}, {"name": "b/MatMul", "snr_db": None}]
-    (place / "rows.json").write_text(json.dumps(rows))
+    costs = json.loads((place / "sensitivity.json").read_text())
+    for part in costs["parts"]:
+        part |= {"snr_db": float("nan"), "drop": None, "ms": float("-inf"), "reasons": []}
+    (place / "rows.json").write_text(json.dumps(costs))
     code, out, err = run(
         "fp32", INT8, "--validation", "odd.json", "--benchmark", "benchmark.json", "--sensitivity", "rows.json",
         "-o", "odd.html",

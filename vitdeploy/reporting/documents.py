@@ -21,9 +21,11 @@ from vitdeploy.reporting.findings import (
     Key,
     Latency,
     Loss,
+    Sensitivity,
     Speed,
     Tried,
 )
+from vitdeploy.reporting.wording import with_interval
 from vitdeploy.statistics import median_interval, paired_ratio
 
 Document = Mapping[str, Any]
@@ -40,7 +42,7 @@ _MARKS = {
     "validate": ("task", "baseline", "runs", "data"),
     "benchmark": ("candidates", "machine"),
     "optimize": ("points",),
-    "sensitivity": ("rows",),
+    "sensitivity": ("parts", "together"),
     "export": ("bundle", "files"),
 }
 _OPTIONS = {"validate": "validation", "benchmark": "benchmark", "optimize": "optimize", "sensitivity": "sensitivity"}
@@ -247,23 +249,32 @@ def median_of(values: Sequence[float]) -> Interval:
     return Interval(ordered[len(ordered) // 2], low, high)
 
 
-def costs_of(document: Any) -> list[Cost]:
-    """The rows that `sensitivity` prints. Raises KeyError, TypeError, ValueError and AttributeError for others."""
-    rows = document["rows"] if isinstance(document, dict) else document
-    if not isinstance(rows, list) or not rows:
-        raise ValueError("there are no rows")
-    return [_cost(row) for row in rows]
+def sensitivity_of(document: Document) -> Sensitivity:
+    """The values that `sensitivity` prints. Raises KeyError, TypeError, ValueError and AttributeError for others."""
+    precision, together = str(document["precision"]).upper(), document["together"]
+    rows = list(document["parts"])
+    noise = [0.0 if (snr := number(row["snr_db"])) is None else 10 ** (-snr / 10) for row in rows]
+    costs = [_cost(row, one / sum(noise) if one else None) for row, one in zip(rows, noise, strict=True)]
+    snr, drop = number(together["snr_db"]), _interval(together)
+    told = [] if snr is None else [f"All in {precision} together keep {snr:.1f} dB."]
+    if drop.value is not None:
+        told.append(f"All in {precision} together lose {with_interval(drop)} points.")
+    if document["interrupted"]:
+        told.append(f"It was interrupted: {len(rows)} of {int(document['total'])} were measured.")
+    return Sensitivity(precision, document["by"] == "block", costs, [*told, *map(str, document["notes"])])
 
 
-def _cost(row: Document) -> Cost:
-    name = str(row["name"])
+def _cost(row: Document, share: float | None) -> Cost:
+    name, reasons = str(row["name"]), row["reasons"]
+    reason = "" if not reasons else f"{reasons[0]['kind']}: {reasons[0]['text']}"
     return Cost(
         name,
-        name if row.get("kind") == "block" else str(row.get("block") or block_of(name)),
-        number(row.get("snr_db")),
+        name if row["kind"] == "block" else block_of(name),
+        number(row["snr_db"]),
+        share,
         _interval(row),
-        str(row.get("reason") or ""),
-        number(row.get("saved_ms")),
+        _interval(row, "ms"),
+        reason.removeprefix("none: "),
     )
 
 

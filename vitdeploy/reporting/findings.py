@@ -160,19 +160,29 @@ class Latency:
 
 
 class Cost(NamedTuple):
-    """What `sensitivity` found of a layer, or of a block as a whole, alone in the low precision."""
+    """What `sensitivity` found of a layer or a block alone in the low precision.
+
+    share  of the noise of all, 0 to 1; None where it makes none, or its noise is not known
+    saved  milliseconds of a call
+    """
 
     name: str
     block: str
     snr_db: float | None
+    share: float | None
     drop: Interval
+    saved: Interval
     reason: str
-    saved_ms: float | None
 
-    @property
-    def whole_block(self) -> bool:
-        """Whether it is a block."""
-        return self.name == self.block
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found of all parts: layers, or blocks where `by_block`; `told` are sentences about all."""
+
+    precision: str
+    by_block: bool
+    costs: Sequence[Cost]
+    told: Sequence[str]
 
 
 class Tried(NamedTuple):
@@ -204,7 +214,7 @@ class Findings:
     words: str
     accuracy: Accuracy | None = None
     latency: Latency | None = None
-    costs: Sequence[Cost] | None = None
+    sensitivity: Sensitivity | None = None
     tried: Sequence[Tried] | None = None
 
     @property

@@ -114,3 +114,9 @@ def paragraph(*children: object, class_: str | None = None) -> Markup:
 def bullets(lines: Iterable[object]) -> Markup:
     """A list."""
     return element("ul", *(element("li", line) for line in lines))
+
+
+def missing(what: str, *commands: str) -> Markup:
+    """What a page lacks, and what to type for it."""
+    typed = Markup(" and then ").join(element("code", command) for command in commands)
+    return paragraph(f"{what} To add it: ", Markup(typed), class_="missing")

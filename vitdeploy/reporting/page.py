@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.reporting import sections
+from vitdeploy.progress import Progress
+from vitdeploy.reporting import layers, sections
 from vitdeploy.reporting.contents import contents
 from vitdeploy.reporting.findings import Findings
 from vitdeploy.reporting.markup import Markup, Section, element, join, pairs, paragraph
@@ -21,19 +23,19 @@ def parts_of(
     found: Findings, bundles: Mapping[str, Bundle], machine: Mapping[str, Any], commands: Sequence[str]
 ) -> list[Section]:
     """The parts of the page in their order."""
-    parts = (
-        sections.summary(found),
-        sections.front(found),
-        sections.accuracy(found),
-        sections.confusions(found),
-        sections.flips(found),
-        sections.latency(found),
-        sections.sensitivity(found),
-        sections.tried(found),
-        contents(bundles),
-        _where(bundles, machine, found),
-        _repeat(commands),
+    makers: tuple[Callable[[], Section | None], ...] = (
+        *(partial(make, found) for make in (sections.summary, sections.front, sections.accuracy)),
+        *(partial(make, found) for make in (sections.confusions, sections.flips, sections.latency)),
+        *(partial(make, found) for make in (layers.sensitivity, layers.tried)),
+        partial(contents, bundles),
+        partial(_where, bundles, machine, found),
+        partial(_repeat, commands),
     )
+    parts = []
+    with Progress("drawing the page", len(makers)) as progress:
+        for make in makers:
+            parts.append(make())
+            progress.advance()
     return [part for part in parts if part is not None]
 
 

@@ -20,6 +20,12 @@ ROW, FRAME = 24.0, 64.0  # units of a line, and of what is above and below the l
 LONGEST = 30
 
 
+def look(place: int) -> tuple[str, str]:
+    """Colour and shape of the run at a place; no two of the first 64 have both the same."""
+    turn, colour = divmod(place, len(SERIES))
+    return SERIES[colour], MARKERS[(colour + turn) % len(MARKERS)]
+
+
 class Point(NamedTuple):
     """A run in the picture of figures against time."""
 
@@ -65,14 +71,14 @@ def front(
         if len(best) > 1:
             axes.plot(*zip(*best, strict=True), color=GRID, linewidth=5, solid_capstyle="round", zorder=1)
         for place, point in enumerate(shown):
-            colour = SERIES[place % len(SERIES)]
+            colour, marker = look(place)
             axes.errorbar(
                 [_at(point.x)],
                 [_at(point.y)],
                 xerr=_arms(point.x),
                 yerr=_arms(point.y),
                 color=colour,
-                marker=MARKERS[place % len(MARKERS)],
+                marker=marker,
                 markersize=8,
                 linestyle="none",
                 capsize=3,
@@ -112,7 +118,7 @@ def intervals(ident: str, title: str, bars: Sequence[Bar], *, x: str, filled: bo
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1)
         for place, bar in enumerate(shown):
-            colour = SERIES[bar.series % len(SERIES)]
+            colour, marker = look(bar.series)
             if filled:
                 axes.barh([place], [_at(bar.value)], height=0.62, color=colour, alpha=0.75)
             axes.errorbar(
@@ -121,7 +127,7 @@ def intervals(ident: str, title: str, bars: Sequence[Bar], *, x: str, filled: bo
                 xerr=_arms(bar.value),
                 color=INK if filled else colour,
                 capsize=3,
-                marker="none" if filled else MARKERS[bar.series % len(MARKERS)],
+                marker="none" if filled else marker,
                 markersize=7,
                 linestyle="none",
             )
@@ -146,12 +152,13 @@ def classes(ident: str, title: str, runs: Sequence[tuple[str, Sequence[ClassLoss
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1)
         for place, (name, losses) in enumerate(runs):
+            colour, marker = look(place)
             spread = 0.5 * (place - (len(runs) - 1) / 2) / max(len(runs), 2)
             found = [(one.drop, names.index(one.name) + spread) for one in losses if one.drop is not None]
             axes.plot(
                 *([list(side) for side in zip(*found, strict=True)] if found else [[], []]),
-                color=SERIES[place % len(SERIES)],
-                marker=MARKERS[place % len(MARKERS)],
+                color=colour,
+                marker=marker,
                 markersize=6,
                 linestyle="none",
                 label=short(name),

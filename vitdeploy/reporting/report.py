@@ -128,7 +128,7 @@ def report(
     bundles = list(known.values())
     check_same_network(bundles)
     names = Names([one.path for one in bundles])
-    costs = _read(sensitivity, "sensitivity", documents.costs_of)
+    costs = _read(sensitivity, "sensitivity", documents.sensitivity_of)
     tried = _read(optimize, "optimize", documents.tried_of)
     speeds = _read(benchmark, "benchmark", lambda document: documents.latency_of(document, names))
     losses = _read(validation, "validate", lambda document: documents.accuracy_of(document, names))
@@ -148,7 +148,7 @@ def report(
         words=shlex.join(typed),
         accuracy=losses,
         latency=speeds,
-        costs=costs,
+        sensitivity=costs,
         tried=tried,
     )
     options = {

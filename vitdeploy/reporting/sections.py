@@ -6,28 +6,31 @@ from collections.abc import Sequence
 
 from vitdeploy.reporting import plots
 from vitdeploy.reporting.documents import median_of
-from vitdeploy.reporting.findings import KINDS, Accuracy, Cost, Findings, Flip, Interval, Key, Loss
-from vitdeploy.reporting.markup import Markup, Section, beside, bullets, element, figure, join, paragraph, table
+from vitdeploy.reporting.findings import KINDS, Accuracy, Findings, Flip, Interval, Key, Loss
+from vitdeploy.reporting.markup import (
+    Markup,
+    Section,
+    beside,
+    bullets,
+    element,
+    figure,
+    join,
+    missing,
+    paragraph,
+    table,
+)
 from vitdeploy.reporting.pictures import MOST_PICTURES
 from vitdeploy.reporting.wording import (
     loss_in_words,
     megabytes,
     milliseconds,
     plain,
-    small,
     speed_in_words,
     with_interval,
 )
 
 MOST_MATRICES = 6
-MOST_COSTS = 20  # bars of a picture
 MOST_CLASSES = 24  # in the picture of the drop of each class; the table has all
-
-
-def missing(what: str, *commands: str) -> Markup:
-    """What a page lacks, and what to type for it."""
-    typed = Markup(" and then ").join(element("code", command) for command in commands)
-    return paragraph(f"{what} To add it: ", Markup(typed), class_="missing")
 
 
 def verdicts(found: Findings) -> list[tuple[Key, str]]:
@@ -320,92 +323,3 @@ def latency(found: Findings) -> Section:
     notes = [told] if what.notes or what.skipped else []
     drawn = plots.latencies("plot-latency", "Time of a call", what.candidates)
     return Section("latency", title, join([*notes, beside(drawn, caption, table("Time of a call", header, rows))]))
-
-
-def sensitivity(found: Findings) -> Section:
-    """What each block and each layer costs alone."""
-    title = "What each layer costs"
-    if not found.costs:
-        first = found.words.split()[0]
-        command = f"vitdeploy sensitivity {first} --data DATA --json > sensitivity.json"
-        told = "What each block and each layer costs alone in the low precision was not given."
-        again = f"vitdeploy report {found.words} --sensitivity sensitivity.json -o report.html"
-        return Section("sensitivity", title, missing(told, command, again), present=False)
-    blocks = [one for one in found.costs if one.whole_block]
-    layers = [one for one in found.costs if not one.whole_block]
-    pictures = []
-    for ident, name, costs in (("blocks", "Blocks", blocks), ("layers", "Layers", layers)):
-        if costs:
-            pictures.append(_costs(ident, name, costs))
-    return Section("sensitivity", title, join([element("div", *pictures, class_="pictures")]))
-
-
-def _costs(ident: str, name: str, costs: Sequence[Cost]) -> Markup:
-    rows = list(costs)
-    by_drop = any(one.drop.value is not None for one in rows)
-
-    def rank(one: Cost) -> tuple[float, float]:
-        lost = one.drop.value if one.drop.value is not None else float("-inf")
-        return (-lost if by_drop else 0.0, one.snr_db if one.snr_db is not None else float("inf"))
-
-    rows.sort(key=rank)
-    bars = [plots.Bar(one.name, one.drop if by_drop else Interval(one.snr_db)) for one in rows[:MOST_COSTS]]
-    unit = "points lost" if by_drop else "signal-to-noise ratio of the outputs, dB (less is worse)"
-    drawn = plots.intervals(f"plot-{ident}", f"{name} alone in the low precision", bars, x=unit, filled=True)
-    header = ["name", "lost, points (95 %)", "SNR, dB", "saved, ms", "why"]
-    cells = [[one.name, with_interval(one.drop), plain(one.snr_db, 1), small(one.saved_ms), one.reason] for one in rows]
-    part = (
-        f"The {MOST_COSTS} of {len(rows)} that cost most." if len(rows) > MOST_COSTS else "Those that cost most first."
-    )
-    return figure(drawn, f"{name}. {part}", table(name, header, cells))
-
-
-def tried(found: Findings) -> Section:
-    """The plans that `optimize` tried, and the front of them."""
-    title = "What optimize tried"
-    if not found.tried:
-        command = f"vitdeploy optimize {found.words.split()[0]} --data DATA --runtime R --json > optimize.json"
-        again = f"vitdeploy report {found.words} --optimize optimize.json -o report.html"
-        return Section(
-            "tried", title, missing("The search for a faster plan was not given.", command, again), present=False
-        )
-    points = [
-        plots.Point(
-            f"{one.name} on {one.runtime}" if one.runtime else one.name,
-            Interval(one.milliseconds),
-            Interval(*(None if end is None else -end for end in (one.drop.value, one.drop.high, one.drop.low))),
-            one.front,
-        )
-        for one in found.tried
-    ]
-    header = ["plan", "runtime", "precision", "ms", "time / FP32 (95 %)", "lost (95 %)", "SNR, dB", "MB", "by", "front"]
-    rows = [
-        [
-            one.name,
-            one.runtime,
-            one.precision,
-            milliseconds(one.milliseconds),
-            with_interval(one.ratio),
-            with_interval(one.drop),
-            plain(one.snr_db, 1),
-            plain(one.megabytes, 1),
-            one.by,
-            "yes" if one.front else "no",
-        ]
-        for one in found.tried
-    ]
-    shown = table("Plans", header, rows, words=3)
-    if not any(point.x.value is not None and point.y.value is not None for point in points):
-        return Section("tried", title, join([shown]))
-    drawn = plots.front(
-        "plot-tried",
-        title,
-        points[:16],
-        x="milliseconds",
-        y="points against FP32",
-        level=Interval(0.0),
-        level_name="FP32",
-    )
-    part = "" if len(points) <= 16 else f" The first 16 of {len(points)} plans."
-    caption = f"Up and to the left is better. A filled mark is on the front.{part}"
-    return Section("tried", title, join([figure(drawn, caption, shown)]))
