@@ -76,7 +76,7 @@ def test_a_speed_in_words_says_faster_only_where_the_whole_interval_does(value: 
 def test_the_noise_of_a_block_is_the_sum_of_that_of_its_layers(made: Path) -> None:
     document = json.loads((made / "sensitivity.json").read_text())
     for part, snr in zip(document["parts"], (20.0, 20.0, 20.0, None), strict=True):
-        part["snr_db"] = snr
+        part |= {"snr_db": snr, "share": None}
     found = documents.sensitivity_of(document)
     assert [one.share for one in found.costs] == [pytest.approx(1 / 3)] * 3 + [None]
     assert [one.block for one in found.costs[:2]] == ["stages.0.0"] * 2

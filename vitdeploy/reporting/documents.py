@@ -253,8 +253,10 @@ def sensitivity_of(document: Document) -> Sensitivity:
     """The values that `sensitivity` prints. Raises KeyError, TypeError, ValueError and AttributeError for others."""
     precision, together = str(document["precision"]).upper(), document["together"]
     rows = list(document["parts"])
+    # While parts are missing it prints no shares: then they are of those that were measured.
     noise = [0.0 if (snr := number(row["snr_db"])) is None else 10 ** (-snr / 10) for row in rows]
-    costs = [_cost(row, one / sum(noise) if one else None) for row, one in zip(rows, noise, strict=True)]
+    shares = [number(row["share"]) or (one / sum(noise) if one else None) for row, one in zip(rows, noise, strict=True)]
+    costs = [_cost(row, share) for row, share in zip(rows, shares, strict=True)]
     snr, drop = number(together["snr_db"]), _interval(together)
     told = [] if snr is None else [f"All in {precision} together keep {snr:.1f} dB."]
     if drop.value is not None:

@@ -64,7 +64,8 @@ def _points(parts: str, costs: Sequence[Cost]) -> Markup:
     bars = [plots.Bar(one.name, one.drop) for one in ranked[:MOST_COSTS]]
     title = f"Points lost by {parts} alone"
     drawn = plots.intervals("plot-points", title, bars, x="points of top-1 lost (95 % interval)", filled=True)
-    return figure(drawn, f"{title}.{_part(len(ranked))}", _table(title, ranked))
+    shown = table(title, ["name", "lost, points (95 %)"], [[one.name, with_interval(one.drop)] for one in ranked])
+    return figure(drawn, f"{title}.{_part(len(ranked))}", shown)
 
 
 def _part(count: int) -> str:
@@ -72,19 +73,19 @@ def _part(count: int) -> str:
 
 
 def _table(title: str, costs: Sequence[Cost]) -> Markup:
-    header = ["name", "SNR, dB", "noise, %", "lost, points (95 %)", "saved, ms (95 %)", "why"]
+    header = ["name", "why", "SNR, dB", "noise, %", "lost, points (95 %)", "saved, ms (95 %)"]
     rows = [
         [
             one.name,
+            one.reason,
             plain(one.snr_db, 1),
             plain(None if one.share is None else 100 * one.share),
             with_interval(one.drop),
             with_interval(one.saved),
-            one.reason,
         ]
         for one in costs
     ]
-    return table(title, header, rows)
+    return table(title, header, rows, words=2)
 
 
 def tried(found: Findings) -> Section:
