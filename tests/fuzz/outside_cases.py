@@ -123,6 +123,8 @@ def change_command(folder: Path, rng: random.Random) -> None:
         words.append(rng.choice(rng.choice((OPTIONS, values, values, (str(strange(rng)),)))))
     if words[0] == "benchmark":  # 10 s otherwise
         words += ["--seconds", "0.1", "--warmup", "0"]
+    if words[0] == "report" and {"--seconds", "--data"} & set(words):
+        words += ["--seconds", "0.1"]
     out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
     with (
         tempfile.TemporaryDirectory(dir=folder) as here,
