@@ -18,6 +18,7 @@ from vitdeploy.reporting.documents import Names
 from vitdeploy.reporting.findings import Interval, Key, Speed
 from vitdeploy.reporting.layers import _blocks
 from vitdeploy.reporting.markup import element, join, markup, table
+from vitdeploy.reporting.plots import latencies
 from vitdeploy.reporting.report import _read
 from vitdeploy.reporting.wording import speed_in_words, speedup
 
@@ -84,6 +85,18 @@ def test_the_noise_of_a_block_is_the_sum_of_that_of_its_layers(made: Path) -> No
     blocks = Reader(_blocks(found.costs)).text
     assert "stages.0.066.67" in blocks
     assert "33.33" in blocks
+
+
+def test_times_of_very_different_length_have_a_scale_of_plain_numbers() -> None:
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    speeds = [
+        Speed(Key("b", "r"), 1, "int8", {"p50": ms, "p90": 2 * ms}, [ms, 2 * ms], [ms], 1.0, None, {})
+        for ms in (0.05, 40.0)
+    ]
+    found = Reader(latencies("plot", "times", speeds))
+    assert "mathdefault" not in found.text
+    assert "0.1" in found.text
+    assert "100" in found.text
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", True, [1]])

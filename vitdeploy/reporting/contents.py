@@ -35,12 +35,14 @@ def _made(name: str, manifest: Manifest) -> Markup:
         _compiled(manifest),
         _recorded(manifest),
     ]
+    if not any(parts):
+        return Markup()
     return element("div", element("h3", f"{name}: {manifest.model.name} in {manifest.precision.upper()}"), *parts)
 
 
 def _facts(manifests: Mapping[str, Manifest]) -> Markup:
     facts = [_facts_of(manifest) for manifest in manifests.values()]
-    names = list(dict.fromkeys(name for one in facts for name in one))
+    names = dict.fromkeys(name for one in facts for name, value in one.items() if value is not None)
     rows = [[name, *(one.get(name) for one in facts)] for name in names]
     return table("What the manifests say", ["", *manifests], rows, words=1 + len(facts))
 

@@ -157,7 +157,9 @@ def _loss(run: Document, key: str, names: Names) -> Loss:
     ]
     flips.sort(key=lambda one: KINDS.index(one.kind))
     changed = run.get("images", {})
-    worst = sorted((value, name) for name, one in changed.items() if (value := number(one)) is not None)[:_CHANGED]
+    same = 100.0 if key == "mean_iou" else 1.0
+    found = ((value, name) for name, one in changed.items() if (value := number(one)) is not None)
+    worst = sorted(one for one in found if one[0] < same)[:_CHANGED]
     told = "agreement with the baseline" if key == "mean_iou" else "cosine similarity"
     return Loss(
         key=Key(names.of(run["bundle"]), str(run["backend"])),

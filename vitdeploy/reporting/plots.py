@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 ROW, FRAME = 24.0, 64.0  # units of a line, and of what is above and below the lines
 LONGEST = 30
+WIDEST = 20.0  # from the shortest to the longest time on an even scale
 
 
 def look(place: int) -> tuple[str, str]:
@@ -145,14 +146,16 @@ def _lines(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def classes(ident: str, title: str, runs: Sequence[tuple[str, Sequence[ClassLoss]]], *, unit: str) -> Markup:
-    """The drop of each class in each run."""
+def classes(
+    ident: str, title: str, runs: Sequence[tuple[str, Sequence[ClassLoss]]], series: Sequence[int], *, unit: str
+) -> Markup:
+    """The drop of each class in each run; `series` are the colours and shapes of the runs."""
     names = list(dict.fromkeys(one.name for _, losses in runs for one in losses))
     with drawing(FRAME + 18 * len(runs) + ROW * max(2, len(names))) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1)
         for place, (name, losses) in enumerate(runs):
-            colour, marker = look(place)
+            colour, marker = look(series[place])
             spread = 0.5 * (place - (len(runs) - 1) / 2) / max(len(runs), 2)
             found = [(one.drop, names.index(one.name) + spread) for one in losses if one.drop is not None]
             axes.plot(
@@ -233,7 +236,13 @@ def latencies(ident: str, title: str, speeds: Sequence[Speed]) -> Markup:
             )
             highest = max([highest, *ends, *one.rounds])
         _lines(axes, [_two_lines(one) for one in speeds])
-        axes.set_xlim(0, 1.05 * highest)
+        lowest = min(value for one in speeds for value in one.rounds)
+        if highest > WIDEST * lowest:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda *_: "")
+        else:
+            axes.set_xlim(0, 1.05 * highest)
         axes.set_xlabel("milliseconds of a call")
         told = "; ".join(f"{one.name}: {one.latency.get('p50', math.nan):.3g} ms" for one in speeds)
         return inline(figure, ident, title, f"Medians: {told}.")

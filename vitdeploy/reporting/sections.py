@@ -139,7 +139,8 @@ def front(found: Findings) -> Section:
         level_name=plots.short(name),
     )
     rows = [
-        [point.name, with_interval(point.x), with_interval(point.y), "yes" if point.front else "no"] for point in drawn
+        [point.name, with_interval(point.x, milliseconds), with_interval(point.y), "yes" if point.front else "no"]
+        for point in drawn
     ]
     header = ["run", "ms an image (95 %)", f"{label} (95 %)", "on the front"]
     caption = (
@@ -180,7 +181,7 @@ def accuracy(found: Findings) -> Section:
         paragraph(f"On {what.data}, against {what.baseline}."),
         *([bullets(f"left out: {line}" for line in what.skipped)] if what.skipped else []),
     ]
-    bars = [plots.Bar(str(run.key), run.drop, place) for place, run in enumerate(what.runs)]
+    bars = [plots.Bar(str(run.key), run.drop, found.keys.index(run.key)) for run in what.runs]
     pictures = []
     if any(bar.value.value is not None for bar in bars):
         drawn = plots.intervals("plot-drop", "Drop of each run", bars, x=f"lost, {what.unit} (95 % interval)")
@@ -191,12 +192,15 @@ def accuracy(found: Findings) -> Section:
         header = ["run", what.figure, f"lost, {what.unit} (95 %)", "agreement, %", "SNR, dB"]
         caption = "An interval that holds 0 shows no loss; one to the right of it does."
         pictures.append(figure(drawn, caption, table("Drop of each run", header, rows)))
-    pictures += _classes(what)
-    worst = [part for run in what.runs if run.changed for part in (element("h3", str(run.key)), bullets(run.changed))]
+    pictures += _classes(what, found.keys)
+    worst: list[Markup] = []
+    for run in what.runs:
+        if run.changed:
+            worst += [element("h3", f"Images that changed most, {run.key}"), bullets(run.changed)]
     return Section("accuracy", title, join([*told, element("div", *pictures, class_="pictures"), *worst]))
 
 
-def _classes(what: Accuracy) -> list[Markup]:
+def _classes(what: Accuracy, keys: Sequence[Key]) -> list[Markup]:
     runs = [(str(run.key), run.per_class) for run in what.runs if run.per_class]
     if not runs:
         return []
@@ -211,7 +215,8 @@ def _classes(what: Accuracy) -> list[Markup]:
         for name, losses in runs
     ]
     title = "Drop of each class"
-    drawn = plots.classes("plot-classes", title, shown, unit=what.unit)
+    series = [keys.index(run.key) for run in what.runs if run.per_class]
+    drawn = plots.classes("plot-classes", title, shown, series, unit=what.unit)
     header = ["class", what.counted, "before, %", "after, %", "lost"]
     tables = [
         table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from vitdeploy.latency.report import digits
 from vitdeploy.reporting.findings import Interval, Loss, Speed
@@ -30,11 +31,11 @@ def megabytes(size: float | None) -> str | None:
     return None if size is None else f"{size / 1e6:.1f}"
 
 
-def with_interval(value: Interval) -> str | None:
-    """`0.10 (-0.05 to 0.25)`."""
+def with_interval(value: Interval, write: Callable[[float | None], str | None] = small) -> str | None:
+    """`0.10 (-0.05 to 0.25)`; `write` makes a text of each number."""
     if value.value is None:
         return None
-    return f"{small(value.value)}{_ends(value, ' ({} to {})')}"
+    return f"{write(value.value)}{_ends(value, ' ({} to {})', write)}"
 
 
 def speedup(ratio: Interval) -> Interval:
@@ -70,6 +71,6 @@ def loss_in_words(loss: Loss, unit: str) -> str:
     )
 
 
-def _ends(value: Interval, form: str = ", 95 %: {} to {}") -> str:
+def _ends(value: Interval, form: str = ", 95 %: {} to {}", write: Callable[[float | None], str | None] = small) -> str:
     known = value.low is not None and value.high is not None
-    return form.format(small(value.low), small(value.high)) if known else ""
+    return form.format(write(value.low), write(value.high)) if known else ""
