@@ -63,6 +63,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/verify.py": ("verify",),
     "reporting/": ("report",),
     "schemas/": ("schema",),
+    "search/": ("optimize",),
     "signing/": ("sign", "verify", "bisect", "predict", "build"),
     "signing/check.py": ("verify", "bisect", "predict", "build"),
     "signing/sign.py": ("sign",),
@@ -294,6 +295,14 @@ sensitivity BUNDLE --data images --image-size 8 | sensitivity BUNDLE --data imag
 sensitivity BUNDLE --data images --images 0 | sensitivity BUNDLE --data images --samples 0
 sensitivity BUNDLE --data images --no-latency --runtime onnxruntime | sensitivity BUNDLE --data images --csv nowhere/x
 sensitivity nowhere --data images | sensitivity lemevit_tny --data images
+optimize lemevit_tny --data images --runtime onnxruntime -o o | optimize lemevit_tiny --data nowhere --runtime ort -o o
+optimize lemevit_tiny --data images --runtime tensorrt -o o | optimize lemevit_tiny --data images --runtime none -o o
+optimize lemevit_tiny --data images --runtime ort -o model.onnx
+optimize lemevit_tiny --data images --runtime ort -o images --force
+optimize lemevit_tiny --data images --runtime ort -o o --search random
+optimize lemevit_tiny --data images --runtime ort -o o --minutes 0
+optimize lemevit_tiny --data images --runtime ort -o o --method none
+optimize lemevit_tiny --data images --runtime ort -o o --max-drop -1
 models nothing_of_this_name
 """.replace("\n", " | ")
     .strip(" |")

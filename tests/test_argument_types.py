@@ -82,7 +82,9 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bun
             refuses_or_works(lambda value=value, parameter=parameter: function(**{**given[name], parameter: value}))
 
 
-@pytest.mark.parametrize("name", ["export", "validate", "benchmark", "report", "create_model", "sensitivity"])
+@pytest.mark.parametrize(
+    "name", ["export", "validate", "benchmark", "report", "create_model", "sensitivity", "optimize"]
+)
 def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str, tmp_path: Path) -> None:
     function = getattr(vitdeploy, name)
     first: dict[str, Any] = {
@@ -92,6 +94,12 @@ def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str
         "report": {"bundle": tmp_path / "no_bundle", "output": tmp_path / "report.html"},
         "create_model": {"name": "no_such_network"},
         "sensitivity": {"source": "no_such_network", "data": tmp_path / "no_data"},
+        "optimize": {
+            "source": "no_such_network",
+            "data": tmp_path / "no_data",
+            "output": tmp_path / "front",
+            "runtime": "onnxruntime",
+        },
     }[name]
     for parameter in inspect.signature(function).parameters:
         for value in ODD:
@@ -279,6 +287,7 @@ VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
         ("sensitivity", "BUNDLE", "--data", LONG),
         ("sensitivity", LONG, "--data", "BUNDLE"),
         ("sensitivity", "BUNDLE", "--data", "BUNDLE", "--csv", LONG),
+        ("optimize", "BUNDLE", "--data", "BUNDLE", "--runtime", "onnxruntime", "-o", LONG),
         ("check", "BUNDLE", "--compile", "--keep", LONG),
         ("check", f"{LONG}.onnx", "--compile"),
         ("build", "BUNDLE", "--timing-cache", LONG),

@@ -92,7 +92,7 @@ def change_data(folder: Path, rng: random.Random) -> None:
 
 COMMANDS = (
     *("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build"),
-    *("sensitivity", "bisect", "help", "schema", "completion", "report"),
+    *("sensitivity", "optimize", "bisect", "help", "schema", "completion", "report"),
 )
 OPTIONS = (
     *("--runtime", "--json", "--verbose", "--batch", "--target", "--top-k", "--threads", "--device", "--data"),

@@ -114,7 +114,7 @@ def fill(folder: Path) -> None:
     for path in sorted((folder / "data").rglob("*.png")):
         path.rename(path.with_name(f"{EVIL}{path.name}"))
     (folder / "sensitivity.json").write_text(json.dumps(SENSITIVITY))
-    (folder / "optimize.json").write_text(json.dumps({"kind": "optimize", "points": POINTS}))
+    (folder / "optimize.json").write_text(json.dumps({"points": POINTS, "searches": {}}))
 
 
 @pytest.fixture(scope="package")

@@ -135,6 +135,16 @@ def test_what_layers_and_blocks_cost(more: tuple[str, ...], told: Told, tmp_path
     assert holds("sensitivity", document) > 40
 
 
+def test_what_is_best_here(told: Told, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    write_network(tmp_path / "net.onnx")
+    write_data_of_costs(tmp_path / "data.npz", 40)
+    few = ("--samples", "20", "--images", "20", "--trials", "2", "--threads", "1")
+    document = told("optimize", "net.onnx", "--data", "data.npz", "--runtime", "onnxruntime", "-o", "front", *few)
+    assert document["points"]
+    assert holds("optimize", document) > 40
+
+
 def test_accuracies_of_classes(told: Told, bundle: Path, tmp_path: Path) -> None:
     images = photos(60)
     write_folder(tmp_path / "data", images, labels_of(images))

@@ -41,7 +41,7 @@ _JUDGED = {
 _MARKS = {
     "validate": ("task", "baseline", "runs", "data"),
     "benchmark": ("candidates", "machine"),
-    "optimize": ("points",),
+    "optimize": ("points", "searches"),
     "sensitivity": ("parts", "together"),
     "export": ("bundle", "files"),
 }
@@ -83,8 +83,7 @@ def read_json(path: Path, printer: str) -> Any:
         raise UsageError(f"cannot read {path}", why=error.strerror, fix=fix) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON", why=str(error), fix=fix) from None
-    kind = document.get("kind") if isinstance(document, dict) else None
-    found = kind if kind in _MARKS else _command_of(document)
+    found = _command_of(document)
     if found is not None and found != printer:
         option = _OPTIONS.get(found)
         raise UsageError(

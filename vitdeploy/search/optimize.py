@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from vitdeploy.search.front import front
 from vitdeploy.search.greedy import greedy_plans
 from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
 from vitdeploy.search.report import OptimizeReport, Wish
+from vitdeploy.search.setting import Setting, graph_of, prepare, remove_if_empty
 from vitdeploy.search.study import Study
 from vitdeploy.targets import find_target
 
@@ -132,51 +132,12 @@ def optimize(
         "features": features,
     }
     options = Int8Options(samples=samples, seed=seed)
-    setting = _Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
+    setting = Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
     budget = _Budget(search, 60 * minutes, trials, keep, tuple(dict.fromkeys(methods)))
-    _prepare(setting.output, force)
+    prepare(setting.output, force=force)
     with ExitStack() as stack:
+        stack.callback(remove_if_empty, setting.output)
         return _Search(setting, budget, Wish(max_drop, latency, megabytes), stack).run()
-
-
-class _Setting(NamedTuple):
-    """What does not change from plan to plan."""
-
-    source: Any
-    data: DataSource
-    output: Path
-    runtime: str
-    target: str
-    threads: int | None
-    options: Int8Options
-    images: int
-    network: Mapping[str, Any]
-
-    def export(self, plan: Plan, floats: Sequence[str] = ()) -> Bundle:
-        """The bundle of a plan; one of an earlier run is taken as it is."""
-        from vitdeploy.bundle import Bundle
-
-        path = self.output / folder_of(plan)
-        if not path.exists():
-            self._export(plan, floats, path)
-        return Bundle.open(path)
-
-    def _export(self, plan: Plan, floats: Sequence[str], path: Path) -> None:
-        from vitdeploy.exporter.api import export
-
-        log.info("exporting %s …", path)
-        more: dict[str, Any] = {}
-        if plan.precision == INT8:
-            patterns = tuple(_literally(node) for node in floats)
-            options = Int8Options(
-                samples=self.options.samples,
-                seed=self.options.seed,
-                method=plan.method,
-                ignored_scope=patterns,
-                accept_loss=True,  # what is lost is measured, and the front shows it
-            )
-            more = {"calibration": self.data, "int8": options}
-        export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
 
 
 class _Budget(NamedTuple):
@@ -190,7 +151,7 @@ class _Budget(NamedTuple):
 class _Search:
     """The steps, one after another; what each of them finds is in the study at once."""
 
-    def __init__(self, setting: _Setting, budget: _Budget, wish: Wish, stack: ExitStack) -> None:
+    def __init__(self, setting: Setting, budget: _Budget, wish: Wish, stack: ExitStack) -> None:
         self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
         self._end = time.monotonic() + budget.seconds
         self._notes: list[str] = []
@@ -232,7 +193,7 @@ class _Search:
         real = [one for one in found if not _is_int8(one) or inside[one.plan.label].inside(one.plan)]
         best = _kept(real, self._budget.keep)
         floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
-        bundles = [(trial, setting.export(_graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
+        bundles = [(trial, setting.export(graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
         points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads)
         images = {"trials": bench.judge.images, "bundles": judges}
         return OptimizeReport(points, found, self._wish, fp32.describe(), images, self._notes)
@@ -270,7 +231,7 @@ class _Search:
             if plan in known:
                 continue
             try:
-                made = self._setting.export(_graph_of(plan)) if plan.precision != "fp32" else bundle
+                made = self._setting.export(graph_of(plan)) if plan.precision != "fp32" else bundle
                 options = Options(threads=self._setting.threads, compute_precision=plan.compute_precision)
                 backend = bench.kind.open(made, options)
             except (BackendError, GateError) as error:  # the network loses too much in FP16, or the runtime has none
@@ -308,23 +269,6 @@ class _Search:
         return max(0, most - sum(_is_int8(trial) for trial in study.trials()))
 
 
-def folder_of(plan: Plan) -> str:
-    """The name of the bundle of a plan."""
-    import hashlib
-
-    words = [plan.precision] + ([plan.method] if plan.precision == INT8 and plan.method != AUTO else [])
-    if plan.floats:
-        words += [f"{len(plan.floats)}-in-float", hashlib.sha256("\n".join(plan.floats).encode()).hexdigest()[:8]]
-    return "-".join(words)
-
-
-def _graph_of(plan: Plan) -> Plan:
-    """The plan without what a session alone decides: the bundle is the same."""
-    from dataclasses import replace
-
-    return replace(plan, compute_precision=None)
-
-
 def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
     from dataclasses import replace
 
@@ -352,11 +296,6 @@ def _megabytes(bundle: Bundle) -> float:
     return bundle.manifest.files["model.onnx"].bytes / 1e6
 
 
-def _literally(node: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in node)
-
-
 def _target(runtime: str) -> str:
     """The target in whose form the network is fastest on a runtime; UsageError for one on which nothing is tried."""
     kind = find_backend(runtime)
@@ -369,26 +308,6 @@ def _target(runtime: str) -> str:
         )
     kind.require()
     return find_target(runtime).name
-
-
-def _prepare(folder: Path, force: bool) -> None:
-    if force and folder.exists():
-        _check_ours(folder)
-        shutil.rmtree(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", fix="-o with a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {folder}", why=error.strerror or str(error), fix="-o with a folder") from error
-
-
-def _check_ours(folder: Path) -> None:
-    """UsageError for a folder that --force must not empty, since it is not that of a search."""
-    from vitdeploy.search.study import JOURNAL
-
-    if any(folder.iterdir()) and not (folder / JOURNAL).is_file():
-        raise UsageError(f"{folder} is not the folder of a search", why=f"it has no {JOURNAL}", fix="another -o")
 
 
 def _check(

@@ -1,0 +1,102 @@
+"""What all plans of a search have in common, and the folder in which their bundles lie."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.data import DataSource
+from vitdeploy.errors import UsageError
+from vitdeploy.quantize.options import AUTO, Int8Options
+from vitdeploy.search.plan import INT8, Plan
+from vitdeploy.search.study import JOURNAL
+
+log = logging.getLogger(__name__)
+
+
+class Setting(NamedTuple):
+    """What does not change from plan to plan."""
+
+    source: Any
+    data: DataSource
+    output: Path
+    runtime: str
+    target: str
+    threads: int | None
+    options: Int8Options
+    images: int
+    network: Mapping[str, Any]
+
+    def export(self, plan: Plan, floats: Sequence[str] = ()) -> Bundle:
+        """The bundle of a plan; one of an earlier run is taken as it is."""
+        path = self.output / folder_of(plan)
+        if not path.exists():
+            self._export(plan, floats, path)
+        return Bundle.open(path)
+
+    def _export(self, plan: Plan, floats: Sequence[str], path: Path) -> None:
+        from vitdeploy.exporter.api import export
+
+        log.info("exporting %s …", path)
+        more: dict[str, Any] = {}
+        if plan.precision == INT8:
+            patterns = tuple(_pattern(node) for node in floats)
+            options = Int8Options(
+                samples=self.options.samples,
+                seed=self.options.seed,
+                method=plan.method,
+                ignored_scope=patterns,
+                accept_loss=True,  # what is lost is measured, and the front shows it
+            )
+            more = {"calibration": self.data, "int8": options}
+        export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
+
+
+def folder_of(plan: Plan) -> str:
+    """The name of the bundle of a plan."""
+    words = [plan.precision] + ([plan.method] if plan.precision == INT8 and plan.method != AUTO else [])
+    if plan.floats:
+        words += [f"{len(plan.floats)}-in-float", hashlib.sha256("\n".join(plan.floats).encode()).hexdigest()[:8]]
+    return "-".join(words)
+
+
+def graph_of(plan: Plan) -> Plan:
+    """The plan without what a session alone decides: the bundle is the same."""
+    return replace(plan, compute_precision=None)
+
+
+def prepare(folder: Path, *, force: bool) -> None:
+    """Make the folder of a search; with `force` what an earlier one left is gone. UsageError for another folder."""
+    if force and folder.exists():
+        _check_ours(folder)
+        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", fix="-o with a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}", why=error.strerror or str(error), fix="-o with a folder") from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Leave no folder where nothing was found."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _check_ours(folder: Path) -> None:
+    """UsageError for a folder that --force must not empty, since it is not that of a search."""
+    if any(folder.iterdir()) and not (folder / JOURNAL).is_file():
+        raise UsageError(f"{folder} is not the folder of a search", why=f"it has no {JOURNAL}", fix="another -o")
+
+
+def _pattern(node: str) -> str:
+    """A pattern that matches this name alone."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in node)
