@@ -98,6 +98,17 @@ def test_what_is_best_becomes_verified_bundles(run: Run, files: Path) -> None:
 
 
 @pytest.mark.usefixtures("faster")
+def test_a_session_in_bfloat16_is_tried_where_the_processor_has_it(run: Run) -> None:
+    pytest.importorskip("openvino")
+    code, found = run("--runtime", "ov", "--trials", "1", "--search", "greedy")
+    assert code == 0
+    tried = [trial for trial in found["trials"] if trial["plan"]["compute_precision"] == "bf16"]
+    left_out = [note for note in found["notes"] if "bf16 was left out: fp32 is computed here all the same" in note]
+    assert len(tried) + len(left_out) == 1
+    assert len([point for point in found["points"] if point["plan"]["compute_precision"]]) == len(tried)
+
+
+@pytest.mark.usefixtures("faster")
 def test_the_groups_of_a_plan_are_in_float_in_its_bundle(run: Run) -> None:
     _, found = run("--trials", "4", "--search", "greedy")
     mixed = [point for point in found["points"] if point["plan"]["floats"]]

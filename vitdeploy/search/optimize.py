@@ -238,7 +238,10 @@ class _Search:
                 self._notes.append(f"{plan.label} was left out: {error.what}")
                 continue
             try:
-                study.add(bench.trial(plan, FIXED, backend, _megabytes(made)))
+                if plan.compute_precision is not None and _computes(backend) == _computes(bench.fp32):
+                    self._notes.append(f"{plan.label} was left out: {_computes(backend)} is computed here all the same")
+                else:
+                    study.add(bench.trial(plan, FIXED, backend, _megabytes(made)))
             finally:
                 backend.close()
 
@@ -286,6 +289,11 @@ def _kept(trials: Sequence[Trial], most: int) -> list[Trial]:
         step = (len(best) - 1) / max(1, most - 1)
         best = [best[round(number * step)] for number in range(most)]
     return [*fixed, *best]
+
+
+def _computes(backend: Backend) -> Any:
+    """The precision that a session really has."""
+    return backend.describe().get("compute_precision")
 
 
 def _is_int8(trial: Trial) -> bool:
