@@ -57,7 +57,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "quantize/": ("export",),
     "runtime/": ("export", *BUNDLE),
     "runtime/options.py": LOADING,
-    "runtime/race.py": SOURCE,
+    "runtime/race.py": ("export", "sensitivity"),
     "runtime/session.py": ("predict", "benchmark"),
     "runtime/auto.py": LOADING,
     "runtime/verify.py": ("verify",),

@@ -246,6 +246,8 @@ def test_a_folder_of_another_search_is_refused_and_begun_anew_by_force(
     other = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "ort", "-o", "front", *FEW, "--seed", "1"]
     assert main(other) == 2
     assert "is of another search" in capsys.readouterr().err
+    assert main([*other[:-2], "--method", "minmax"]) == 2
+    assert "methods" in capsys.readouterr().err
     code, found = run("--trials", "1", "--search", "greedy", "--seed", "1", "--force")
     assert code == 0
     assert len([trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]) == 1

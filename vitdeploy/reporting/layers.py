@@ -93,7 +93,7 @@ def tried(found: Findings) -> Section:
     title = "What optimize tried"
     if not found.tried:
         commands = (
-            "vitdeploy optimize SOURCE --data DATA --runtime R --json > optimize.json",
+            "vitdeploy optimize SOURCE --data DATA --runtime R -o DIR --json > optimize.json",
             f"vitdeploy report {found.words} --optimize optimize.json -o report.html",
         )
         return Section("tried", title, missing("The search for a faster plan was not given.", *commands), present=False)

@@ -1,4 +1,4 @@
-"""`vitdeploy.search`: from a network and images to the bundles that nothing beats on this machine.
+"""`vitdeploy.optimize`: from a network and images to the bundles that nothing beats on this machine.
 
 Cheap questions come first. The forms in float are exported and timed; then INT8 is timed with ranges of no meaning, so
 that nobody waits for a calibration that cannot pay; then layers are calibrated once, and a greedy search and Optuna
@@ -12,10 +12,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.argument_types import checked_arguments
+from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.data import DataSource
 from vitdeploy.errors import BackendError, GateError, UsageError
 from vitdeploy.exporter.requirements import need_all
@@ -35,7 +37,6 @@ from vitdeploy.targets import find_target
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitdeploy.bundle import Bundle
     from vitdeploy.search.bench import Bench, Int8Bench
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class _Search:
                 "so nothing was calibrated"
             )
         found = study.trials()
-        real = [one for one in found if not _is_int8(one) or inside[one.plan.label].inside(one.plan)]
+        real = [one for one in found if not _is_int8(one) or _has_layers(one.plan, inside)]
         best = _kept(real, self._budget.keep)
         floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
         bundles = [(trial, setting.export(graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
@@ -204,14 +205,14 @@ class _Search:
         from vitdeploy.machine.hardware import read_cpu
 
         setting = self._setting
-        weights = bundle.manifest.files["model.onnx"].sha256
         return {
-            "network": weights,
+            "network": bundle.manifest.files[MODEL].sha256,
             "runtime": fp32.describe(),
             "processor": read_cpu().name,
             "data": str(setting.data) if isinstance(setting.data, (str, Path)) else type(setting.data).__name__,
             "samples": setting.options.samples,
             "images": setting.images,
+            "methods": list(self._budget.methods),
             "seed": setting.options.seed,
             "vitdeploy": __version__,
         }
@@ -273,8 +274,6 @@ class _Search:
 
 
 def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
-    from dataclasses import replace
-
     from vitdeploy.search.judge import Judge
 
     few = replace(origin.samples, evaluate=origin.samples.evaluate[:FEW])
@@ -291,6 +290,11 @@ def _kept(trials: Sequence[Trial], most: int) -> list[Trial]:
     return [*fixed, *best]
 
 
+def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
+    """Whether a plan has layers in INT8, of what was calibrated now."""
+    return plan.label in inside and bool(inside[plan.label].inside(plan))
+
+
 def _computes(backend: Backend) -> Any:
     """The precision that a session really has."""
     return backend.describe().get("compute_precision")
@@ -301,7 +305,7 @@ def _is_int8(trial: Trial) -> bool:
 
 
 def _megabytes(bundle: Bundle) -> float:
-    return bundle.manifest.files["model.onnx"].bytes / 1e6
+    return bundle.manifest.files[MODEL].bytes / 1e6
 
 
 def _target(runtime: str) -> str:
@@ -311,7 +315,7 @@ def _target(runtime: str) -> str:
         able = [one.name for one in backends() if one.times_layers]
         raise UsageError(
             f"plans are not tried on {runtime}",
-            why="its engines are built and timed by vitdeploy build",
+            why="its engines are built and timed by vitdeploy build BUNDLE",
             fix=f"--runtime {' or '.join(able)}",
         )
     kind.require()

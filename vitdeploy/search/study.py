@@ -83,7 +83,7 @@ class Study:
 
     def proposals(self) -> Iterator[_Proposal]:
         """Plans to try, each of which is to be told; ends where the search proposes nothing new any more."""
-        for _ in iter(int, 1):
+        while True:
             for _ in range(REPEATS):
                 asked = self._study.ask()
                 plan = self._plan(asked)
