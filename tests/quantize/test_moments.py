@@ -20,7 +20,6 @@ from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window
 from vitdeploy.quantize.moments import DAMPING, LEAST_ROWS, SecondMoments, second_moments
 from vitdeploy.quantize.placement import Plan, place
-from vitdeploy.quantize.samples import Images
 from vitdeploy.targets import Int8Rules
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -184,49 +183,3 @@ def test_layers_left_in_float_have_no_moments() -> None:
     model = network()
     plan = tuple(layer.left_in_float("because") for layer in planned(model))
     assert list(second_moments(model, plan, {}, [photos(2)])) == []
-
-
-class Counted(Images):
-    """Images that count how many of them were read."""
-
-    read = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for batch in super().__iter__():
-            self.read += len(batch)
-            yield batch
-
-
-def counted(images: np.ndarray) -> Counted:
-    return Counted(np.split(images, len(images)), names=[str(number) for number in range(len(images))])
-
-
-def test_of_large_images_fewer_give_as_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = network(), photos(12)
-    plan = tuple(layer for layer in planned(model) if layer.node == "down_Conv")
-    monkeypatch.setattr(module, "LEAST_IMAGES", 2)
-    monkeypatch.setattr(module, "LEAST_ROWS", 4)
-    monkeypatch.setattr(module, "WORK", 1)
-    ((_, whole),) = second_moments(model, plan, {}, list(np.split(images, 12)))
-    source = counted(images)
-    ((_, fewer),) = second_moments(model, plan, {}, source)
-    available = read_of(model, "down_Conv")
-    assert source.read == max(2, -(-12 * 4 // available)) < 12
-    assert fewer.images == source.read
-    assert fewer.rows >= whole.rows == 12 * 4
-
-
-def test_all_images_count_where_one_has_few_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = network(), photos(12)
-    monkeypatch.setattr(module, "LEAST_IMAGES", 2)
-    source = counted(images)
-    found = dict(second_moments(model, planned(model), {}, source))
-    assert source.read == 12
-    assert {seen.images for seen in found.values()} == {12}
-
-
-def read_of(model: ir.Model, node: str) -> int:
-    """The places of the output of a convolution."""
-    shape = next(one for one in model.graph if one.name == node).outputs[0].shape
-    assert shape is not None
-    return int(np.prod([size for size in shape[2:] if isinstance(size, int)]))

@@ -13,7 +13,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.graph.qdq import Array
 from vitdeploy.graph.run import Mode, Runner
 from vitdeploy.progress import Progress
-from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, Batch, by_name, first_samples, length, part, regroup
+from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, Batch, by_name, length, part, regroup
 from vitdeploy.statistics import Paired, best_class, decibels, energies, pair
 
 
@@ -42,7 +42,7 @@ class Evaluator:
         runner = Runner(graph, "qdq")
         self._images, self._step = images, runner.batch or BATCH
         self._scores = scores or runner.outputs[0]
-        self._few = list(regroup(first_samples(images, SNR_IMAGES), self._step))
+        self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
         self._expected = list(self._outputs(runner, "computing FP32 outputs"))
         self._labels = None if labels is None else np.asarray(labels, np.int64)
         self._right = None if labels is None else self._answers(runner)
@@ -132,6 +132,15 @@ class Evaluator:
                 why=f"the network has classes 0 to {logits.shape[1] - 1}",
                 fix="number the classes from 0 in the network's order, or name them by --labels",
             )
+
+
+def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The first `count` images, in batches."""
+    for batch in batches:
+        yield part(batch, 0, count)
+        count -= length(batch)
+        if count <= 0:
+            return
 
 
 def _behind(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -9,20 +9,19 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import for_one, input_of
+from vitdeploy.graph.edit import input_of
 from vitdeploy.graph.qdq import Array, QuantParams
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.activations import Activations
 from vitdeploy.quantize.layers import Window, weight_of
 from vitdeploy.quantize.placement import CONVOLUTION, LINEAR, Layer, Plan
-from vitdeploy.quantize.samples import Batch, Images, first_samples, regroup
+from vitdeploy.quantize.samples import Batch, Images, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
 WORK = 1 << 22
 LEAST_ROWS = 32
-LEAST_IMAGES = 128  # that moments are taken of, where there are as many: rows of one image resemble each other
 TOGETHER = 512  # rows multiplied at once: the sum of the products, K² numbers, is read and written once for so many
 
 # Part of the mean variance that is added to every input's: the moments of a sample are not those of all images, and
@@ -40,12 +39,11 @@ class SecondMoments:
 
     window  of a convolution; None for rows
     params  how the tensor is quantized; None where it is not
-    more    times as many vectors of each image, where there are fewer images
     rows    vectors seen, and `images`, what they came from
     """
 
-    def __init__(self, window: Window | None = None, params: QuantParams | None = None, more: float = 1.0) -> None:
-        self.window, self.params, self._more = window, params, more
+    def __init__(self, window: Window | None = None, params: QuantParams | None = None) -> None:
+        self.window, self.params = window, params
         self.rows = self.images = 0
         self._waiting: list[Array] = []
         self._sum: Array = np.zeros(0)
@@ -86,8 +84,8 @@ class SecondMoments:
     def update(self, values: Array, images: int) -> None:
         """Add the vectors of a float32 tensor made from `images` images, which lie along its first axis.
 
-        Of an image with more vectors than `rows_wanted`, times `more`, that many count, drawn without replacement by a
-        generator seeded with the number of the image: the moments do not depend on how images are batched.
+        Of an image with more than max(`LEAST_ROWS`, `WORK` / K²) vectors that many count, drawn without replacement by
+        a generator seeded with the number of the image: the moments do not depend on how images are batched.
         """
         for part in np.split(values, images) if len(values) % images == 0 else [values]:
             self._waiting.append(self._vectors(part))
@@ -122,16 +120,11 @@ class SecondMoments:
         return taken.reshape(len(taken), -1)
 
     def _chosen(self, count: int, length: int) -> Array:
-        keep = math.ceil(self._more * rows_wanted(length))
+        keep = max(LEAST_ROWS, WORK // length**2)
         if count <= keep:
             return np.arange(count)
         chosen: Array = np.random.default_rng(self.images).choice(count, keep, replace=False)
         return np.sort(chosen)
-
-
-def rows_wanted(length: int) -> int:
-    """Vectors of `length` numbers that count of one image, unless it has fewer."""
-    return max(LEAST_ROWS, WORK // length**2)
 
 
 _Inputs = tuple[str, Window | None]  # what layers read: a tensor and, for convolutions, a window
@@ -150,19 +143,15 @@ def second_moments(
     model   FP32
     ranges  by name of an activation, how it is quantized
     images  batches, see `Images`, iterated once for each group of layers whose moments fit in
-            `MOMENT_BYTES`; layers that read the same vectors share them. Where the images are counted and large enough
-            to give as many vectors together, the first ones do
+            `MOMENT_BYTES`; layers that read the same vectors share them
     purpose  what the caller does with each layer, for whoever waits
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.
     """
     nodes = {node.name: node for node in model.graph}
-    total = images.expected if isinstance(images, Images) else None
     for group in _groups(nodes, plan):
-        count = None if total is None else _images_needed(model, nodes, group, total)
-        more = 1.0 if total is None or count is None else total / count
-        found = {key: SecondMoments(key[1], ranges.get(key[0]), more) for key in group}
-        _observe(model, found, images, count)
+        found = {key: SecondMoments(key[1], ranges.get(key[0])) for key in group}
+        _observe(model, found, images)
         with Progress(purpose, sum(map(len, group.values()))) as progress:
             for key, layers in group.items():
                 seen = found.pop(key)
@@ -194,35 +183,16 @@ def _groups(nodes: Mapping[str | None, ir.Node], plan: Plan) -> Iterator[dict[_I
         yield group
 
 
-def _images_needed(
-    model: ir.Model, nodes: Mapping[str | None, ir.Node], group: Mapping[_Inputs, list[Layer]], total: int
-) -> int:
-    """Of `total` images so many as have the vectors that are wanted of all of them, of every input."""
-    first = model.graph.inputs[0].shape
-    batch = first[0] if first is not None and len(first) and isinstance(first[0], int) else 1
-    part = 0.0
-    for layers in group.values():
-        weight, output = weight_of(nodes[layers[0].node]), nodes[layers[0].node].outputs[0]
-        if output.shape is None:
-            return total
-        channels = weight.shape[layers[0].axis]
-        vectors = math.prod(map(for_one, output.shape)) / channels / batch
-        part = max(part, rows_wanted(weight.size // channels) / max(vectors, 1.0))
-    return min(total, max(LEAST_IMAGES, math.ceil(part * total)))
-
-
-def _observe(
-    model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Batch], count: int | None
-) -> None:
+def _observe(model: ir.Model, found: Mapping[_Inputs, SecondMoments], batches: Iterable[Batch]) -> None:
     of_tensor: dict[str, list[SecondMoments]] = {}
     for (name, _), one in found.items():
         of_tensor.setdefault(name, []).append(one)
     activations = Activations(model, of_tensor)
-    taken = batches if count is None else first_samples(batches, count)
+    expected = batches.expected if isinstance(batches, Images) else None
     observers = {name: partial(_update, seen) for name, seen in of_tensor.items()}
-    with Progress("taking second moments", count) as progress:
-        for images in activations.observe(regroup(taken, activations.images), observers):
-            progress.advance(images)
+    with Progress("taking second moments", expected) as progress:
+        for count in activations.observe(regroup(batches, activations.images), observers):
+            progress.advance(count)
 
 
 def _update(moments: Sequence[SecondMoments], values: Array, images: int) -> None:

@@ -238,15 +238,6 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     return batch[start:stop]
 
 
-def first_samples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """The first `count` samples of batches, and no more batches read than hold them."""
-    for batch in batches:
-        yield part(batch, 0, count)
-        count -= length(batch)
-        if count <= 0:
-            return
-
-
 def regroup(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The samples in batches of `size`, views where they already come so; the last one may be smaller."""
     waiting: list[Batch] = []
