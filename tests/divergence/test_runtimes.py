@@ -186,4 +186,5 @@ def test_the_programs_compile() -> None:
         for bounds in (BOUNDS["fp32"], BOUNDS["fp16"]):
             if name == "tensorrt" and kind.available() is not None:
                 continue
-            compile(script_of("A title.", "one", kind.stand_alone(Options()), bounds), "reproduce.py", "exec")
+            program = compile(script_of("A title.", "one", kind.stand_alone(Options()), bounds), "reproduce.py", "exec")
+            assert "run" in program.co_names, name

@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def refused(error: type[VitDeployError], match: str | None, *words: object, **options: object) -> VitDeployError:
+def check_refused(error: type[VitDeployError], match: str | None, *words: object, **options: object) -> VitDeployError:
     with pytest.raises(error, match=match) as caught:
         bisect(*words, **{"runtime": ORT, **options})  # type: ignore[arg-type]
     assert caught.value.fix, "it says what to try"
@@ -36,46 +36,46 @@ def refused(error: type[VitDeployError], match: str | None, *words: object, **op
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    refused(InputError, "cannot be read", tmp_path / "nowhere.onnx")
-    refused(BundleError, "there is no bundle", tmp_path / "nowhere")
-    refused(BundleError, "is not a bundle", tmp_path)
+    check_refused(InputError, "cannot be read", tmp_path / "nowhere.onnx")
+    check_refused(BundleError, "there is no bundle", tmp_path / "nowhere")
+    check_refused(BundleError, "is not a bundle", tmp_path)
     for content in (b"", b"nonsense", b"\x08\x08", np.random.default_rng(0).bytes(1000), transformer()[:2000]):
         (tmp_path / "broken.onnx").write_bytes(content)
-        refused(InputError, "is not a valid ONNX model", tmp_path / "broken.onnx")
+        check_refused(InputError, "is not a valid ONNX model", tmp_path / "broken.onnx")
     cyclic = onnx.load_from_string(transformer())
     cyclic.graph.node[0].input[0] = "logits"
     (tmp_path / "broken.onnx").write_bytes(cyclic.SerializeToString())
-    refused(VitDeployError, None, tmp_path / "broken.onnx")
+    check_refused(VitDeployError, None, tmp_path / "broken.onnx")
     outside = onnx.load_from_string(transformer())
     onnx.save(outside, tmp_path / "apart.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert bisect(tmp_path / "apart.onnx", runtime=ORT).passed
     (tmp_path / "weights").unlink()
-    refused(InputError, None, tmp_path / "apart.onnx")
+    check_refused(InputError, None, tmp_path / "apart.onnx")
 
 
 def test_names_and_options_that_do_not_fit(model: Path, tmp_path: Path) -> None:
-    refused(UsageError, "there is no runtime", model, runtime="nonsense")
-    refused(UsageError, "there is no runtime", model, runtime="auto")
-    refused(UsageError, "there is no runtime", model, against="nonsense")
-    refused(UsageError, "compared with itself", model, against="ort")
-    refused(UsageError, "seed", model, seed=-1)
-    refused(UsageError, "threads", model, threads=0)
-    refused(UsageError, "stranger", model, untrusted=True)
-    refused(UsageError, "has no signature", model, key=tmp_path / "key.pem")
-    refused(UsageError, None, model, runtime=5)
+    check_refused(UsageError, "there is no runtime", model, runtime="nonsense")
+    check_refused(UsageError, "there is no runtime", model, runtime="auto")
+    check_refused(UsageError, "there is no runtime", model, against="nonsense")
+    check_refused(UsageError, "compared with itself", model, against="ort")
+    check_refused(UsageError, "seed", model, seed=-1)
+    check_refused(UsageError, "threads", model, threads=0)
+    check_refused(UsageError, "stranger", model, untrusted=True)
+    check_refused(UsageError, "has no signature", model, key=tmp_path / "key.pem")
+    check_refused(UsageError, None, model, runtime=5)
 
 
 def test_a_stranger_is_refused_by_the_environment_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITDEPLOY_UNTRUSTED", "1")
-    refused(UsageError, "stranger", model)
+    check_refused(UsageError, "stranger", model)
 
 
 def test_folders_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    refused(UsageError, "cannot write the reproducer", model, output=tmp_path / "full")
-    refused(UsageError, "cannot write the reproducer", model, output=model)
-    refused(UsageError, "cannot write the reproducer", model, output=model / "below")
+    check_refused(UsageError, "cannot write the reproducer", model, output=tmp_path / "full")
+    check_refused(UsageError, "cannot write the reproducer", model, output=model)
+    check_refused(UsageError, "cannot write the reproducer", model, output=model / "below")
     assert (tmp_path / "full" / "file").read_text() == "mine"
 
 
@@ -97,31 +97,31 @@ def test_inputs_that_are_not_those_of_the_model(
     arrays: dict[str, np.ndarray], match: str, model: Path, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "inputs.npz", **arrays)
-    refused(UsageError, match, model, inputs=tmp_path / "inputs.npz")
+    check_refused(UsageError, match, model, inputs=tmp_path / "inputs.npz")
 
 
 def test_inputs_that_are_no_file_of_arrays(model: Path, tmp_path: Path) -> None:
-    refused(UsageError, "cannot read", model, inputs=tmp_path / "nowhere.npz")
-    refused(UsageError, "cannot read", model, inputs=tmp_path)
+    check_refused(UsageError, "cannot read", model, inputs=tmp_path / "nowhere.npz")
+    check_refused(UsageError, "cannot read", model, inputs=tmp_path)
     for content in (b"", b"nonsense", b"PK\x03\x04"):
         (tmp_path / "inputs.npz").write_bytes(content)
-        refused(UsageError, None, model, inputs=tmp_path / "inputs.npz")
+        check_refused(UsageError, None, model, inputs=tmp_path / "inputs.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    refused(UsageError, "no .npz file", model, inputs=tmp_path / "one.npy")
+    check_refused(UsageError, "no .npz file", model, inputs=tmp_path / "one.npy")
 
 
 def test_inputs_of_other_samples_each(tmp_path: Path) -> None:
     (tmp_path / "several.onnx").write_bytes(several())
     given = {"x": np.zeros((2, 8), np.float32), "ids": np.zeros(3, np.int64), "mask": np.ones((2, 8), np.bool_)}
     np.savez(tmp_path / "inputs.npz", **given)
-    refused(UsageError, "samples", tmp_path / "several.onnx", inputs=tmp_path / "inputs.npz")
+    check_refused(UsageError, "samples", tmp_path / "several.onnx", inputs=tmp_path / "inputs.npz")
 
 
 def test_an_axis_that_is_open_is_asked_for(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"], name="a/Relu")]
     shape: list[int | str] = ["n", 3, "height"]
     (tmp_path / "open.onnx").write_bytes(build(nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)], {}))
-    found = refused(UsageError, "leaves open how large", tmp_path / "open.onnx")
+    found = check_refused(UsageError, "leaves open how large", tmp_path / "open.onnx")
     assert found.fix is not None
     assert "--inputs" in found.fix
     np.savez(tmp_path / "inputs.npz", x=np.ones((2, 3, 5), np.float32))
@@ -132,7 +132,9 @@ def test_inputs_that_the_model_fails_on_are_named(tmp_path: Path) -> None:
     (tmp_path / "several.onnx").write_bytes(several())
     given = {"x": np.zeros((2, 8), np.float32), "ids": np.full(2, 99, np.int64), "mask": np.ones((2, 8), np.bool_)}
     np.savez(tmp_path / "inputs.npz", **given)
-    refused(BackendError, "does not run on these inputs", tmp_path / "several.onnx", inputs=tmp_path / "inputs.npz")
+    check_refused(
+        BackendError, "does not run on these inputs", tmp_path / "several.onnx", inputs=tmp_path / "inputs.npz"
+    )
 
 
 def test_random_inputs_are_those_of_the_seed(tmp_path: Path) -> None:

@@ -248,6 +248,14 @@ def test_a_folder_of_another_search_is_refused_and_begun_anew_by_force(
     assert "is of another search" in capsys.readouterr().err
     assert main([*other[:-2], "--method", "minmax"]) == 2
     assert "methods" in capsys.readouterr().err
+    write_network(files / "net.onnx")
+    assert main(other[:-2]) == 2
+    assert "network: " in capsys.readouterr().err  # the bundles in the folder are of the network before
+    bundles = sorted((files / "front").iterdir())
+    assert main(["optimize", "nowhere.onnx", *other[2:], "--force"]) == 2
+    assert sorted((files / "front").iterdir()) == bundles  # nothing is lost to a mistake
+    write_network(files / "net.onnx", "channel")
+    capsys.readouterr()
     code, found = run("--trials", "1", "--search", "greedy", "--seed", "1", "--force")
     assert code == 0
     assert len([trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]) == 1

@@ -11,7 +11,6 @@ from typing import Any
 from vitdeploy.accuracy.validate import validate
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.data import DataSource
-from vitdeploy.errors import InputError
 from vitdeploy.latency.turns import interleave, warm_up
 from vitdeploy.latency.worker import Worker
 from vitdeploy.progress import Progress
@@ -29,14 +28,18 @@ UNKNOWN: Loss = (None, None, None, None)
 
 
 def measured(
-    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
+    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None, *, labelled: bool
 ) -> tuple[list[Point], int]:
     """A point for each bundle and precision of its session, fastest first; and how many images judged them.
 
-    fp32  what the others are compared with; it is one of `made`
+    fp32      what the others are compared with; it is one of `made`
+    labelled  whether top-1 can be measured on DATA; if not, the ratio to noise of the trials stands
     """
     speeds = _speeds(made, runtime, threads)
-    losses, images = _losses(made, fp32, data, runtime, threads)
+    if labelled:
+        losses, images = _losses(made, fp32, data, runtime, threads)
+    else:
+        losses, images = [(None, None, None, trial.snr_db) for trial, _ in made], 0
     points = [
         Point(bundle.path, trial.plan, trial.by, *speeds[index], *losses[index], _megabytes(bundle))
         for index, (trial, bundle) in enumerate(made)
@@ -72,23 +75,20 @@ def _speeds(made: Sequence[Made], runtime: str, threads: int | None) -> list[tup
 def _losses(
     made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
 ) -> tuple[list[Loss], int]:
-    """Of each bundle the drop with its interval and the ratio to noise; nothing where DATA has no labels."""
+    """Of each bundle the drop with its interval and the ratio to noise."""
     found: list[Loss] = [BASELINE if trial.plan.is_baseline else UNKNOWN for trial, _ in made]
     images = 0
     others = [index for index, (trial, _) in enumerate(made) if not trial.plan.is_baseline]
     for hint in dict.fromkeys(made[index][0].plan.compute_precision for index in others):
         some = [index for index in others if made[index][0].plan.compute_precision == hint]
-        try:
-            report = validate(
-                [made[index][1] for index in some],
-                data,
-                runtime=runtime,
-                baseline=fp32,
-                threads=threads,
-                compute_precision=hint,
-            )
-        except InputError:  # without labels the trials have judged by the ratio to noise
-            return [(None, None, None, trial.snr_db) for trial, _ in made], 0
+        report = validate(
+            [made[index][1] for index in some],
+            data,
+            runtime=runtime,
+            baseline=fp32,
+            threads=threads,
+            compute_precision=hint,
+        )
         images = len(report.images.indices)
         for index, run in zip(some, report.runs, strict=True):
             low, high = run.interval() or (None, None)

@@ -7,6 +7,7 @@ try which groups of them to leave in float. What is best becomes bundles, and on
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -30,13 +31,14 @@ from vitdeploy.search.front import front
 from vitdeploy.search.greedy import greedy_plans
 from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
 from vitdeploy.search.report import OptimizeReport, Wish
-from vitdeploy.search.setting import Setting, graph_of, prepare, remove_if_empty
+from vitdeploy.search.setting import Setting, folder_of_search, graph_of
 from vitdeploy.search.study import Study
 from vitdeploy.targets import find_target
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitdeploy.costs.origin import Origin
     from vitdeploy.search.bench import Bench, Int8Bench
 
 log = logging.getLogger(__name__)
@@ -135,9 +137,8 @@ def optimize(
     options = Int8Options(samples=samples, seed=seed)
     setting = Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
     budget = _Budget(search, 60 * minutes, trials, keep, tuple(dict.fromkeys(methods)))
-    prepare(setting.output, force=force)
     with ExitStack() as stack:
-        stack.callback(remove_if_empty, setting.output)
+        stack.enter_context(folder_of_search(setting.output, force=force))
         return _Search(setting, budget, Wish(max_drop, latency, megabytes), stack).run()
 
 
@@ -165,15 +166,16 @@ class _Search:
 
         setting = self._setting
         kind, options = find_backend(setting.runtime), Options(threads=setting.threads)
-        bundle = setting.export(Plan(target=setting.target))
         asked = {"source": setting.source, "precision": INT8, "target": setting.target, **setting.network}
         origin = open_source(setting.data, setting.options, max(setting.images, FEW), asked)
         self._notes += origin.notes
+        timed = int8_latency(origin, setting.runtime, setting.threads)
+        # Before anything is written or read in the folder: what lies there may be of another network.
+        study = Study(setting.output, self._about(kind, origin), self._choices(timed), seed=setting.options.seed)
+        bundle = setting.export(Plan(target=setting.target))
         fp32 = kind.open(bundle, options)
         self._stack.callback(fp32.close)
         bench = Bench(kind, options, fp32, *_judges(fp32, origin))
-        timed = int8_latency(origin, setting.runtime, setting.threads)
-        study = Study(setting.output, self._about(fp32, bundle), self._choices(timed), seed=setting.options.seed)
         known = {trial.plan: trial for trial in study.trials()}
         self._floats(bench, bundle, study, known)
         inside: dict[str, Int8Bench] = {}
@@ -195,21 +197,25 @@ class _Search:
         best = _kept(real, self._budget.keep)
         floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
         bundles = [(trial, setting.export(graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
-        points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads)
+        labelled = origin.labels is not None
+        points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads, labelled=labelled)
         images = {"trials": bench.judge.images, "bundles": judges}
         return OptimizeReport(points, found, self._wish, fp32.describe(), images, self._notes)
 
-    def _about(self, fp32: Backend, bundle: Bundle) -> dict[str, Any]:
+    def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
         """What the trials depend on."""
+        import onnx_ir as ir
+
         from vitdeploy import __version__
         from vitdeploy.machine.hardware import read_cpu
 
-        setting = self._setting
+        setting, samples = self._setting, origin.samples
+        judges = "".join(samples.data.sha256(index) for index in samples.evaluate)
         return {
-            "network": bundle.manifest.files[MODEL].sha256,
-            "runtime": fp32.describe(),
+            "network": hashlib.sha256(ir.to_proto(origin.graph).SerializeToString(deterministic=True)).hexdigest(),
+            "runtime": [setting.runtime, kind.version(), setting.threads],
             "processor": read_cpu().name,
-            "data": str(setting.data) if isinstance(setting.data, (str, Path)) else type(setting.data).__name__,
+            "data": hashlib.sha256(judges.encode()).hexdigest(),
             "samples": setting.options.samples,
             "images": setting.images,
             "methods": list(self._budget.methods),
@@ -249,7 +255,9 @@ class _Search:
     def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
         plans = [plan for plan in greedy_plans(inside.whole, inside.groups, GREEDY_PLANS) if plan not in known]
         with Progress("trying plans, greedily", len(plans)) as progress:
-            for plan in plans[: min(len(plans), self._left(study))]:
+            for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
+                if number and time.monotonic() > self._end:
+                    return
                 study.add(inside.trial(plan, GREEDY))
                 progress.advance()
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,23 +72,34 @@ def graph_of(plan: Plan) -> Plan:
     return replace(plan, compute_precision=None)
 
 
-def prepare(folder: Path, *, force: bool) -> None:
-    """Make the folder of a search; with `force` what an earlier one left is gone. UsageError for another folder."""
-    if force and folder.exists():
-        _check_ours(folder)
-        shutil.rmtree(folder)
+@contextlib.contextmanager
+def folder_of_search(folder: Path, *, force: bool) -> Iterator[None]:
+    """The folder, which is gone again where nothing was written.
+
+    force  begin anew: what an earlier search left is gone once the new one has begun, and stays where it cannot begin
+
+    Raises UsageError for a folder that is a file, cannot be made, or with `force` is not that of a search.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", fix="-o with a folder")
+    old = folder.with_name(f".{folder.name}.replaced") if force and folder.exists() else None
     try:
+        if old is not None:
+            _check_ours(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {folder}", why=error.strerror or str(error), fix="-o with a folder") from error
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Leave no folder where nothing was found."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only one that is empty
+        if old is not None and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old is not None:
+            old.rename(folder)
 
 
 def _check_ours(folder: Path) -> None:
