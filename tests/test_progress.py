@@ -49,6 +49,23 @@ def test_a_log_gets_a_line_after_two_seconds_and_then_every_ten_with_the_time_le
     ]
 
 
+def test_a_job_of_one_step_shows_the_time_that_went_by(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vitdeploy"), Progress("compiling", None) as job:
+        for _ in range(13):
+            clock.now += 1
+            job.advance(0)
+    assert [record.message for record in caplog.records] == ["compiling: 2 s", "compiling: 12 s"]
+    monkeypatch.setattr(progress, "draws_bars", lambda: False)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with caplog.at_level(logging.INFO, "vitdeploy"), Progress("compiling", None) as job:
+        clock.now += 3
+        job.advance(0)
+    assert terminal.getvalue() == "\rcompiling: 3 s\x1b[K\n"
+
+
 def test_a_terminal_gets_one_line_that_renews_itself(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

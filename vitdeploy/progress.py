@@ -27,7 +27,8 @@ FIRST_LOG_SECONDS = 2.0  # a log says sooner how long the job will take, and a t
 class Progress:
     """A context manager around a job of `total` steps; shows the steps done and an estimate of the time left.
 
-    Without a total (None) it shows only the steps done. It is silent where the logger of vitdeploy is, for a job
+    Without a total (None) it shows only the steps done, and of a job that is one step the time that went by, where
+    `advance(0)` is called now and then. It is silent where the logger of vitdeploy is, for a job
     that ends before the first line is due, and for a job inside another one that shows its own steps.
     """
 
@@ -36,7 +37,7 @@ class Progress:
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._begin = time.monotonic()
         self._due = self._begin + (TERMINAL_SECONDS if self._terminal else FIRST_LOG_SECONDS)
-        self._shown = 0  # steps in the line shown last
+        self._shown: int | None = None  # steps in the line shown last
         self._bar: _Bar | None = None
 
     def __enter__(self) -> Progress:
@@ -49,11 +50,11 @@ class Progress:
     ) -> None:
         if _OUTERMOST.get() is self:
             _OUTERMOST.set(None)
-        if 0 < self._shown < self.done:
+        if self._shown is not None and self._shown < self.done:
             self._tell()
         if self._bar is not None:
             self._bar.end()
-        elif self._shown and self._terminal:
+        elif self._shown is not None and self._terminal:
             sys.stderr.write("\n")
 
     def advance(self, steps: int = 1) -> None:
@@ -68,13 +69,14 @@ class Progress:
         now = time.monotonic()
         self._due = now + (TERMINAL_SECONDS if self._terminal else LOG_SECONDS)
         self._shown = self.done
-        line = str(self.done)
+        parts = [] if self.total is None and not self.done else [str(self.done)]
         if self.total is not None:
-            line += f" of {self.total}"
-        line += f", {in_words(now - self._begin)}"
+            parts[0] += f" of {self.total}"
+        parts.append(in_words(now - self._begin))
         if self.total is not None:
             left = (now - self._begin) * (self.total - self.done) / max(1, self.done)
-            line += f", {in_words(max(0.0, left))} left"
+            parts.append(f"{in_words(max(0.0, left))} left")
+        line = ", ".join(parts)
         if not self._terminal:
             log.info("%s: %s", self.what, line)
             return

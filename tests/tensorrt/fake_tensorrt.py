@@ -131,6 +131,7 @@ class Builder(Recorded):
         world = self.world
         self._logger.log("Severity.VERBOSE", f"choosing kernels for model {zlib.crc32(network.model)}")
         world.while_building(network.model)
+        world.tell(config)
         if world.complaint:
             self._logger.log("Severity.ERROR", world.complaint)
             return None
@@ -187,6 +188,8 @@ class Config(Recorded):
     def __init__(self, world: World, settings: dict[str, Any]) -> None:
         self.world, self.settings, self.flags_set = world, settings, []
         self.default_device_type, self.DLA_core = None, -1
+        if "progress_monitor" in world.api["classes"][self.real]:
+            self.progress_monitor = None
         known = settings.get("load_timing_cache")
         self.timed = set() if known is None else self.create_timing_cache(known.getvalue()).lines
 
@@ -352,6 +355,8 @@ class World:
         self.timing = b"timings"
         self.refused_operator = ""
         self.while_building: Callable[[bytes], None] = lambda model: None
+        self.phases = (("Building engine", 6), ("Timing graph nodes", 40))
+        self.while_stepping: Callable[[str, int], None] = lambda phase, step: None
         self.layers: list[Layer] = []
         self.configs: list[Config] = []
         self.parsed: list[dict[str, Any]] = []
@@ -387,6 +392,21 @@ class World:
         """A layer of the network that the parser will give."""
         return Layer(self, kind, *kinds, **named)
 
+    def tell(self, config: Config) -> None:
+        """Builds phase by phase, as TensorRT 10 tells its monitor."""
+        monitor = getattr(config, "progress_monitor", None)
+        if monitor is None:
+            return
+        parents: list[str | None] = [None]
+        for name, steps in self.phases:
+            monitor.phase_start(name, parents[-1], steps)
+            parents.append(name)
+        for name, steps in reversed(self.phases):
+            for step in range(steps):
+                self.while_stepping(name, step)
+                assert monitor.step_complete(name, step) is True
+            monitor.phase_finish(name)
+
     @property
     def builds(self) -> list[dict[str, Any]]:
         """What polygraphy's configuration was told, one entry a build."""
@@ -407,6 +427,7 @@ class World:
             world.configs.append(Config(world, settings))
             return world.configs[-1]
 
+        monitored = "progress_monitor" in self.api["classes"]["IBuilderConfig"]
         logger = SimpleNamespace(
             VERBOSE=10,
             python_logger=self.logger,
@@ -420,6 +441,7 @@ class World:
                 **{name: name for name in self.api["names"]},
                 "nptype": np.dtype,
                 "ILogger": type("ILogger", (), {"__init__": lambda self: None}),
+                **({"IProgressMonitor": type("IProgressMonitor", (), {})} if monitored else {}),
                 "Builder": lambda logger: Builder(world, logger),
                 "OnnxParser": lambda network, logger: Parser(world, network, logger),
                 "Runtime": lambda logger: Runtime(world, logger),

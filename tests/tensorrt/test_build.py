@@ -15,7 +15,7 @@ from vitdeploy.platforms.boards import missing_dla
 from vitdeploy.tensorrt import backend as backend_module
 from vitdeploy.tensorrt import build as engine_build
 from vitdeploy.tensorrt import engine as engine_run
-from vitdeploy.tensorrt import library, logger
+from vitdeploy.tensorrt import library, logger, progress
 from vitdeploy.tensorrt.build import build
 from vitdeploy.tensorrt.error_patterns import ERROR_PATTERNS, explain
 from vitdeploy.tensorrt.options import WORKAROUNDS, BuildOptions, read_profile, read_size, read_workarounds
@@ -201,10 +201,36 @@ def test_a_build_that_fails_leaves_the_timing_cache_as_it_was(world: World, tmp_
     assert timing.read_bytes() == b"earlier\ntimings"
 
 
+@pytest.mark.parametrize("version", [EIGHT, TEN, ELEVEN])
+def test_a_build_that_takes_long_tells_the_time_left_where_tensorrt_tells_how_far_it_is(
+    world: World, version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT 8 has no monitor. The phase of six steps is not shown: its steps differ too much in length."""
+    now = [0.0]
+    monkeypatch.setattr("vitdeploy.progress.time.monotonic", lambda: now[0])
+    world.version = version
+    world.install(monkeypatch)
+
+    def ten_seconds(phase: str, step: int) -> None:
+        now[0] += 10
+
+    world.while_stepping = ten_seconds
+    with caplog.at_level("INFO", logger="vitdeploy"):
+        build(tiny_model(2), BuildOptions())
+    lines = [message for message in caplog.messages if message.startswith("building the engine")]
+    assert not any("building engine" in line for line in lines)
+    if version == EIGHT:
+        assert lines == []
+        return
+    assert lines[0] == "building the engine, timing graph nodes: 1 of 40, 10 s, 6 min 30 s left"
+    assert lines[-1] == "building the engine, timing graph nodes: 40 of 40, 6 min 40 s, 0 s left"
+
+
 def test_every_name_asked_of_tensorrt_is_recorded_of_some_version() -> None:
     """`trt.X.Y` in the sources against the records of the real bindings; the objects are checked by the stand-ins."""
     sources = [
-        Path(str(module.__file__)).read_text() for module in (engine_build, engine_run, backend_module, library, logger)
+        Path(str(module.__file__)).read_text()
+        for module in (engine_build, engine_run, backend_module, library, logger, progress)
     ]
     used = set(re.findall(r"\btrt\.([A-Za-z]\w+)(?:\.([A-Z]\w+))?", "\n".join(sources)))
     used = {(name, member) for name, member in used if name not in ("__version__",)}
@@ -216,5 +242,7 @@ def test_every_name_asked_of_tensorrt_is_recorded_of_some_version() -> None:
                 assert member in api["enums"][name] or (name, member) in gone_or_to_come, f"{version}: {name}.{member}"
             elif name in api["enums"]:
                 continue
+            elif name == "IProgressMonitor":
+                assert ("progress_monitor" in api["classes"]["IBuilderConfig"]) == (version != EIGHT)
             else:
                 assert name in (*api["names"], *api["classes"]), f"{version}: {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import BackendError
+from vitdeploy.progress import Progress
 from vitdeploy.tensorrt.rtx import requirements
 from vitdeploy.tensorrt.rtx.worker import ANSWER, ENGINE, LOG, MODEL, REQUEST
 
 BUILT, REFUSED, FAILED, CRASHED, TIMED_OUT = "built", "refused", "failed", "crashed", "timed out"
+POLL = 0.2  # seconds
 TIME_LIMIT = 600.0  # seconds; the networks of the zoo take 2 to 6
 
 # The search path is the parent's, so that the child runs the same vitdeploy and the same libraries.
@@ -152,22 +155,34 @@ def _run(folder: Path, time_limit: float) -> str | None:
     program = [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(folder)]
     # What the libraries print by themselves must not get into the report; its last line may explain a crash.
     with (folder / "output").open("w+", encoding="utf-8", errors="replace") as output:
-        try:
-            done = subprocess.run(
-                program, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=time_limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return None
+        with subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as child:
+            if not _wait(child, time_limit):
+                return None
         output.seek(0)
         printed = output.read().strip().splitlines()
-    if done.returncode < 0:
+    if child.returncode < 0:
         try:
-            name = signal.Signals(-done.returncode).name
+            name = signal.Signals(-child.returncode).name
         except ValueError:
             name = "unknown"
-        memory = ", often from lack of memory" if done.returncode == -signal.SIGKILL else ""
-        return f"its process ended by signal {-done.returncode} ({name}){memory}"
-    return f"its process ended with exit code {done.returncode}" + (f": {printed[-1]}" if printed else "")
+        memory = ", often from lack of memory" if child.returncode == -signal.SIGKILL else ""
+        return f"its process ended by signal {-child.returncode} ({name}){memory}"
+    return f"its process ended with exit code {child.returncode}" + (f": {printed[-1]}" if printed else "")
+
+
+def _wait(child: subprocess.Popen[bytes], time_limit: float) -> bool:
+    """Whether the child ended by itself within `time_limit`; it has ended in any case."""
+    end = time.monotonic() + time_limit
+    try:
+        with Progress("compiling with NVIDIA's compiler", None) as progress:
+            while time.monotonic() < end:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(min(POLL, max(0.0, end - time.monotonic())))
+                    return True
+                progress.advance(0)
+        return False
+    finally:
+        child.kill()
 
 
 def _read_log(path: Path) -> tuple[tuple[str, str], ...]:
