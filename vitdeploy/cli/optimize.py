@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images", type=positive, default=256, metavar="N", help="images that judge a plan (default 256)"
     )
+    group.add_argument(
+        "--final-images",
+        type=positive,
+        metavar="N",
+        help="images that judge the bundles at the end (default: all of DATA)",
+    )
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the runtime (default: its own)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the images and the search (default 0)")
     add_network_arguments(parser)
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             samples=args.samples,
             images=args.images,
+            final_images=args.final_images,
             seed=args.seed,
             force=args.force,
             **network_arguments(args),

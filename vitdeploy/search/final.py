@@ -28,23 +28,31 @@ UNKNOWN: Loss = (None, None, None, None)
 
 
 def measured(
-    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None, *, labelled: bool
+    made: Sequence[Made],
+    fp32: Bundle,
+    data: DataSource,
+    runtime: str,
+    threads: int | None,
+    *,
+    images: int | None,
+    labelled: bool,
 ) -> tuple[list[Point], int]:
     """A point for each bundle and precision of its session, fastest first; and how many images judged them.
 
     fp32      what the others are compared with; it is one of `made`
+    images    of DATA that judge, every class with its share; None for all
     labelled  whether top-1 can be measured on DATA; if not, the ratio to noise of the trials stands
     """
     speeds = _speeds(made, runtime, threads)
     if labelled:
-        losses, images = _losses(made, fp32, data, runtime, threads)
+        losses, judges = _losses(made, fp32, data, runtime, threads, images)
     else:
-        losses, images = [(None, None, None, trial.snr_db) for trial, _ in made], 0
+        losses, judges = [(None, None, None, trial.snr_db) for trial, _ in made], 0
     points = [
         Point(bundle.path, trial.plan, trial.by, *speeds[index], *losses[index], _megabytes(bundle))
         for index, (trial, bundle) in enumerate(made)
     ]
-    return sorted(points, key=lambda point: point.ratio.value), images
+    return sorted(points, key=lambda point: point.ratio.value), judges
 
 
 def _speeds(made: Sequence[Made], runtime: str, threads: int | None) -> list[tuple[float, Ratio]]:
@@ -73,7 +81,7 @@ def _speeds(made: Sequence[Made], runtime: str, threads: int | None) -> list[tup
 
 
 def _losses(
-    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None
+    made: Sequence[Made], fp32: Bundle, data: DataSource, runtime: str, threads: int | None, samples: int | None
 ) -> tuple[list[Loss], int]:
     """Of each bundle the drop with its interval and the ratio to noise."""
     found: list[Loss] = [BASELINE if trial.plan.is_baseline else UNKNOWN for trial, _ in made]
@@ -86,6 +94,7 @@ def _losses(
             data,
             runtime=runtime,
             baseline=fp32,
+            samples=samples,
             threads=threads,
             compute_precision=hint,
         )

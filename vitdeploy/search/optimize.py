@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import MODEL, Bundle
@@ -24,9 +23,10 @@ from vitdeploy.errors import BackendError, GateError, UsageError
 from vitdeploy.exporter.requirements import need_all
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.progress import Progress
-from vitdeploy.quantize.options import AUTO, Int8Options, check_method
+from vitdeploy.quantize.options import AUTO, Int8Options
 from vitdeploy.runtime.backends import Backend, backends, find_backend, full_name
 from vitdeploy.runtime.options import Options
+from vitdeploy.search.budget import IMAGES, KEEP, MINUTES, Budget
 from vitdeploy.search.front import front
 from vitdeploy.search.greedy import greedy_plans
 from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
@@ -43,10 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MINUTES, IMAGES, KEEP, GREEDY_PLANS = 15.0, 256, 4, 8
+GREEDY_PLANS = 8
 FEW = 64  # images that judge one group of layers alone
 HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
-SEARCHES = (OPTUNA, GREEDY)
 UNLIMITED = 1 << 30  # plans
 
 
@@ -68,6 +67,7 @@ def optimize(
     threads: int | None = None,
     samples: int = 300,
     images: int = IMAGES,
+    final_images: int | None = None,
     seed: int = 0,
     force: bool = False,
     image_size: int | tuple[int, int] | None = None,
@@ -97,7 +97,8 @@ def optimize(
         methods: How ranges are chosen, each of which is calibrated and tried, see `Int8Options`.
         threads: Threads of the runtime; None leaves it to it.
         samples: Images to calibrate on.
-        images: Images that judge a trial; all that DATA has judge the bundles.
+        images: Images that judge a trial.
+        final_images: Images that judge the bundles at the end, every class with its share; None for all of DATA.
         seed: Seed of the choice of images and of the search.
         force: Whether to begin anew in a folder that has a search already.
         image_size: See `vitdeploy.export`, like all that follow.
@@ -121,7 +122,10 @@ def optimize(
         MissingDependencyError: A package of the extra `optimize` or `export` is not installed.
     """
     need_all()
-    _check(search, minutes, trials, keep, images, Wish(max_drop, latency, megabytes), methods)
+    wish = Wish(max_drop, latency, megabytes)
+    wish.check()
+    budget = Budget(search, minutes, trials, keep, tuple(dict.fromkeys(methods)), images, final_images)
+    budget.check()
     name = full_name(runtime)
     network = {
         "image_size": image_size,
@@ -136,26 +140,17 @@ def optimize(
     }
     options = Int8Options(samples=samples, seed=seed)
     setting = Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
-    budget = _Budget(search, 60 * minutes, trials, keep, tuple(dict.fromkeys(methods)))
     with ExitStack() as stack:
         stack.enter_context(folder_of_search(setting.output, force=force))
-        return _Search(setting, budget, Wish(max_drop, latency, megabytes), stack).run()
-
-
-class _Budget(NamedTuple):
-    search: str
-    seconds: float
-    trials: int | None
-    keep: int
-    methods: tuple[str, ...]
+        return _Search(setting, budget, wish, stack).run()
 
 
 class _Search:
     """The steps, one after another; what each of them finds is in the study at once."""
 
-    def __init__(self, setting: Setting, budget: _Budget, wish: Wish, stack: ExitStack) -> None:
+    def __init__(self, setting: Setting, budget: Budget, wish: Wish, stack: ExitStack) -> None:
         self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
-        self._end = time.monotonic() + budget.seconds
+        self._end = time.monotonic() + 60 * budget.minutes
         self._notes: list[str] = []
 
     def run(self) -> OptimizeReport:
@@ -198,7 +193,15 @@ class _Search:
         floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
         bundles = [(trial, setting.export(graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
         labelled = origin.labels is not None
-        points, judges = measured(bundles, bundle, setting.data, setting.runtime, setting.threads, labelled=labelled)
+        points, judges = measured(
+            bundles,
+            bundle,
+            setting.data,
+            setting.runtime,
+            setting.threads,
+            images=self._budget.final_images,
+            labelled=labelled,
+        )
         images = {"trials": bench.judge.images, "bundles": judges}
         return OptimizeReport(points, found, self._wish, fp32.describe(), images, self._notes)
 
@@ -328,23 +331,3 @@ def _target(runtime: str) -> str:
         )
     kind.require()
     return find_target(runtime).name
-
-
-def _check(
-    search: str, minutes: float, trials: int | None, keep: int, images: int, wish: Wish, methods: Sequence[str]
-) -> None:
-    if search not in SEARCHES:
-        raise UsageError(f"--search cannot be {search!r}", fix=f"--search {' or '.join(SEARCHES)}")
-    if not 0 < minutes < math.inf:
-        raise UsageError(f"invalid --minutes {minutes:g}: expected a number above 0", fix=f"--minutes {MINUTES:g}")
-    counts = {"trials": (trials, 20), "keep": (keep, KEEP), "images": (images, IMAGES)}
-    for name, (value, example) in counts.items():
-        if value is not None and value < 1:
-            raise UsageError(f"invalid --{name} {value}: expected 1 or more", fix=f"--{name} {example}")
-    if not methods:
-        raise UsageError("there is no method to choose ranges by", fix=f"--method {AUTO}")
-    for method in methods:
-        check_method(method)
-    for name, bound in (("max-drop", wish.max_drop), ("latency", wish.latency), ("size", wish.megabytes)):
-        if bound is not None and not 0 <= bound < math.inf:
-            raise UsageError(f"invalid --{name} {bound:g}: expected a number of 0 or more", fix=f"--{name} 1")

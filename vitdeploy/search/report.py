@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.errors import UsageError
 from vitdeploy.search.front import covered, front
 from vitdeploy.search.plan import GREEDY, INT8, OPTUNA, Plan, Trial
 from vitdeploy.statistics import Ratio, json_number
@@ -29,6 +31,12 @@ class Wish:
     max_drop: float | None = None
     latency: float | None = None
     megabytes: float | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for a bound that is none."""
+        for name, bound in (("max-drop", self.max_drop), ("latency", self.latency), ("size", self.megabytes)):
+            if bound is not None and not 0 <= bound < math.inf:
+                raise UsageError(f"invalid --{name} {bound:g}: expected a number of 0 or more", fix=f"--{name} 1")
 
     def misses(self, point: Point) -> list[str]:
         """What a bundle does not keep, in words."""
