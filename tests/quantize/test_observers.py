@@ -27,7 +27,7 @@ def observed(values: np.ndarray, cuts: list[int], axis: int | None = -1) -> Stat
     statistics = Statistics("t", axis, (3, 2) if axis == 1 and values.ndim == 4 else None)
     for part in np.split(values, sorted(cuts)):
         if len(part):
-            statistics.update(part)
+            statistics.update(part, len(part))
     return statistics
 
 
@@ -54,6 +54,23 @@ def test_extremes_are_exact() -> None:
     assert (statistics.low, statistics.high) == (values.min(), values.max())
     assert statistics.max_abs == np.abs(values).max()
     assert statistics.count == values.size
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), counted=st.integers(1, 64))
+def test_of_images_with_many_values_each_place_is_counted_equally_often(cuts: list[int], counted: int) -> None:
+    """With an outlier at one place of every image, which a fixed choice would always count or never."""
+    values = growing(40)
+    values[:, 3, 2] = 1000
+    each = values[0].size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitdeploy.quantize.observers.COUNTED", counted)
+        whole, split = observed(values, []), observed(values, cuts)
+    np.testing.assert_array_equal(whole.histogram.counts, split.histogram.counts)
+    assert (whole.low, whole.high, whole.count) == (values.min(), 1000, values.size)
+    step = max(1, each // counted)
+    assert abs(int(whole.histogram.counts.sum()) - 40 * each / step) < 40
+    outliers = int(whole.histogram.magnitudes()[whole.histogram.magnitudes().nonzero()[0][-1]])
+    assert outliers in (40 // step, -(-40 // step))
 
 
 def test_without_an_axis_no_sample_is_kept() -> None:

@@ -193,7 +193,7 @@ def _of_activation(statistics: Statistics, params: QuantParams, tensor: Noise, w
         spread = _peak_db(highest)
         channel, middle = int(highest.argmax()), float(np.median(highest))
         yield Reason(SPREAD, spread, f"{what} {channel} reaches {highest.max():.3g}, median {middle:.3g}")
-    power = tensor.signal / max(statistics.count, 1)
+    power = tensor.signal / max(int(statistics.histogram.counts.sum()), 1)
     beyond = decibels(reach**2, REACH**2 * power) - spread if power > 0 and reach > 0 else 0.0
     if beyond > 0:
         most = statistics.histogram.magnitude_quantile(MOST, statistics.max_abs)

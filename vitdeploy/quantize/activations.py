@@ -60,15 +60,11 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     }
     images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
-        observers = {name: partial(_update, one) for name, one in statistics.items()}
+        observers = {name: one.update for name, one in statistics.items()}
         for count in activations.observe(regroup(images, activations.images), observers):
             progress.advance(count)
     images.check()
     return statistics
-
-
-def _update(statistics: Statistics, values: Array, images: int) -> None:
-    statistics.update(values)
 
 
 class Activations:

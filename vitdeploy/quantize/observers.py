@@ -15,15 +15,17 @@ Array = NDArray[Any]
 
 SAMPLE_BYTES = 1 << 20  # kept of one tensor at most, unless two units are larger
 SAMPLE_UNITS = 1024
+COUNTED = 1 << 16  # values of one image of a tensor that the histogram counts; of twice as many it leaves some out
 
 
 class Statistics:
     """Statistics of one tensor over all calibration images, updated batch by batch in bounded memory.
 
-    count       values seen
+    count       finite values seen
     nans, infs  values that are not a number, and infinite ones; all else describes the finite values
     low, high   extremes
-    histogram   of all values
+    histogram   of all values, or of an image with many the n-th ones; each image begins at the next place, so that n
+                images count every place once
     sample      some of what the tensor's consumers multiply by their weights; None without an axis
 
     axis    of the channels
@@ -34,7 +36,7 @@ class Statistics:
 
     def __init__(self, name: str, axis: int | None = None, window: tuple[int, int] | None = None) -> None:
         self.name = name
-        self.count = self.nans = self.infs = 0
+        self.count = self.nans = self.infs = self._images = 0
         self.low, self.high = math.inf, -math.inf
         self.histogram = Histogram()
         self.sample = None if axis is None else Sample(axis, window)
@@ -44,24 +46,35 @@ class Statistics:
         """Largest magnitude."""
         return max(-self.low, self.high, 0.0)
 
-    def update(self, values: Array) -> None:
-        """Add float32 `values` of any shape."""
+    def update(self, values: Array, images: int = 1) -> None:
+        """Add float32 `values` of any shape, made from `images` images, which lie along its first axis."""
         if values.size == 0:
             return
+        values = np.atleast_1d(values)
+        counted = self._counted(values, images)
         low, high = float(values.min()), float(values.max())
         whole = math.isfinite(low) and math.isfinite(high)
         if not whole:
             self.nans += int(np.isnan(values).sum())
             self.infs += int(np.isinf(values).sum())
-            values = values[np.isfinite(values)]
+            values, counted = (part[np.isfinite(part)] for part in (values, counted))
             if values.size == 0:
                 return
             low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += values.size
-        self.histogram.update(values, max(-low, high))
+        self.histogram.update(counted, max(-low, high))
         if self.sample is not None and whole and values.ndim > 1:
             self.sample.update(values)
+
+    def _counted(self, values: Array, images: int) -> Array:
+        """The values for the histogram."""
+        parts = values.reshape(images, -1) if len(values) % images == 0 else values.reshape(1, -1)
+        first, step = self._images, max(1, parts.shape[1] // COUNTED)
+        self._images += images
+        if step == 1:
+            return values
+        return np.concatenate([part[(first + index) % step :: step] for index, part in enumerate(parts)])
 
 
 class Sample:
