@@ -54,11 +54,11 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
     """
     activations = Activations(model, tensors)
     values = {value.name: value for value in chain(model.graph.inputs, *(node.outputs for node in model.graph))}
+    images = batches if isinstance(batches, Images) else Images(batches)
     statistics = {
-        name: Statistics(name, axis, widest_window(values[name]) if axis == 1 else None)
+        name: Statistics(name, axis, widest_window(values[name]) if axis == 1 else None, images.expected)
         for name, axis in tensors.items()
     }
-    images = batches if isinstance(batches, Images) else Images(batches)
     with Progress("calibrating", images.expected) as progress:
         observers = {name: one.update for name, one in statistics.items()}
         for count in activations.observe(regroup(images, activations.images), observers):

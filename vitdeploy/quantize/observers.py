@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ Array = NDArray[Any]
 
 SAMPLE_BYTES = 1 << 20  # kept of one tensor at most, unless two units are larger
 SAMPLE_UNITS = 1024
-COUNTED = 1 << 16  # values of one image of a tensor that the histogram counts; of twice as many it leaves some out
+_BLOCK = 32  # rows whose extremes are found together
+COUNTED = 1 << 24  # values of a tensor that its histogram counts of all images, where there are twice as many
 
 
 class Statistics:
@@ -24,18 +26,25 @@ class Statistics:
     count       finite values seen
     nans, infs  values that are not a number, and infinite ones; all else describes the finite values
     low, high   extremes
-    histogram   of all values, or of an image with many the n-th ones; each image begins at the next place, so that n
-                images count every place once
+    histogram   of all values; of more than `COUNTED`, of every image the n-th ones, beginning one place further each
+                time, so that n images count every place once
     sample      some of what the tensor's consumers multiply by their weights; None without an axis
 
     axis    of the channels
     window  height and width that a convolution reads at once, of a tensor [n, channels, h, w]; None for rows
+    images  how many there will be; None where nobody knows, and then all values are counted
 
     Memory: 64 KiB for the histogram and, with an axis, at most `SAMPLE_BYTES` (or two units).
     """
 
-    def __init__(self, name: str, axis: int | None = None, window: tuple[int, int] | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        axis: int | None = None,
+        window: tuple[int, int] | None = None,
+        images: int | None = None,
+    ) -> None:
+        self.name, self._expected = name, images
         self.count = self.nans = self.infs = self._images = 0
         self.low, self.high = math.inf, -math.inf
         self.histogram = Histogram()
@@ -70,9 +79,10 @@ class Statistics:
     def _counted(self, values: Array, images: int) -> Array:
         """The values for the histogram."""
         parts = values.reshape(images, -1) if len(values) % images == 0 else values.reshape(1, -1)
-        first, step = self._images, max(1, parts.shape[1] // COUNTED)
+        step = 1 if self._expected is None else parts.shape[1] * max(1, self._expected) // COUNTED
+        first = self._images
         self._images += images
-        if step == 1:
+        if step <= 1:
             return values
         return np.concatenate([part[(first + index) % step :: step] for index, part in enumerate(parts)])
 
@@ -119,10 +129,7 @@ class Sample:
             self._offer_windows(values, self.window)
 
     def _offer_rows(self, rows: Array) -> None:
-        bound = self._largest.bound
-        at = np.arange(len(rows))
-        if bound < 0:  # a comparison of all values is much faster than the maximum of every short row
-            at = np.flatnonzero(((rows > -bound) | (rows < bound)).any(axis=1))
+        at = _may_reach(rows, -self._largest.bound)
         hit = rows[at]
         magnitude = np.maximum(hit.max(axis=1), -hit.min(axis=1)) if len(at) else np.empty(0, rows.dtype)
         self._offer(len(rows), at, magnitude, rows.shape[1:], lambda index: rows[index])
@@ -132,8 +139,7 @@ class Sample:
         if any(short):  # smaller than the window: as wide as it, as a padded convolution sees it
             values = np.pad(values, ((0, 0), (0, 0), *((lack // 2, lack - lack // 2) for lack in short)))
         magnitude = np.maximum(values.max(axis=1), -values.min(axis=1))
-        for axis, size in zip((1, 2), window, strict=True):
-            magnitude = np.lib.stride_tricks.sliding_window_view(magnitude, size, axis=axis).max(axis=-1)
+        magnitude = _highest(_highest(magnitude, window[0], -2), window[1], -1)
         windows = np.lib.stride_tricks.sliding_window_view(values, window, axis=(2, 3))
 
         def take(index: Array) -> Array:
@@ -152,6 +158,26 @@ class Sample:
         self._largest.offer(room, -magnitude.astype(np.float64), at, self.seen, take)
         self._uniform.offer(room, _keys(self.seen, count), np.arange(count), self.seen, take)
         self.seen += count
+
+
+def _may_reach(rows: Array, bound: float) -> Array:
+    """Indices of all rows [n, channels] with a magnitude above `bound`, and of some others.
+
+    The extremes of a block of rows are found much faster than those of every short row.
+    """
+    if bound <= 0:
+        return np.arange(len(rows))
+    whole = len(rows) // _BLOCK * _BLOCK
+    blocks = rows[:whole].reshape(-1, _BLOCK * rows.shape[1])
+    high = np.flatnonzero(np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) > bound)
+    found = (high[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1)
+    return np.concatenate([found, np.arange(whole, len(rows))])
+
+
+def _highest(values: Array, size: int, axis: int) -> Array:
+    """The largest of each `size` neighbours along `axis`, which gets shorter by `size` - 1."""
+    values, left = np.moveaxis(values, axis, 0), values.shape[axis] - size + 1
+    return np.moveaxis(reduce(np.maximum, (values[start : start + left] for start in range(size))), 0, axis)
 
 
 class _Smallest:
