@@ -10,8 +10,8 @@ How to make the environments of the peers: int8_peers.py.
 Accuracy: all images of `eurosat_val.zip`, at the size that the network was trained at, batch 1.
 Cost:     whole processes; ours captures the network from PyTorch and proves the bundle too, `quantize_seconds` is the
           part that compares with the others.
-Latency:  candidates of a runtime take turns in random order; `wall` with all processors, `cpu` is the processor time of
-          one thread, which holds on a busy machine too. Ratios are taken round by round, ours in the denominator.
+Latency:  candidates of a runtime take turns in random order; processor time of one thread, which holds on a busy
+          machine too. Ratios are taken round by round, ours in the denominator.
           One large product in floats and in INT8 takes turns with them: what the machine can at most (ceiling.py).
           Files of other sizes and batches are calibrated on few images: time does not depend on the ranges.
 Networks of timm have random weights: of them only time and the distance from FP32 mean something.
@@ -27,20 +27,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ceiling
 import numpy as np
+from failure import without_paths
 from int8_peers import METHODS
 from sessions import RUNTIMES, Call, open_onnxruntime
 from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy import Bundle
 from vitdeploy.data import Dataset, open_data
-from vitdeploy.machine.settings import usable_cores
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
@@ -69,6 +69,7 @@ class Files:
         self.shape = (samples // batch, batch, 3, size, size)
         self.paths: dict[str, Path] = {}
         self.cost: dict[str, dict[str, Any]] = {}
+        self.refused: dict[str, str] = {}  # by a runtime, with its message
 
     def make(self) -> None:
         """All of them; one that cannot be made has its error in `cost` and no path. Files of an earlier run stay."""
@@ -160,29 +161,22 @@ def latency(files: Files, rounds: int) -> dict[str, Any]:
     products, matrix = ceiling.write_products(files.folder), ceiling.images()
     macs = ceiling.macs(files.paths["fp32"])
     results: dict[str, Any] = {}
-    clocks: dict[str, tuple[Callable[[], float], int]] = {
-        "wall": (time.perf_counter, usable_cores()),
-        "cpu": (time.process_time, 1),
-    }
-    for kind, (clock, threads) in clocks.items():
-        for runtime in files.args.runtime or RUNTIMES:
-            calls = dict(_opened(files, runtime, threads))
-            turns = {name: (lambda call=call: call(images)) for name, call in calls.items()}
-            large = {kind: RUNTIMES[runtime](path, 1) for kind, path in products.items() if threads == 1}
-            turns |= {f"ceiling {kind}": (lambda call=call: call(matrix)) for kind, call in large.items()}
-            seconds = interleave(turns, rounds=rounds, clock=clock)
-            most = {kind: ceiling.rate(seconds.pop(f"ceiling {kind}")) for kind in large}
-            if most:
-                results.setdefault("ceiling", {})[runtime] = most
-            ours = seconds.get(f"vitdeploy {runtime.split()[0]}")
-            for name, found in seconds.items():
-                row = results.setdefault(runtime, {}).setdefault(name, {})
-                row[f"{kind}_ms"] = round(1e3 * statistics.median(found), 3)
-                if most:
-                    rate = macs / statistics.median(found) / 1e9
-                    row["cpu_share"] = round(rate / most["fp32" if name == "fp32" else "int8"], 3)
-                if ours:
-                    row[f"{kind}_ratio"] = ratio(found, ours)
+    for runtime in files.args.runtime or RUNTIMES:
+        calls = dict(_opened(files, runtime, 1))
+        turns = {name: (lambda call=call: call(images)) for name, call in calls.items()}
+        large = {kind: RUNTIMES[runtime](path, 1) for kind, path in products.items()}
+        turns |= {f"ceiling {kind}": (lambda call=call: call(matrix)) for kind, call in large.items()}
+        seconds = interleave(turns, rounds=rounds, clock=time.process_time)
+        most = {kind: ceiling.rate(seconds.pop(f"ceiling {kind}")) for kind in large}
+        results.setdefault("ceiling", {})[runtime] = most
+        ours = seconds.get(f"vitdeploy {runtime.split()[0]}")
+        for name, found in seconds.items():
+            rate = macs / statistics.median(found) / 1e9
+            row = {
+                "cpu_ms": round(1e3 * statistics.median(found), 3),
+                "cpu_share": round(rate / most["fp32" if name == "fp32" else "int8"], 3),
+            }
+            results.setdefault(runtime, {})[name] = row | ({"cpu_ratio": ratio(found, ours)} if ours else {})
     return results
 
 
@@ -193,9 +187,13 @@ def _opened(files: Files, runtime: str, threads: int) -> Iterator[tuple[str, Cal
         if name == f"vitdeploy {other}" or (path.suffix == ".xml" and runtime == "onnxruntime"):
             continue
         try:
-            yield name, RUNTIMES[runtime](path, threads)
+            call = RUNTIMES[runtime](path, threads)
+            call(np.zeros(files.shape[1:], np.float32))
         except Exception as error:  # each runtime raises kinds of its own
-            print(f"{runtime} cannot load {name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+            files.refused[f"{name} in {runtime}"] = without_paths(str(error).splitlines()[0])[-300:]
+            print(f"{runtime} cannot run {name}: {files.refused[f'{name} in {runtime}']}", file=sys.stderr)
+            continue
+        yield name, call
 
 
 def _logits(call: Call, images: Any) -> Any:
@@ -262,6 +260,7 @@ def main() -> None:
                 found["cost"] = files.cost
                 found["accuracy"] = accuracy(files, open_data(args.data / "eurosat_val.zip"))
             found["latency"][f"{size} px, batch {batch}"] = latency(files, args.rounds)
+            found.setdefault("refused", {}).update(files.refused)
             if args.save:
                 (HERE / f"results/{args.save}.json").write_text(json.dumps(finished(report), indent=1) + "\n")
     print(json.dumps(finished(report), indent=1))

@@ -81,8 +81,8 @@ class Case:
         for method in METHODS:
             if method.endswith(self.runtime):
                 python = self.args.olive_python if method.startswith("olive") else self.args.peers_python
-                command = [python, str(HERE / "optimize_peers.py"), method, str(self.folder), str(MAX_DROP)]
-                self._run(method, command)
+                script = [str(HERE / "optimize_peers.py"), method, str(self.folder), str(MAX_DROP)]
+                self._run(method, [python, *script, str(self.args.minutes)])
         record.write_text(json.dumps(self.found))
 
     def files(self) -> dict[str, Path]:
