@@ -82,6 +82,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tensorrt/rtx/requirements.py": ("check", "build"),
     "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),
     "cli/failure.py": tuple(NAMES),
+    "cli/junit.py": ("benchmark", "validate", "verify"),
     "cli/output_file.py": ("benchmark", "predict", "sensitivity"),
     **{f"cli/{name}.py": (name,) for name in NAMES},
     "cli/summary.py": ("export",),
@@ -287,6 +288,9 @@ inspect nowhere | inspect empty | inspect model.onnx | inspect damaged
 benchmark nowhere | benchmark BUNDLE --runtime onnxruntime --batch 3 | benchmark BUNDLE --runtime nonsense
 benchmark BUNDLE --runtime onnxruntime --seconds 0 | benchmark BUNDLE --runtime onnxruntime --rounds 0
 benchmark BUNDLE --runtime onnxruntime --baseline nowhere.json | benchmark BUNDLE --csv nowhere/x.csv
+benchmark BUNDLE --runtime onnxruntime --max-slowdown 2 | benchmark BUNDLE --max-slowdown 0.5
+benchmark BUNDLE --junit nowhere/x.xml | verify BUNDLE --junit nowhere/x.xml
+validate BUNDLE --data images --junit nowhere/x.xml
 benchmark BUNDLE --runtime tensorrt --rounds 1 | benchmark BUNDLE --runtime onnxruntime --warmup -1
 sensitivity BUNDLE --data nowhere | sensitivity BUNDLE --data empty | sensitivity empty --data images
 sensitivity BUNDLE --data images --precision int4 | sensitivity BUNDLE --data images --by node

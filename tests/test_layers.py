@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent / "vitdeploy"
 # From the bottom up. A package imports from itself and from the lines above its own, which stand lower in the house.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("argument_types", "files", "locks", "progress", "registry", "schemas", "statistics", "table", "user_code"),
+    (
+        "argument_types",
+        "files",
+        "junit",
+        "locks",
+        "progress",
+        "registry",
+        "schemas",
+        "statistics",
+        "table",
+        "user_code",
+    ),
     ("caches",),
     ("machine",),
     ("preprocess",),

@@ -13,6 +13,7 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.latency.fake_benchmark import FakeWorker, run
 from vitdeploy.bundle import Bundle
+from vitdeploy.errors import UsageError
 from vitdeploy.latency import benchmark as module
 from vitdeploy.latency.measurement import Turn
 
@@ -32,6 +33,9 @@ def test_the_json_has_a_schema_and_only_json_values(bundles: list[Bundle]) -> No
         "machine",
         "baseline",
         "differences",
+        "max_slowdown",
+        "passed",
+        "failures",
         "candidates",
         "skipped",
     }
@@ -115,3 +119,40 @@ def test_bundles_of_the_same_name_are_told_apart(bundles: list[Bundle], tmp_path
         f"{bundle.path} on openvino, batch 1" for bundle in (bundles[0], other)
     ]
     assert run(bundles, runtime="openvino").labels() == ["one on openvino, batch 1", "two on openvino, batch 1"]
+
+
+def test_the_gate_fails_what_is_certainly_slower(bundles: list[Bundle], tmp_path: Path) -> None:
+    both = {"runtime": ["openvino", "onnxruntime"], "baseline": "openvino"}
+    assert run(bundles[0], **both).passed
+    assert run(bundles[0], **both, max_slowdown=2).passed, "at the limit"
+    slow = run(bundles[0], **both, max_slowdown=1.9)
+    assert slow.failures == ("one on onnxruntime, batch 1 takes 2 (2 to 2) times openvino, allowed are 1.9",)
+    assert str(slow).endswith(f"FAILED: {slow.failures[0]}")
+    assert slow.to_dict()["failures"] == list(slow.failures)
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(run(bundles[0], runtime="onnxruntime").to_dict()))
+    assert str(run(bundles[0], runtime="onnxruntime", baseline=kept, max_slowdown=2.1)).endswith(
+        f"passed: nothing certainly takes more than 2.1 times {kept}"
+    )
+
+
+def test_the_gate_passes_nothing_that_it_cannot_judge(bundles: list[Bundle], tmp_path: Path) -> None:
+    few = run(bundles, runtime="openvino", rounds=5, max_slowdown=100)
+    assert [failure.partition(": ")[2] for failure in few.failures] == [
+        "5 rounds, or those of the baseline, are too few for an interval"
+    ] * 2
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(run(bundles[0], runtime="openvino").to_dict()))
+    both = run(bundles[0], runtime=["openvino", "onnxruntime"], baseline=kept, max_slowdown=100)
+    assert both.failures == (
+        f"one on onnxruntime, batch 1 cannot be judged: {kept} has no candidate of this runtime and batch",
+    )
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.99, -1.0, float("nan"), float("inf")])
+def test_a_gate_below_the_baseline_or_without_one_is_refused(bundles: list[Bundle], limit: float) -> None:
+    with pytest.raises(UsageError, match="invalid max_slowdown"):
+        run(bundles, runtime="openvino", max_slowdown=limit)
+    with pytest.raises(UsageError, match="no baseline to be slower than"):
+        run(bundles[0], runtime="openvino", max_slowdown=1)
+    assert FakeWorker.alive == 0

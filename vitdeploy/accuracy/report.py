@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from vitdeploy.junit import Case
 from vitdeploy.table import render
 from vitdeploy.tasks.task import Answers, Comparison, ImageSet
 
@@ -35,14 +37,29 @@ class AccuracyReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """Everything that fails, in words."""
-        found = [f"the baseline is broken: {problem}" for problem in self.problems]
+        judged = (failure for run in self.runs for failure in (self._not_finite(run), self._dropped(run)))
+        return (*map(_broken, self.problems), *(failure for failure in judged if failure is not None))
+
+    def cases(self) -> list[Case]:
+        """The gates that the baseline and every run had to pass, for a report of tests."""
+        found = [Case(self.baseline.name, "is a sound baseline", "\n".join(map(_broken, self.problems)) or None)]
         for run in self.runs:
-            if broken := run.answers.not_finite:
-                found.append(f"{run.answers.name} gives NaN or Inf on {broken} images")
-            if self.max_drop is not None and not run.drop <= self.max_drop:
-                lost = _number(run.drop, self.max_drop)
-                found.append(f"{run.answers.name} drops {lost} {run.unit}, allowed are {self.max_drop:g}")
-        return tuple(found)
+            found.append(Case(run.answers.name, "gives finite outputs", self._not_finite(run)))
+            if self.max_drop is not None:
+                gate = f"drops at most {self.max_drop:g} {run.unit}"
+                found.append(Case(run.answers.name, gate, self._dropped(run)))
+        skips = ((f"{Path(skip['bundle']).name} on {skip['runtime']}", skip["reason"]) for skip in self.skipped)
+        return found + [Case(name, "runs", skipped=reason) for name, reason in skips]
+
+    def _not_finite(self, run: Comparison) -> str | None:
+        broken = run.answers.not_finite
+        return f"{run.answers.name} gives NaN or Inf on {broken} images" if broken else None
+
+    def _dropped(self, run: Comparison) -> str | None:
+        if self.max_drop is None or run.drop <= self.max_drop:
+            return None
+        lost = _number(run.drop, self.max_drop)
+        return f"{run.answers.name} drops {lost} {run.unit}, allowed are {self.max_drop:g}"
 
     @property
     def passed(self) -> bool:
@@ -96,6 +113,10 @@ def _details(run: Comparison, report: AccuracyReport) -> list[str]:
         high = _number(interval[1], report.max_drop)
         lines.append(f"within the gate, but the drop may be up to {high} {run.unit}: more images would tell")
     return ["", run.answers.name, *(f"  {line}" for line in lines)] if lines else []
+
+
+def _broken(problem: str) -> str:
+    return f"the baseline is broken: {problem}"
 
 
 def _number(value: float, limit: float) -> str:

@@ -3,7 +3,7 @@
   vitdeploy benchmark lemevit-fp32 lemevit-fp16 --runtime all
   vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --csv latency.csv
   vitdeploy benchmark lemevit-fp16 --json > before.json
-  vitdeploy benchmark lemevit-fp16 --baseline before.json
+  vitdeploy benchmark lemevit-fp16 --baseline before.json --max-slowdown 1.1
 
 Candidates (bundle x runtime x batch) take turns in random order, round by round, each in a process of its own, so that
 a disturbance of the machine affects all of them. A ratio is the time per image over that of the baseline, as the median
@@ -11,8 +11,8 @@ of the rounds with a 95 % interval; an interval that contains 1 shows no differe
 the runtime. Peak memory is the largest resident set of the process (VmHWM), with Python and numpy and without the
 memory of a GPU. Energy is told where the machine has a sensor: RAPL, the power monitors of a Jetson, or NVML. It is all
 that the machine draws meanwhile, idle power and other processes included. A run is compared with an earlier one only if
-machine, versions, threads, precision, governor and power mode are the same, unless --allow-different. Ctrl-C prints
-what was measured so far.
+machine, versions, threads, precision, governor and power mode are the same, unless --allow-different. --max-slowdown R
+fails where a whole interval is above R: where a candidate is certainly slower. Ctrl-C prints what was measured so far.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
+from vitdeploy.cli.junit import JunitFile, add_junit
 from vitdeploy.cli.output_file import check_writable, write
+
+if TYPE_CHECKING:
+    from vitdeploy.latency.report import BenchmarkReport
 
 HELP = "measure latency, throughput, memory and energy of bundles"
 
@@ -50,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-different", action="store_true", help="compare with a run that was made under different settings"
     )
+    parser.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="R",
+        help="exit 1 where one takes certainly more than R times its baseline",
+    )
+    add_junit(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each candidate")
     add_load_options(parser)
 
@@ -71,14 +83,31 @@ def numbers(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 130 where Ctrl-C stopped it."""
+    """Exit 0 when nothing is slower than the gate allows, else 1; 130 where Ctrl-C stopped it."""
     from vitdeploy.errors import VitDeployError
-    from vitdeploy.latency.benchmark import benchmark
 
     if args.csv:
         check_writable(args.csv, "--csv")
+    with JunitFile(args.junit, "benchmark") as junit:
+        report = _benchmark(args)
+    print(json.dumps(report.to_dict()) if args.json else report)
     try:
-        report = benchmark(
+        junit.write(report.cases())
+        if args.csv:
+            write(args.csv, report.to_csv(), "--csv")
+    except VitDeployError as error:  # the result is printed already, and one JSON object is enough
+        log.error("%s", error)
+        return error.exit_code
+    if report.interrupted:
+        return INTERRUPTED
+    return 0 if report.passed else 1
+
+
+def _benchmark(args: argparse.Namespace) -> BenchmarkReport:
+    from vitdeploy.latency.benchmark import benchmark
+
+    try:
+        return benchmark(
             args.bundles,
             runtime=args.runtime,
             batch=args.batch,
@@ -87,17 +116,10 @@ def run(args: argparse.Namespace) -> int:
             warmup=args.warmup,
             baseline=args.baseline,
             allow_different=args.allow_different,
+            max_slowdown=args.max_slowdown,
             on_interrupt="report",
             **load_options(args),
         )
     except KeyboardInterrupt:
         log.error("interrupted before the first round was complete: nothing was measured")
         raise
-    print(json.dumps(report.to_dict()) if args.json else report)
-    try:
-        if args.csv:
-            write(args.csv, report.to_csv(), "--csv")
-    except VitDeployError as error:  # the result is printed already, and one JSON object is enough
-        log.error("%s", error)
-        return error.exit_code
-    return INTERRUPTED if report.interrupted else 0

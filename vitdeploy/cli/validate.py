@@ -33,9 +33,14 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
 from vitdeploy.cli.benchmark import names
+from vitdeploy.cli.junit import JunitFile, add_junit
+
+if TYPE_CHECKING:
+    from vitdeploy.accuracy.report import AccuracyReport
 
 HELP = "accuracy of bundles and their baseline on your images"
 
@@ -69,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=positive, metavar="N", help="so many images, every class with its share")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default 0)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped images and logits")
+    add_junit(parser)
     parser.add_argument("--logits", type=Path, metavar="DIR", help="keep computed logits here (default: user's cache)")
     parser.add_argument("--no-record", dest="record", action="store_false", help="leave the manifests as they are")
     add_load_options(parser)
@@ -77,15 +83,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit 0 when the baseline is sound and no drop is beyond the gate, else 1."""
     from vitdeploy.accuracy.files import check_folder, write_report
-    from vitdeploy.accuracy.validate import validate
     from vitdeploy.errors import VitDeployError
 
     if args.report:
         check_folder(args.report)
+    with JunitFile(args.junit, "validate") as junit:
+        report = _validate(args)
+    print(json.dumps(report.to_dict()) if args.json else report)
+    try:
+        junit.write(report.cases())
+        if args.report:
+            write_report(report, args.report)
+    except VitDeployError as error:  # the result is printed already, and one JSON object is enough
+        log.error("%s", error)
+        return error.exit_code
+    return 0 if report.passed else 1
+
+
+def _validate(args: argparse.Namespace) -> AccuracyReport:
+    from vitdeploy.accuracy.validate import validate
+
     try:
         # What the user's own --metric prints is not the result.
         with contextlib.redirect_stdout(sys.stderr):
-            report = validate(
+            return validate(
                 args.bundles,
                 args.data,
                 runtime=args.runtime,
@@ -104,11 +125,3 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         kept = "begins anew, since nothing is kept for --metric" if args.metric else "continues where it stopped"
         raise KeyboardInterrupt(f"interrupted; the same command {kept}") from None
-    print(json.dumps(report.to_dict()) if args.json else report)
-    if args.report:
-        try:
-            write_report(report, args.report)
-        except VitDeployError as error:  # the result is printed already, and one JSON object is enough
-            log.error("%s", error)
-            return error.exit_code
-    return 0 if report.passed else 1

@@ -48,6 +48,7 @@ def benchmark(
     warmup: float = WARMUP_SECONDS,
     baseline: str | Path | None = None,
     allow_different: bool = False,
+    max_slowdown: float | None = None,
     on_interrupt: Literal["raise", "report"] = "raise",
     threads: int | None = None,
     num_requests: int | None = None,
@@ -72,6 +73,8 @@ def benchmark(
         warmup: Seconds of calls of each candidate that are not measured.
         baseline: The baseline of the ratios: a runtime, one of the bundles, or the JSON file of an earlier run.
         allow_different: Whether to compare with an earlier run even if its settings were different.
+        max_slowdown: The gate: the report fails where a candidate takes more than so many times the time of its
+            baseline. The whole 95 % interval of the ratio has to be above, so that no disturbance fails it by chance.
         on_interrupt: Whether Ctrl-C raises KeyboardInterrupt, or ends the benchmark with a `report` of the complete
             rounds; without a complete round it always raises.
         threads: Threads of computation, see `vitdeploy.load`.
@@ -87,7 +90,8 @@ def benchmark(
         has a sensor of it.
 
     Raises:
-        UsageError: Options do not fit, the batch is not the fixed one, or an earlier run had different settings.
+        UsageError: Options do not fit, `max_slowdown` has no baseline to be held against, the batch is not the fixed
+            one, or an earlier run had different settings.
         BundleError: A bundle is damaged or altered, or contradicts itself.
         BackendError: A runtime refuses the model; with `all`, such runtimes are left out.
     """
@@ -112,6 +116,8 @@ def benchmark(
     if seconds is None and rounds is None:
         seconds = SECONDS
     _check_duration(seconds, rounds, warmup)
+    if max_slowdown is not None and not 1 <= max_slowdown < math.inf:
+        raise UsageError(f"invalid max_slowdown {max_slowdown:g}: expected 1 or more", fix="--max-slowdown 1.1")
     paths = [str(one.path) for one in bundles]
     base = find_baseline(None if baseline is None else full_name(str(baseline)), paths, backend_names())
     plans = [_Plan(one, runtimes, _batches_of(one, batches)) for one in bundles]
@@ -127,6 +133,12 @@ def benchmark(
         if base is None and len({one.runtime for one in candidates}) > 1:
             base = Own(None, candidates[0].runtime)
         different = base.check(candidates, machine) if base else []
+        if base is None and max_slowdown is not None:
+            raise UsageError(
+                "there is no baseline to be slower than",
+                why="one candidate of each batch is measured",
+                fix="--baseline FILE with the --json of an earlier run, or give the other bundle as well",
+            )
         if base and different and not allow_different:
             raise UsageError(
                 f"{base.name} was measured under different settings",
@@ -157,6 +169,7 @@ def benchmark(
         interrupted=interrupted,
         sensors=sensors,
         turn_seconds=length,
+        max_slowdown=max_slowdown,
     )
 
 

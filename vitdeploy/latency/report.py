@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.junit import Case
 from vitdeploy.latency import energy
 from vitdeploy.latency.baseline import SCHEMA_VERSION
 from vitdeploy.latency.energy import EnergySensor
@@ -42,6 +43,7 @@ class BenchmarkReport:
         interrupted: Whether the run was interrupted before its end.
         sensors: The sensors of energy that could be read, and what they told before the run.
         turn_seconds: How long a turn lasted about.
+        max_slowdown: The gate: how many times the time of its baseline a candidate may take, or None.
         created: When it was measured: UTC, ISO 8601.
     """
 
@@ -57,7 +59,41 @@ class BenchmarkReport:
     interrupted: bool = False
     sensors: Sequence[EnergySensor] = ()
     turn_seconds: float | None = None
+    max_slowdown: float | None = None
     created: str = field(default_factory=_now)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Candidates that are certainly slower than the gate allows, or cannot be judged, in words."""
+        return tuple(case.failure for case in self.cases() if case.failure is not None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every candidate is within the gate, as far as the rounds can tell; True without a gate."""
+        return not self.failures
+
+    def cases(self) -> list[Case]:
+        """What every candidate had to pass, for a report of tests."""
+        gate = "runs" if self.max_slowdown is None else f"takes at most {self.max_slowdown:g} times the baseline"
+        judged = [
+            Case(label, gate, self._too_slow(label, ratio))
+            for label, ratio in zip(self.labels(), self.ratios, strict=True)
+        ]
+        skips = ((f"{Path(skip['bundle']).name} on {skip['runtime']}", skip["reason"]) for skip in self.skipped)
+        return judged + [Case(name, gate, skipped=reason) for name, reason in skips]
+
+    def _too_slow(self, label: str, ratio: Ratio | None) -> str | None:
+        if self.max_slowdown is None:
+            return None
+        if ratio is None:
+            return f"{label} cannot be judged: {self.baseline} has no candidate of this runtime and batch"
+        if ratio.low is None:
+            rounds = len(self.measurements[0].rounds)
+            return f"{label} cannot be judged: {rounds} rounds, or those of the baseline, are too few for an interval"
+        if ratio.low <= self.max_slowdown:
+            return None
+        interval = f"{ratio.value:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"
+        return f"{label} takes {interval} times {self.baseline}, allowed are {self.max_slowdown:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, which a later `benchmark` accepts as its baseline."""
@@ -78,6 +114,9 @@ class BenchmarkReport:
             },
             "baseline": self.baseline,
             "differences": list(self.differences),
+            "max_slowdown": self.max_slowdown,
+            "passed": self.passed,
+            "failures": list(self.failures),
             "candidates": [
                 {
                     **one.to_dict(),
@@ -102,7 +141,11 @@ class BenchmarkReport:
         return text.getvalue()
 
     def __str__(self) -> str:
-        return "\n".join([_in_words(self.machine), "", self._table(), "", *self._settings(), *self._notes()])
+        lines = [_in_words(self.machine), "", self._table(), "", *self._settings(), *self._notes()]
+        if self.max_slowdown is not None:
+            passed = f"passed: nothing certainly takes more than {self.max_slowdown:g} times {self.baseline}"
+            lines += ["", *([f"FAILED: {failure}" for failure in self.failures] or [passed])]
+        return "\n".join(lines)
 
     def labels(self) -> list[str]:
         """The candidates in words; bundles by the name of their folder, see `short_names`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from vitdeploy.bundle import Bundle, Manifest, Reference, TensorSpec
 from vitdeploy.bundle.contradictions import differences
 from vitdeploy.bundle.manifest import PYTORCH, damaged
 from vitdeploy.errors import BundleError
+from vitdeploy.junit import Case
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.progress import each
 from vitdeploy.proof.parity import BOUNDS, Bounds, ParityReport, compare_outputs
@@ -81,6 +83,16 @@ class VerifyReport:
     def passed(self) -> bool:
         """Whether everything holds."""
         return not self.failures
+
+    def cases(self) -> list[Case]:
+        """The gates that the bundle had to pass, for a report of tests."""
+        subject = f"{Path(self.runtime['bundle']).name} on {self.runtime['backend']}"
+        gates = {
+            "has the inputs and outputs of its manifest": self.signature_failures,
+            f"gives the outputs of {self.parity.against}": self.parity.failures,
+            "gives what it gave at its export": self.record_failures,
+        }
+        return [Case(subject, gate, "\n".join(failures) or None) for gate, failures in gates.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
