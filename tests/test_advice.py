@@ -89,8 +89,8 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
 }
 # Options of other programs, by the word before them.
 _FOREIGN = re.compile(
-    r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|trtexec|"
-    r"compgen|\(commandline)\b"
+    r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|rm|sbatch|"
+    r"trtexec|compgen|\(commandline)\b"
     r"[^;,)`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
 )
 _PHRASE = re.compile(rf"`?\bvitdeploy ({'|'.join(NAMES)})\b(?P<rest>[^`\n]*)")
@@ -290,7 +290,10 @@ benchmark BUNDLE --runtime onnxruntime --seconds 0 | benchmark BUNDLE --runtime 
 benchmark BUNDLE --runtime onnxruntime --baseline nowhere.json | benchmark BUNDLE --csv nowhere/x.csv
 benchmark BUNDLE --runtime onnxruntime --max-slowdown 2 | benchmark BUNDLE --max-slowdown 0.5
 benchmark BUNDLE --junit nowhere/x.xml | verify BUNDLE --junit nowhere/x.xml
-validate BUNDLE --data images --junit nowhere/x.xml
+validate BUNDLE --data images --junit nowhere/x.xml | validate BUNDLE --data images --task features --merge nowhere
+validate BUNDLE --data images --shard 0/2 | validate BUNDLE --data images --shard 2/2 --logits rows
+validate BUNDLE --data images --shard auto --logits rows | validate BUNDLE --data images --shard 0/2 --merge rows
+validate BUNDLE --data images --shard 0/2 --logits rows --report r
 benchmark BUNDLE --runtime tensorrt --rounds 1 | benchmark BUNDLE --runtime onnxruntime --warmup -1
 sensitivity BUNDLE --data nowhere | sensitivity BUNDLE --data empty | sensitivity empty --data images
 sensitivity BUNDLE --data images --precision int4 | sensitivity BUNDLE --data images --by node

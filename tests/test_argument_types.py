@@ -83,13 +83,19 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bun
 
 
 @pytest.mark.parametrize(
-    "name", ["export", "validate", "benchmark", "report", "create_model", "sensitivity", "optimize"]
+    "name", ["export", "validate", "validate_shard", "benchmark", "report", "create_model", "sensitivity", "optimize"]
 )
 def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str, tmp_path: Path) -> None:
     function = getattr(vitdeploy, name)
     first: dict[str, Any] = {
         "export": {"source": "no_such_network", "output": tmp_path / "out"},
         "validate": {"bundle": tmp_path / "no_bundle", "data": tmp_path / "no_data"},
+        "validate_shard": {
+            "bundle": tmp_path / "no_bundle",
+            "data": tmp_path / "no_data",
+            "shard": "0/2",
+            "logits": tmp_path / "rows",
+        },
         "benchmark": {"bundle": tmp_path / "no_bundle"},
         "report": {"bundle": tmp_path / "no_bundle", "output": tmp_path / "report.html"},
         "create_model": {"name": "no_such_network"},
@@ -284,6 +290,9 @@ VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
         ("validate", "BUNDLE", "--data", LONG),
         ("validate", "BUNDLE", "--data", "BUNDLE", "--report", LONG),
         ("validate", "BUNDLE", "--data", "BUNDLE", "--logits", f"{LONG}/b"),
+        ("validate", "BUNDLE", "--data", "BUNDLE", "--merge", LONG),
+        ("validate", "BUNDLE", "--data", "BUNDLE", "--shard", "0/2", "--logits", f"{LONG}/b"),
+        ("verify", "BUNDLE", "--junit", LONG),
         ("sensitivity", "BUNDLE", "--data", LONG),
         ("sensitivity", LONG, "--data", "BUNDLE"),
         ("sensitivity", "BUNDLE", "--data", "BUNDLE", "--csv", LONG),

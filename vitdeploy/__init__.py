@@ -26,6 +26,7 @@ from vitdeploy.errors import (
 
 if TYPE_CHECKING:
     from vitdeploy.accuracy.report import AccuracyReport
+    from vitdeploy.accuracy.sharded import ShardReport, validate_shard
     from vitdeploy.accuracy.validate import validate
     from vitdeploy.bundle import Bundle, Manifest
     from vitdeploy.costs.report import SensitivityReport
@@ -97,6 +98,7 @@ __all__ = [
     "Preprocessing",
     "SensitivityReport",
     "Session",
+    "ShardReport",
     "SignReport",
     "Target",
     "UsageError",
@@ -119,6 +121,7 @@ __all__ = [
     "sensitivity",
     "sign",
     "validate",
+    "validate_shard",
     "verify",
 ]
 
@@ -143,6 +146,7 @@ _HOME = {
     "Preprocessing": "vitdeploy.preprocess",
     "SensitivityReport": "vitdeploy.costs.report",
     "Session": "vitdeploy.runtime.session",
+    "ShardReport": "vitdeploy.accuracy.sharded",
     "SignReport": "vitdeploy.signing.sign",
     "Target": "vitdeploy.targets",
     "VerifyReport": "vitdeploy.proof.prove",
@@ -163,6 +167,7 @@ _HOME = {
     "sensitivity": "vitdeploy.costs.sensitivity",
     "sign": "vitdeploy.signing.sign",
     "validate": "vitdeploy.accuracy.validate",
+    "validate_shard": "vitdeploy.accuracy.sharded",
     "verify": "vitdeploy.runtime.verify",
 }
 

@@ -15,6 +15,7 @@ Integers = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 _BOOTSTRAP_VALUES = 1 << 22  # weights that a bootstrap holds at once
+_PART_VALUES = 1 << 22  # of an array that may be a file on disk
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -146,16 +147,20 @@ def ranks(logits: Array, targets: Integers) -> Integers:
 
     A row with NaN or Inf has no best class: the right one comes last.
     """
-    rows = np.arange(len(targets))
-    right = logits[rows, targets][:, None]
-    earlier = np.arange(logits.shape[1])[None] < targets[:, None]
-    found = ((logits > right) | ((logits == right) & earlier)).sum(axis=1)
-    return _or_if_not_finite(logits, found, logits.shape[1])
+
+    def part(logits: Array, targets: Integers) -> Integers:
+        right = logits[np.arange(len(targets)), targets][:, None]
+        earlier = np.arange(logits.shape[1])[None] < targets[:, None]
+        found = ((logits > right) | ((logits == right) & earlier)).sum(axis=1)
+        return _or_if_not_finite(logits, found, logits.shape[1])
+
+    return np.concatenate([part(logits[rows], targets[rows]) for rows in _parts(logits)])
 
 
 def best_class(logits: Array) -> Integers:
     """The class with the largest logit, [N]; -1 for a row with NaN or Inf."""
-    return _or_if_not_finite(logits, logits.argmax(axis=1), -1)
+    found = [_or_if_not_finite(part, part.argmax(axis=1), -1) for part in map(logits.__getitem__, _parts(logits))]
+    return np.concatenate(found)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -179,9 +184,13 @@ def snr_db(reference: Array, actual: Array) -> float:
 
 def energies(reference: Array, actual: Array) -> tuple[float, float]:
     """Sums of the squares of a reference and of an array's differences from it; they add up over parts of arrays."""
-    expected = reference.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.square(expected).sum()), float(np.square(actual - expected).sum())
+    reference, actual, signal, noise = np.atleast_1d(reference), np.atleast_1d(actual), 0.0, 0.0
+    for rows in _parts(reference):
+        expected = reference[rows].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            signal += float(np.square(expected).sum())
+            noise += float(np.square(actual[rows] - expected).sum())
+    return signal, noise
 
 
 def json_number(value: float | None, digits: int | None = None) -> float | None:
@@ -251,6 +260,12 @@ def confusion(targets: Integers, chosen: Integers, classes: int) -> Integers:
     valid = chosen >= 0
     np.add.at(counts, (targets[valid], chosen[valid]), 1)
     return counts
+
+
+def _parts(array: Array) -> list[slice]:
+    """Rows of an array in parts of some megabytes, so that what is computed of them takes no more memory than that."""
+    step = max(1, _PART_VALUES * len(array) // max(1, array.size))
+    return [slice(start, start + step) for start in range(0, max(1, len(array)), step)]
 
 
 def _or_if_not_finite(logits: Array, values: Array, other: int) -> Integers:

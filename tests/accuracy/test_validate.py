@@ -29,6 +29,7 @@ from tests.accuracy.accuracy_cases import (
 )
 from tests.bundles import LABELS, SIZE, WEIGHT, write_tiny_bundle
 from tests.conftest import ROOT
+from vitdeploy.accuracy.compute import BATCH
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import InputError, MissingDependencyError, UsageError, VitDeployError
@@ -361,7 +362,7 @@ def test_side_by_side_the_answers_are_those_of_one_after_another(
     data = write_folder(tmp_path / "data", IMAGES, TARGETS)
     reports = []
     for number in (1, cores):
-        monkeypatch.setattr("vitdeploy.accuracy.rows.usable_cores", lambda number=number: number)
+        monkeypatch.setattr("vitdeploy.accuracy.compute.usable_cores", lambda number=number: number)
         logits = tmp_path / f"logits{number}"
         check(bundles[1], data=data, task=task, samples=50, logits=logits)  # which are known when all are asked for
         reports.append(check(*bundles, data=data, task=task, logits=logits).to_dict())
@@ -382,7 +383,7 @@ def test_runs_are_under_way_at_once_where_there_are_cores(
         return original(backend, native, inputs)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "_run", run)
-    monkeypatch.setattr("vitdeploy.accuracy.rows.usable_cores", lambda: cores)
+    monkeypatch.setattr("vitdeploy.accuracy.compute.usable_cores", lambda: cores)
     check(write_variant(tmp_path / "fp16", noisy()), num_requests=1, threads=1)
     assert max(most) == expected
 
@@ -432,7 +433,7 @@ vitdeploy.validate({str(bundle.path)!r}, {str(tmp_path / "data.npz")!r}, baselin
     with pytest.MonkeyPatch.context() as patch:
         rest = Counting(patch)
         report = check(bundle, data=tmp_path / "data.npz")
-    assert rest.images == 2 * len(IMAGES) - 71
+    assert 0 <= rest.images - (2 * len(IMAGES) - 71) < 2 * BATCH, "incomplete batches are filled"
     np.testing.assert_allclose(report.runs[0].answers.logits, logits_of(IMAGES, noisy()), atol=1e-5)
 
 
@@ -455,10 +456,10 @@ def test_nothing_stale_is_used(
 
     Image.new("RGB", (SIZE, SIZE), (1, 2, 3)).save(changed)
     check(tmp_path / "fp16", data=folder)
-    assert counting.images == len(IMAGES) + 2
+    assert counting.images == len(IMAGES) + 2 * BATCH, "a call for each run"
     # Another setting of the runtime.
     check(tmp_path / "fp16", data=folder, threads=2)
-    assert counting.images == 3 * len(IMAGES) + 2
+    assert counting.images == 3 * len(IMAGES) + 2 * BATCH
 
 
 def test_damaged_logits_do_not_count(

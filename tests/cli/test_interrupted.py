@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.bundles import write_tiny_bundle
-from vitdeploy.accuracy import rows
+from vitdeploy.accuracy import compute
 from vitdeploy.cli import main, predict
 from vitdeploy.latency.worker import Worker
 from vitdeploy.runtime.session import Session
@@ -114,8 +114,8 @@ def test_benchmark_prints_and_writes_its_complete_rounds(
 NOTHING = [
     pytest.param(("predict", "IMAGES", "--csv", "FILE"), Session, "predict", 1, id="predict"),
     pytest.param(("benchmark", "--warmup", 0, "--csv", "FILE"), Worker, "turn", 2, id="benchmark"),
-    pytest.param(("validate", "--data", "IMAGES", "--logits", "FILE"), rows, "_run", 1, id="validate"),
-    pytest.param(("validate", "--data", "IMAGES", "--metric", "METRIC"), rows, "_run", 1, id="validate, own metric"),
+    pytest.param(("validate", "--data", "IMAGES", "--logits", "FILE"), compute, "_run", 1, id="validate"),
+    pytest.param(("validate", "--data", "IMAGES", "--metric", "METRIC"), compute, "_run", 1, id="validate, own metric"),
 ]
 
 

@@ -115,10 +115,10 @@ def test_the_confusion_plot_counts_every_image_and_stays_in_its_frame(
 def test_an_interrupted_command_says_that_it_goes_on(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
-    from vitdeploy.accuracy import rows
+    from vitdeploy.accuracy import compute
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(compute, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         code, out, err = run("int8", "fp32", "--data", "data")
     assert code == 130
     assert "error: interrupted; the same command continues where it stopped" in err

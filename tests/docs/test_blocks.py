@@ -25,7 +25,7 @@ EXTRAS = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text()
 # First words of commands, so that what is no command does not pass as one.
 PROGRAMS = """
 . apt-get bash cat cd cmake cp docker echo export git head jetson_clocks journalctl make mkdir model_signing mv nvpmodel
-openssl pip pre-commit python python3 rm scp set sh ssh sudo systemctl test tr trtexec unzip useradd vitdeploy
+openssl pip pre-commit python python3 rm scp set sh ssh sudo systemctl test torchrun tr trtexec unzip useradd vitdeploy
 """
 INSTRUCTIONS = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM LABEL RUN USER VOLUME WORKDIR"
 

@@ -99,17 +99,8 @@ OPTIONS = (
     *("--num-requests", "--compute-precision", "--samples", "--seed", "--max-drop", "--help", "--", "-x", "--key"),
     *("--untrust", "--rounds", "--report", "--csv", "--baseline", "--checkpoint"),
     *("--quiet", "--log-file", "--config", "--skip-broken", "--by", "--sort", "--top", "--against", "--inputs"),
-    *(
-        "--seconds",
-        "--validation",
-        "--benchmark",
-        "--sensitivity",
-        "--optimize",
-        "--title",
-        "-o",
-        "--junit",
-        "--max-slowdown",
-    ),
+    *("--seconds", "--validation", "--benchmark", "--sensitivity", "--optimize", "--title", "-o", "--junit"),
+    *("--max-slowdown", "--shard", "--merge"),
 )
 
 

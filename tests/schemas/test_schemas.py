@@ -148,7 +148,7 @@ PREPROCESSING = ("manifest", "contents", "preprocessing")
         ((*PREPROCESSING, "interpolation"), recipe.INTERPOLATIONS),
         ((*PREPROCESSING, "channels"), recipe.CHANNELS),
         (("cache", "caches", "name"), KINDS),
-        (("validate", "task"), (*TASKS, Metric.name)),
+        (("validate", "report", "task"), (*TASKS, Metric.name)),
         (("check", "findings", "level"), (platforms.BLOCKS, platforms.WARNS)),
         (("check", "compiled", "state"), STATES),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 
 from vitdeploy import __version__
-from vitdeploy.accuracy.rows import Source
+from vitdeploy.accuracy.compute import Source
 from vitdeploy.bundle import REFERENCE, Bundle, TensorSpec
 from vitdeploy.bundle.manifest import ONNX
 from vitdeploy.bundle.sbom import SBOM
@@ -60,19 +60,23 @@ class Run:
     def source(self) -> Source:
         """The session with everything that its outputs depend on: decoder, files, runtime and machine."""
         manifest = self.bundle.manifest
-        files = {name: record.sha256 for name, record in manifest.files.items() if name not in _NO_PART}
         machine = machine_settings()
         return Source(
             self.session,
             {
                 # PyTorch does not read the files: it rebuilds the network from the record.
-                "model": asdict(manifest.model) if self.is_reference else files,
+                "model": asdict(manifest.model) if self.is_reference else files_of(self.bundle),
                 "preprocessing": None if manifest.preprocessing is None else asdict(manifest.preprocessing),
                 "tools": {"vitdeploy": __version__, "pillow": PIL.__version__},
                 "runtime": {key: value for key, value in self.facts.items() if key not in _NOT_IDENTITY},
                 "machine": {key: machine.get(key) for key in ("processor", "gpus", "driver")},
             },
         )
+
+
+def files_of(bundle: Bundle) -> dict[str, str]:
+    """Hashes of the files that outputs depend on, by name."""
+    return {name: record.sha256 for name, record in bundle.manifest.files.items() if name not in _NO_PART}
 
 
 def open_runs(

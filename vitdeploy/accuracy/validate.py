@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.accuracy.check import Check
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.accuracy.rows import RowStore, compute_rows
-from vitdeploy.accuracy.runs import Run, check_same_network, open_baseline, open_runs
+from vitdeploy.accuracy.sharded import merge_shards
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import DataSource
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.runtime.options import Options
-from vitdeploy.tasks.choose import Asked, Targets, open_task
+from vitdeploy.tasks.choose import Asked, Targets
 from vitdeploy.tasks.metric import Metric, MetricFunction
-from vitdeploy.tasks.outputs import SEGMENTATION
-from vitdeploy.tasks.task import ImageSet, Row, Task
+from vitdeploy.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def validate(
     seed: int = 0,
     max_drop: float | None = None,
     logits: str | Path | None = None,
+    merge: str | Path | None = None,
     record: bool = True,
     threads: int | None = None,
     num_requests: int | None = None,
@@ -77,6 +78,8 @@ def validate(
             of the cosine similarity of the worst output, or in the unit of the first figure of `metric`.
         logits: Folder that keeps what was computed, so that an interrupted check can be continued; by default a folder
             of the user's cache.
+        merge: Folder of all shards that `validate_shard` computed with the same arguments: the report is that of a
+            single process, and nothing is computed.
         record: Whether to write the result into the manifest of each bundle.
         threads: Threads of computation, see `vitdeploy.load`.
         num_requests: Calls that are computed at once, see `vitdeploy.load`.
@@ -96,17 +99,6 @@ def validate(
         BackendError: A runtime refuses the model, or has no engine for it.
         GateError: `auto` finds no runtime that reproduces the reference.
     """
-    given = [bundle] if isinstance(bundle, (Bundle, str, Path)) else list(bundle)
-    bundles = [_opened(one) for one in given]
-    runtimes = [runtime] if isinstance(runtime, str) else list(runtime)
-    if not bundles or not runtimes:
-        raise UsageError("there is nothing to validate", fix="give at least one bundle and one runtime")
-    check_same_network(bundles)
-    labels = next((one.manifest.labels for one in bundles if one.manifest.labels), ())
-    task_of = open_task(bundles[0], data, Asked(task, metric, output, ignore_index, labels, targets))
-    _check_gate(max_drop, task_of)
-    dataset = task_of.dataset
-    indices = dataset.sample(samples, seed) if samples is not None else tuple(range(len(dataset)))
     options = Options(
         threads=threads,
         num_requests=num_requests,
@@ -114,35 +106,25 @@ def validate(
         device=device,
         cache=cache,
         untrusted=untrusted,
-    ).given()
-    with ExitStack() as closing:
-        runs, skipped = open_runs(bundles, runtimes, options, closing)
-        reference = open_baseline(
-            bundles,
-            None if baseline is None else _opened(baseline),
-            str(runs[0].facts["backend"]),
-            checkpoint,
-            options,
-            closing,
-        )
-        others = [run for run in runs if run.source.identity != reference.source.identity]
-        if not others:
+        checkpoint=checkpoint,
+    )
+    asked = Asked(task, metric, output, ignore_index, targets=targets)
+    check = Check.of(bundle, data, asked, options, runtime=runtime, baseline=baseline, samples=samples, seed=seed)
+    _check_gate(max_drop, check.task)
+    if merge is not None:
+        if logits is not None:
             raise UsageError(
-                f"there is nothing to compare: {reference.name} is the baseline",
-                fix="give another bundle, or another --runtime",
+                "logits and merge exclude each other", why="a merge computes nothing", fix="leave --logits out"
             )
-        _check_frames(task_of, (reference, *others))
-        sources = [run.source for run in (reference, *others)]
-        rows, keys = compute_rows(task_of, indices, sources, RowStore(logits))
-    images = task_of.images(indices, keys)
-    report = _report(task_of, images, reference, others, rows, skipped, max_drop)
+        ran, skipped, rows, keys = merge_shards(check, Path(merge))
+    else:
+        with ExitStack() as closing:
+            ran, sources, skipped = check.open(closing)
+            rows, keys = compute_rows(check.task, check.indices, sources, RowStore(logits))
+    report = check.report(check.task.images(check.indices, keys), ran, rows, skipped, max_drop)
     if record:
-        _record(others, report)
+        _record([(check.bundle_of(one).path, one.facts) for one in ran[1:]], report)
     return report
-
-
-def _opened(bundle: Bundle | str | Path) -> Bundle:
-    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
 def _check_gate(max_drop: float | None, task: Task) -> None:
@@ -157,63 +139,24 @@ def _check_gate(max_drop: float | None, task: Task) -> None:
         )
 
 
-def _check_frames(task: Task, runs: Sequence[Run]) -> None:
-    """UsageError unless all runs see the same part of an image, where masks are compared there."""
-    frames = {
-        None if recipe is None else (recipe.size, recipe.mode, recipe.crop_ratio)
-        for recipe in (run.bundle.manifest.preprocessing for run in runs)
-    }
-    if task.name == SEGMENTATION and len(frames) > 1:
-        raise UsageError(
-            "the bundles see different parts of an image",
-            why="their preprocessing differs in size, mode or crop, and masks are compared in the network's frame",
-            fix="validate them one at a time, each with a baseline of its own",
-        )
-
-
-def _report(
-    task: Task,
-    images: ImageSet,
-    reference: Run,
-    others: Sequence[Run],
-    rows: Sequence[Row],
-    skipped: Sequence[dict[str, str]],
-    max_drop: float | None,
-) -> AccuracyReport:
-    baseline, *answers = (
-        task.answers(run.name, run.facts, one, images) for run, one in zip((reference, *others), rows, strict=True)
-    )
-    by_torch = reference.is_reference
-    kind = f"PyTorch FP32 (torch {reference.facts['version']})" if by_torch else f"FP32 bundle, {reference.name}"
-    return AccuracyReport(
-        images,
-        baseline,
-        kind,
-        task.problems(baseline, images, reference.bundle.manifest.model.weights.kind),
-        tuple(task.compare(one, baseline) for one in answers),
-        tuple(skipped),
-        max_drop,
-    )
-
-
-def _record(runs: Sequence[Run], report: AccuracyReport) -> None:
+def _record(runs: Sequence[tuple[Path, Mapping[str, Any]]], report: AccuracyReport) -> None:
     """Writes the results into the manifests; where that fails, a warning is logged and the manifest is unchanged."""
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     data = report.images.to_dict()
     data["name"] = Path(data["name"]).name
-    for path in dict.fromkeys(run.bundle.path for run in runs):
+    for path in dict.fromkeys(path for path, _ in runs):
         found = [
             {
-                "runtime": run.facts["backend"],
-                **{key: run.facts[key] for key in ("version", "device", "compute_precision")},
+                "runtime": facts["backend"],
+                **{key: facts[key] for key in ("version", "device", "compute_precision")},
                 "data": data,
                 "task": report.images.task,
                 "baseline": {"kind": report.kind, **report.baseline.judged(), "problems": list(report.problems)},
                 **comparison.measures(),
                 "date": date,
             }
-            for run, comparison in zip(runs, report.runs, strict=True)
-            if run.bundle.path == path
+            for (of, facts), comparison in zip(runs, report.runs, strict=True)
+            if of == path
         ]
         try:
             bundle = Bundle.open(path)

@@ -23,6 +23,11 @@ given with its 95 % interval: of top-1 Tango's score interval of paired proporti
 whether 99 % and 99.9 % of the baseline's accuracy are kept, the levels of MLPerf's edge suite; of other figures a
 bootstrap over images. A baseline at chance, or whose labels look shifted, fails the check. After Ctrl-C the same
 command continues where it stopped.
+
+Many processes, on one machine or several, each take a part, and a last one makes the report of all:
+
+  vitdeploy validate lemevit-int8 lemevit-fp32 --data photos --logits rows --shard 0/8     (to 7/8, or --shard auto)
+  vitdeploy validate lemevit-int8 lemevit-fp32 --data photos --merge rows --max-drop 0.5
 """
 
 from __future__ import annotations
@@ -32,8 +37,9 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
 from vitdeploy.cli.benchmark import names
@@ -41,6 +47,9 @@ from vitdeploy.cli.junit import JunitFile, add_junit
 
 if TYPE_CHECKING:
     from vitdeploy.accuracy.report import AccuracyReport
+    from vitdeploy.accuracy.sharded import ShardReport
+
+Result = TypeVar("Result")
 
 HELP = "accuracy of bundles and their baseline on your images"
 
@@ -76,19 +85,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, plots, flipped images and logits")
     add_junit(parser)
     parser.add_argument("--logits", type=Path, metavar="DIR", help="keep computed logits here (default: user's cache)")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="compute this part alone into --logits; auto: RANK, SLURM_ARRAY_TASK_ID or, as auto/N, "
+        "JOB_COMPLETION_INDEX",
+    )
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="make the report of the shards that are in DIR")
     parser.add_argument("--no-record", dest="record", action="store_false", help="leave the manifests as they are")
     add_load_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit 0 when the baseline is sound and no drop is beyond the gate, else 1."""
+    """Exit 0 when the baseline is sound and no drop is beyond the gate, else 1; 0 for a shard that is complete."""
     from vitdeploy.accuracy.files import check_folder, write_report
     from vitdeploy.errors import VitDeployError
 
+    if args.shard is not None:
+        _check_shard(args)
+        part = _computed(args, _shard)
+        print(json.dumps(part.to_dict()) if args.json else part)
+        return 0
     if args.report:
         check_folder(args.report)
     with JunitFile(args.junit, "validate") as junit:
-        report = _validate(args)
+        report = _computed(args, _whole)
     print(json.dumps(report.to_dict()) if args.json else report)
     try:
         junit.write(report.cases())
@@ -100,28 +121,59 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _validate(args: argparse.Namespace) -> AccuracyReport:
-    from vitdeploy.accuracy.validate import validate
+def _check_shard(args: argparse.Namespace) -> None:
+    from vitdeploy.errors import UsageError
 
+    if args.merge is not None:
+        raise UsageError(
+            "--shard and --merge exclude each other",
+            why="a process computes a part, or makes the report when all have ended",
+            fix="--merge alone, once every shard is there",
+        )
+    if args.logits is None:
+        raise UsageError(
+            "a shard needs a folder to write to", fix="--logits DIR, the same for all shards, such as a shared disk"
+        )
+    if args.report or args.junit:
+        raise UsageError(
+            "a shard has no report",
+            why="nothing is judged before all parts are there",
+            fix="give --report and --junit with --merge",
+        )
+
+
+def _computed(args: argparse.Namespace, compute: Callable[[argparse.Namespace], Result]) -> Result:
     try:
         # What the user's own --metric prints is not the result.
         with contextlib.redirect_stdout(sys.stderr):
-            return validate(
-                args.bundles,
-                args.data,
-                runtime=args.runtime,
-                baseline=args.baseline,
-                task=args.task,
-                metric=args.metric,
-                output=args.output,
-                ignore_index=args.ignore_index,
-                samples=args.samples,
-                seed=args.seed,
-                max_drop=args.max_drop,
-                logits=args.logits,
-                record=args.record,
-                **load_options(args),
-            )
+            return compute(args)
     except KeyboardInterrupt:
-        kept = "begins anew, since nothing is kept for --metric" if args.metric else "continues where it stopped"
+        anew = args.metric and args.shard is None
+        kept = "begins anew, since nothing is kept for --metric" if anew else "continues where it stopped"
         raise KeyboardInterrupt(f"interrupted; the same command {kept}") from None
+
+
+def _whole(args: argparse.Namespace) -> AccuracyReport:
+    from vitdeploy.accuracy.validate import validate
+
+    return validate(
+        args.bundles,
+        args.data,
+        max_drop=args.max_drop,
+        logits=args.logits,
+        merge=args.merge,
+        record=args.record,
+        **_what(args),
+    )
+
+
+def _shard(args: argparse.Namespace) -> ShardReport:
+    from vitdeploy.accuracy.sharded import validate_shard
+
+    return validate_shard(args.bundles, args.data, args.shard, args.logits, **_what(args))
+
+
+def _what(args: argparse.Namespace) -> dict[str, Any]:
+    """What is compared, in the words of both functions."""
+    names = ("runtime", "baseline", "task", "metric", "output", "ignore_index", "samples", "seed")
+    return {**{name: getattr(args, name) for name in names}, **load_options(args)}

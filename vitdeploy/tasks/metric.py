@@ -166,6 +166,16 @@ class Metric(task.Task):
         self.dataset, self._targets, self._function, self._called = dataset, targets, function, name_of
         self._specs = bundle.manifest.outputs
 
+    def check_count(self, count: int) -> None:
+        """UsageError where all outputs of a run do not fit into memory."""
+        size = count * sum(one.bytes for one in self.fields.values())
+        if size > LARGEST_BYTES:
+            raise UsageError(
+                f"the outputs of {count} samples take {size / 1e9:.1f} GB of memory",
+                why=f"{self._called} is called with all of them at once",
+                fix=f"--samples {max(1, count * LARGEST_BYTES // size)}",
+            )
+
     @property
     def fields(self) -> Mapping[str, task.Field]:
         """All outputs, without the batch axis."""
@@ -182,13 +192,7 @@ class Metric(task.Task):
 
     def images(self, indices: Sequence[int], keys: Iterable[str]) -> ImageSet:
         """The samples with what is known of them."""
-        size = len(indices) * sum(one.bytes for one in self.fields.values())
-        if size > LARGEST_BYTES:
-            raise UsageError(
-                f"the outputs of {len(indices)} samples take {size / 1e9:.1f} GB of memory",
-                why=f"{self._called} is called with all of them at once",
-                fix=f"--samples {max(1, len(indices) * LARGEST_BYTES // size)}",
-            )
+        self.check_count(len(indices))
         chosen = list(indices)
         targets = {
             name: np.stack([values(index) for index in chosen]) if callable(values) else values[chosen]
