@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 
 from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
 from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
+
+if TYPE_CHECKING:  # a device without the package onnx_ir runs files
+    import onnx_ir as ir
 
 Array = NDArray[Any]
 
@@ -58,14 +59,22 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    if isinstance(model, ir.Model) and model.functions:  # ONNX Runtime 1.23 mixes up the overloads of a function
-        model = model.clone()
-        common.InlinePass()(model)
-    payload = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
+    payload = model if isinstance(model, bytes) else _serialized(model)
     try:
         return onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class of their own
         raise BackendError("ONNX Runtime cannot load the graph", why=_last_line(error), fix=REPORT) from error
+
+
+def _serialized(model: ir.Model) -> bytes:
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    if model.functions:  # ONNX Runtime 1.23 mixes up the overloads of a function
+        model = model.clone()
+        common.InlinePass()(model)
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
 
 
 class Runner:
