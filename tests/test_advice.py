@@ -23,6 +23,7 @@ NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 BUNDLE = (
     *("check", "build", "sign", "verify", "validate", "bisect", "predict", "inspect", "benchmark", "sensitivity"),
+    "handoff",
 )
 SOURCE = ("export", "sensitivity", "optimize")
 LOADING = ("verify", "validate", "bisect", "predict", "benchmark")
@@ -64,8 +65,9 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "reporting/": ("report",),
     "schemas/": ("schema",),
     "search/": ("optimize",),
-    "signing/": ("sign", "verify", "bisect", "predict", "build"),
-    "signing/check.py": ("verify", "bisect", "predict", "build"),
+    "serving/": ("handoff",),
+    "signing/": ("sign", "verify", "bisect", "predict", "build", "handoff"),
+    "signing/check.py": ("verify", "bisect", "predict", "build", "handoff"),
     "signing/sign.py": ("sign",),
     "tasks/": ("validate",),
     "targets.py": ("export", "check", "build"),
@@ -90,7 +92,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
 # Options of other programs, by the word before them.
 _FOREIGN = re.compile(
     r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|rm|sbatch|"
-    r"trtexec|compgen|\(commandline)\b"
+    r"trtexec|openvino/model_server|build/classify|cmake|compgen|\(commandline)\b"
     r"[^;,)`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
 )
 _PHRASE = re.compile(rf"`?\bvitdeploy ({'|'.join(NAMES)})\b(?P<rest>[^`\n]*)")
@@ -268,6 +270,12 @@ check model.onnx --target tensorrt10 | check BUNDLE --compile --sm 12
 build BUNDLE | build BUNDLE --runtime onnxruntime | build BUNDLE --profile 1,8 | build BUNDLE --workspace much
 build BUNDLE --dla -1 | build BUNDLE --workaround magic | build BUNDLE --max-builds 3 | build BUNDLE --int8-if-faster
 build BUNDLE --runtime tensorrt_rtx --sm 1 | build nowhere | build BUNDLE --time-limit 0
+handoff BUNDLE --to nothing -o out | handoff nowhere --to triton -o out | handoff empty --to cpp -o out
+handoff BUNDLE --to triton -o images | handoff BUNDLE --to triton -o BUNDLE | handoff BUNDLE --to cpp -o model.onnx
+handoff BUNDLE --to triton --engine nowhere -o out | handoff BUNDLE --to cpp --engine model.onnx -o out
+handoff BUNDLE --to trtexec --max-batch 3 -o out | handoff BUNDLE --to trtexec --max-batch 0 -o out
+handoff BUNDLE --to triton --name ../a -o out | handoff damaged --to triton -o out
+handoff BUNDLE --to triton --key nowhere.pem -o out | handoff BUNDLE --to triton -o model.onnx/out
 sign BUNDLE --key nowhere.pem | sign nowhere --key nowhere.pem
 verify nowhere | verify model.onnx | verify empty | verify damaged | verify BUNDLE --runtime onxruntime
 verify BUNDLE --runtime onnxruntime --threads 0 | verify BUNDLE --runtime onnxruntime --cache here

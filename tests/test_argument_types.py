@@ -60,9 +60,14 @@ def refuses_or_works(call: Callable[[], object]) -> None:
     assert error.fix, error.what
 
 
-@pytest.mark.parametrize("name", ["load", "verify", "inspect", "check", "build", "sign", "list_models", "open_data"])
-def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bundle: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["load", "verify", "inspect", "check", "build", "handoff", "sign", "list_models", "open_data"]
+)
+def test_no_argument_of_a_public_function_raises_what_is_not_ours(
+    name: str, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)  # where a text is a folder to write
     images = np.zeros((1, 8, 8, 3), np.uint8)
     given: dict[str, dict[str, Any]] = {
         "load": {"bundle": bundle, "runtime": "onnxruntime"},
@@ -70,6 +75,7 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(name: str, bun
         "inspect": {"bundle": bundle},
         "check": {"bundle": bundle, "target": "tensorrt10"},
         "build": {"bundle": bundle, "cache": tmp_path},
+        "handoff": {"bundle": bundle, "output": tmp_path / "out", "to": "trtexec", "force": True},
         "sign": {"bundle": bundle, "key": tmp_path / "key.pem"},
         "list_models": {},
         "open_data": {"data": images},
@@ -300,6 +306,9 @@ VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
         ("check", "BUNDLE", "--compile", "--keep", LONG),
         ("check", f"{LONG}.onnx", "--compile"),
         ("build", "BUNDLE", "--timing-cache", LONG),
+        ("handoff", LONG, "--to", "triton", "-o", "OUT"),
+        ("handoff", "BUNDLE", "--to", "triton", "-o", LONG),
+        ("handoff", "BUNDLE", "--to", "triton", "-o", "OUT", "--engine", LONG),
         ("sign", "BUNDLE", "--key", LONG),
         ("cache", "--cache", LONG),
         ("export", f"{LONG}.onnx", "-o", "OUT"),

@@ -41,6 +41,7 @@ def python(code: str) -> str:
         "vitdeploy.proof.parity",
         "vitdeploy.reporting.report",
         "vitdeploy.runtime.verify",
+        "vitdeploy.serving.handoff",
         "vitdeploy.signing.check",
         "vitdeploy.signing.sign",
     ],

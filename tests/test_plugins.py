@@ -177,6 +177,7 @@ def test_a_name_that_is_taken_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_documented_groups_are_those_that_are_read() -> None:
     from vitdeploy import registry, targets
     from vitdeploy.runtime import backends
+    from vitdeploy.serving import destinations
 
-    groups = {backends._BACKENDS.group, targets._TARGETS.group}
+    groups = {backends._BACKENDS.group, destinations._DESTINATIONS.group, targets._TARGETS.group}
     assert all(f"`{group}`" in str(registry.__doc__) for group in groups)

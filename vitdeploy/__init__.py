@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from vitdeploy.runtime.verify import verify
     from vitdeploy.search.optimize import optimize
     from vitdeploy.search.report import OptimizeReport
+    from vitdeploy.serving.handoff import HandoffReport, handoff
     from vitdeploy.signing.sign import SignReport, sign
     from vitdeploy.targets import Int8Rules, Target, list_targets
     from vitdeploy.tensorrt.options import BuildOptions
@@ -84,6 +85,7 @@ __all__ = [
     "DoctorReport",
     "ExportError",
     "GateError",
+    "HandoffReport",
     "HtmlReport",
     "InputError",
     "InspectionReport",
@@ -111,6 +113,7 @@ __all__ = [
     "create_model",
     "doctor",
     "export",
+    "handoff",
     "inspect",
     "list_models",
     "list_targets",
@@ -136,6 +139,7 @@ _HOME = {
     "CheckReport": "vitdeploy.platforms.report",
     "Dataset": "vitdeploy.data",
     "DoctorReport": "vitdeploy.inspection.doctor_report",
+    "HandoffReport": "vitdeploy.serving.handoff",
     "HtmlReport": "vitdeploy.reporting.report",
     "InspectionReport": "vitdeploy.inspection.report",
     "Int8Options": "vitdeploy.quantize.options",
@@ -157,6 +161,7 @@ _HOME = {
     "create_model": "vitdeploy.models.create",
     "doctor": "vitdeploy.inspection.doctor",
     "export": "vitdeploy.exporter.api",
+    "handoff": "vitdeploy.serving.handoff",
     "inspect": "vitdeploy.inspection.inspect",
     "list_models": "vitdeploy.models.registry",
     "list_targets": "vitdeploy.targets",

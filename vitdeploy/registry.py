@@ -5,7 +5,8 @@ A package adds to a registry by an entry point of its group; no line of vitdeplo
     [project.entry-points."vitdeploy.backends"]
     mine = "my_package.backend:MyBackend"
 
-The groups are `vitdeploy.backends`, `vitdeploy.targets`, `vitdeploy.passes` and `vitdeploy.range_methods`.
+The groups are `vitdeploy.backends`, `vitdeploy.targets`, `vitdeploy.passes`, `vitdeploy.destinations` and
+`vitdeploy.range_methods`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def change_data(folder: Path, rng: random.Random) -> None:
 
 COMMANDS = (
     *("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build"),
-    *("sensitivity", "optimize", "bisect", "help", "schema", "completion", "report"),
+    *("sensitivity", "optimize", "bisect", "help", "schema", "completion", "report", "handoff"),
 )
 OPTIONS = (
     *("--runtime", "--json", "--verbose", "--batch", "--target", "--top-k", "--threads", "--device", "--data"),
@@ -101,6 +101,7 @@ OPTIONS = (
     *("--quiet", "--log-file", "--config", "--skip-broken", "--by", "--sort", "--top", "--against", "--inputs"),
     *("--seconds", "--validation", "--benchmark", "--sensitivity", "--optimize", "--title", "-o", "--junit"),
     *("--max-slowdown", "--shard", "--merge"),
+    *("--to", "--engine", "--max-batch"),
 )
 
 

@@ -268,6 +268,11 @@ def test_a_failure_is_one_object(words: list[str], code: int, told: Told) -> Non
     assert holds("error", told(*words, code=code)) == 5
 
 
+@pytest.mark.parametrize("to", ["triton", "deepstream"])
+def test_a_hand_off(to: str, told: Told, bundle: Path) -> None:
+    assert holds("handoff", told("handoff", bundle, "--to", to, "-o", "out")) > 10
+
+
 def test_a_page(told: Told, bundle: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     assert holds("report", told("report", bundle, "--seconds", "0.1", *HERE, "-o", "page.html")) > 10

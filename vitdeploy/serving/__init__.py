@@ -1,0 +1,1 @@
+"""What serves a bundle elsewhere: the files that other programs read, one module for each of them."""

@@ -1,0 +1,186 @@
+"""A model repository of the Triton Inference Server.
+
+Keys and their meaning: `model_config.proto` of triton-inference-server/common and the page "Model Configuration" of the
+server's user guide. With `max_batch_size` above 0 the shapes leave out the batch, which the server puts in front of
+them; with 0 they are those of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.bundle import MODEL, TensorSpec
+from vitdeploy.serving.content import Content, Destination, File, Request, label_lines
+from vitdeploy.serving.kserve import inference_service
+from vitdeploy.tensorrt.options import BATCH_PROFILE
+
+CONFIG, LABELS, WARMUP = "config.pbtxt", "labels.txt", "warmup"
+# What `vitdeploy build` builds engines for, too.
+MAX_BATCH = BATCH_PROFILE[-1]
+
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "float64": "TYPE_FP64",
+    "uint8": "TYPE_UINT8",
+    "int8": "TYPE_INT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "bool": "TYPE_BOOL",
+}
+
+
+class Word(str):
+    """A name that stands without quotes: that of a value of an enumeration."""
+
+    __slots__ = ()
+
+
+def write(request: Request) -> Content:
+    """The repository: the folder itself is what `--model-repository` is given."""
+    name = request.name
+    files = {f"{name}/1/{path}": file for path, file in _model_files(request).items()}
+    largest = _largest_batch(request)
+    warmup = {f"input_{index}": _sample(request, spec, largest) for index, spec in enumerate(request.manifest.inputs)}
+    files |= {
+        f"{name}/{WARMUP}/{path}": File(array.tobytes(), "an input of the reference, to warm up")
+        for path, array in warmup.items()
+    }
+    if _has_labels(request):
+        files[f"{name}/{LABELS}"] = label_lines(request)
+    config = render(_config(request, largest, warmup))
+    files[f"{name}/{CONFIG}"] = File(config.encode("utf-8", "replace"), "inputs, outputs, batching, warm-up")
+    format_name = "triton" if request.engine is None else "tensorrt"
+    files["kserve.yaml"] = inference_service(request, "kserve-tritonserver", format_name)
+    return Content(
+        files=files,
+        start=[
+            'docker run --rm -p 8000:8000 -p 8001:8001 -v "$PWD":/models nvcr.io/nvidia/tritonserver:VERSION-py3 \\\n'
+            "  tritonserver --model-repository=/models",
+        ],
+        differs=list(_differs(request)),
+        told=list(_told(request, largest)),
+    )
+
+
+def _model_files(request: Request) -> dict[str, File]:
+    if request.engine is not None:
+        return {"model.plan": File(request.engine, "the engine that was given")}
+    return dict(request.native) or {MODEL: File(request.model, "the bundle's model")}
+
+
+def _largest_batch(request: Request) -> int:
+    """`max_batch_size`: 0 where the server must not put requests together."""
+    return (request.max_batch or MAX_BATCH) if request.batch_is_free else 0
+
+
+def _config(request: Request, largest: int, warmup: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = request.manifest
+    openvino = request.engine is None and bool(request.native)
+    platform = "tensorrt_plan" if request.engine is not None else "onnxruntime_onnx"
+    kind = "KIND_GPU" if request.engine is not None else "KIND_CPU" if openvino else "KIND_AUTO"
+    labels = {"label_filename": LABELS} if _has_labels(request) else {}
+    config: dict[str, Any] = {
+        "name": request.name,
+        **({"backend": "openvino"} if openvino else {"platform": platform}),
+        "max_batch_size": largest,
+        "input": [_tensor(spec, largest) for spec in manifest.inputs],
+        "output": [{**_tensor(spec, largest), **labels} for spec in manifest.outputs],
+        "instance_group": [{"count": 1, "kind": Word(kind)}],
+    }
+    if largest > 0:
+        config["dynamic_batching"] = {}
+    if openvino and largest > 0:  # else only requests that fill the batch are answered
+        config["parameters"] = [{"key": "ENABLE_BATCH_PADDING", "value": {"string_value": "YES"}}]
+    inputs = [
+        {
+            "key": spec.name,
+            "value": {"data_type": Word(_TYPES[spec.dtype]), "dims": list(array.shape), "input_data_file": path},
+        }
+        for spec, (path, array) in zip(manifest.inputs, warmup.items(), strict=True)
+    ]
+    config["model_warmup"] = [
+        {"name": f"reference, batch {batch}", "batch_size": batch, "inputs": inputs}
+        for batch in sorted({1, max(1, largest)})
+    ]
+    return config
+
+
+def _tensor(spec: TensorSpec, largest: int) -> dict[str, Any]:
+    axes = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
+    dims = axes[1:] if largest > 0 else axes
+    found: dict[str, Any] = {"name": spec.name, "data_type": Word(_TYPES[spec.dtype]), "dims": dims or [1]}
+    return found if dims else {**found, "reshape": {}}  # the server knows no scalars
+
+
+def _sample(request: Request, spec: TensorSpec, largest: int) -> np.ndarray[Any, Any]:
+    """The first image of the reference, or as many as a fixed batch has; without the batch where the server adds it."""
+    first = spec.shape[0]
+    rows = request.reference.inputs[spec.name][: first if isinstance(first, int) else 1]
+    found = np.ascontiguousarray(rows[0] if largest > 0 else rows)
+    return found.astype(found.dtype.newbyteorder("<"), copy=False)
+
+
+def _has_labels(request: Request) -> bool:
+    """Whether the network is a classifier whose classes have names."""
+    outputs, labels = request.manifest.outputs, request.manifest.labels
+    return bool(labels) and len(outputs) == 1 and outputs[0].shape[1:] == (len(labels),)
+
+
+def _differs(request: Request) -> Iterator[str]:
+    if request.engine is not None:
+        yield "The engine was not compared with the bundle here; `vitdeploy build BUNDLE` proves it when it builds it."
+
+
+def _told(request: Request, largest: int) -> Iterator[str]:
+    yield "Replace `VERSION` by a release of the server whose image has the backend."
+    if largest > 0:
+        yield (
+            f"The server puts requests together, up to {largest} images a call. A client sends the batch in front: "
+            f"[1, …] for one image."
+        )
+    else:
+        yield "The batch of the model is fixed, so that the server does not put requests together."
+    if request.engine is not None:
+        yield (
+            "The engine runs on the GPU and with the version of TensorRT that it was built for. The batch must lie "
+            "within the profile of the engine: the one of `vitdeploy build BUNDLE` reaches 32 by default."
+        )
+    if _has_labels(request):
+        yield "A client that asks for classes (`class_count`) gets the labels. They are ranked by logits."
+    yield (
+        "`kserve.yaml` serves the same folder under KServe, from a volume claim `models` that holds it. It was not "
+        "tried in a cluster."
+    )
+
+
+def render(message: Mapping[str, Any], indent: str = "") -> str:
+    """A message in protobuf's text format."""
+    lines = []
+    for key, value in message.items():
+        if isinstance(value, list) and not any(isinstance(one, Mapping) for one in value):
+            lines.append(f"{indent}{key}: [{', '.join(map(_scalar, value))}]\n")
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Mapping):
+                lines.append(f"{indent}{key} {{\n{render(one, indent + '  ')}{indent}}}\n")
+            else:
+                lines.append(f"{indent}{key}: {_scalar(one)}\n")
+    return "".join(lines)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, (int, Word)):
+        return str(value)
+    escaped = (letter if letter.isprintable() and letter not in '"\\' else _octal(letter) for letter in value)
+    return f'"{"".join(escaped)}"'
+
+
+def _octal(letter: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "replace"))
+
+
+TRITON = Destination("the Triton Inference Server", write, frozenset({"engine", "max_batch"}))
