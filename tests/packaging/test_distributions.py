@@ -30,7 +30,12 @@ def test_the_wheel_has_the_package_and_its_data_alone(distributions: Distributio
     assert {name.partition("/")[0] for name in names} == {"vitdeploy", f"vitdeploy-{vitdeploy.__version__}.dist-info"}
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vitdeploy").rglob("*.py")}
     assert package <= names
-    for wanted in ("py.typed", "schemas/manifest.schema.json", "models/weights/lemevit_tiny_eurosat.safetensors"):
+    for wanted in (
+        "py.typed",
+        "schemas/manifest.schema.json",
+        "models/weights/lemevit_tiny_eurosat.safetensors",
+        "serving/project/CMakeLists.txt",
+    ):
         assert f"vitdeploy/{wanted}" in names
     assert any(name.startswith("vitdeploy/exporter/photographs/") for name in names)
 

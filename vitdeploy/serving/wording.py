@@ -63,9 +63,11 @@ def client_steps(manifest: Manifest) -> list[str]:
     recipe = manifest.preprocessing
     if recipe is None:
         return []
-    name = manifest.images[0]
+    name, others = manifest.images[0], [spec for spec in manifest.inputs if spec.name not in manifest.images[:1]]
     read = {**dict.fromkeys(COLOURS, "8-bit RGB"), GREY: "grey"}.get(recipe.channels, "all channels, as they are")
     steps = [f"Decode it, turn it as its EXIF orientation says, and take {read}.", f"{_capital(framing(recipe))}."]
+    if others:
+        steps.append(f"Besides, the network takes {', '.join(map(str, others))}.")
     if manifest.preprocessing_in_graph:
         return [*steps, f"Send the pixels as they are: `{name}` is uint8 [N, height, width, 3], RGB."]
     order = " in the order B, G, R" if recipe.channels == "BGR" else ""

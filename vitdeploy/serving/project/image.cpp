@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include <jpeglib.h>
+#include <jerror.h>
 #include <png.h>
 
 namespace {
@@ -76,8 +77,8 @@ void jpeg_failed(j_common_ptr info) {
   std::longjmp(failure->back, 1);
 }
 
-void jpeg_warned(j_common_ptr info, int level) {
-  if (level < 0) jpeg_failed(info);  // a damaged file, of which only a part would be there
+void jpeg_warned(j_common_ptr info, int) {
+  if (info->err->msg_code == JWRN_JPEG_EOF) jpeg_failed(info);  // only a part of the image would be there
 }
 
 // What a jump back must not pass by: nothing in here has a destructor.
