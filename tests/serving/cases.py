@@ -34,17 +34,17 @@ def weights(depth: int, size: tuple[int, int]) -> np.ndarray:
     return drawn.astype(np.float32)
 
 
-def linear(given: Preprocessing, batch: int | str, precision: str = "fp32") -> bytes:
+def linear(given: Preprocessing, batch: int | str, precision: str = "fp32", output: str = "logits") -> bytes:
     """All values of the input through one linear layer."""
     shape = [batch, given.depth, *given.size]
     graph = helper.make_graph(
         [
             helper.make_node("Flatten", ["images"], ["flat"], name="flatten"),
-            helper.make_node("MatMul", ["flat", "weight"], ["logits"], name="head/MatMul"),
+            helper.make_node("MatMul", ["flat", "weight"], [output], name="head/MatMul"),
         ],
         "linear",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(LABELS)])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [batch, len(LABELS)])],
         [numpy_helper.from_array(weights(given.depth, given.size), "weight")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -61,10 +61,11 @@ def write_linear(
     native: bool = False,
     labels: tuple[str, ...] = LABELS,
     name: str = "linear",
+    output: str = "logits",
 ) -> Bundle:
     """The bundle of that network; `baked` takes pixels, and `native` has the files of OpenVINO too."""
     given = given or recipe()
-    model = linear(given, batch, precision)
+    model = linear(given, batch, precision, output)
     count = 6 if isinstance(batch, str) else 2 * batch
     pixels = np.random.default_rng(1).integers(0, 256, (count, *given.size, given.depth)).astype(np.uint8)
     images = normalise(pixels, given)
@@ -83,7 +84,7 @@ def write_linear(
         preprocessing=given,
         preprocessing_in_graph=baked,
         inputs=(TensorSpec("images", "uint8" if baked else "float32", shape),),
-        outputs=(TensorSpec("logits", "float32", (batch, len(LABELS))),),
+        outputs=(TensorSpec(output, "float32", (batch, len(LABELS))),),
         labels=labels,
         precision_report={"reference_snr_db": 40.0} if precision == "int8" else {},
     )
@@ -92,6 +93,6 @@ def write_linear(
         if native:
             writer.write_bytes(IR_MODEL, b"<net/>")
             writer.write_bytes(IR_WEIGHTS, b"\0" * 8)
-        writer.write_reference({"images": pixels if baked else images}, {"logits": outputs}, preprocessing=given)
+        writer.write_reference({"images": pixels if baked else images}, {output: outputs}, preprocessing=given)
         writer.seal(manifest)
         return writer.commit()

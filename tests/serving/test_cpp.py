@@ -46,6 +46,7 @@ def test_a_literal_is_the_very_number(value: float) -> None:
 
 def test_a_label_is_a_text_of_c() -> None:
     assert _text('a "b" \\c Ä') == '"a \\"b\\" \\\\c Ä"'
+    assert _text("a\n#include") == '"a\\012#include"'
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

@@ -117,6 +117,13 @@ def test_every_key_is_documented_and_says_what_the_bundle_is(precision: str, bat
     assert ("--maxShapes=images:8x3x9x12" in script) == (batch == "batch")
 
 
+def test_an_output_that_is_called_like_ours_keeps_its_name(tmp_path: Path) -> None:
+    properties = written(tmp_path / "out", write_linear(tmp_path / "b", output="probabilities"))
+    assert properties["output-blob-names"] == "probabilities_1"
+    pixels = np.zeros((2, *SIZE, 3), np.uint8)
+    np.testing.assert_allclose(played(properties, tmp_path / "out", pixels).sum(axis=1), 1, rtol=1e-5)
+
+
 def test_the_largest_batch_is_that_of_the_engine(tmp_path: Path) -> None:
     properties = written(tmp_path / "out", write_linear(tmp_path / "b"), max_batch=5)
     assert properties["batch-size"] == "5"

@@ -287,3 +287,11 @@ def test_a_link_is_named_as_one(name: str, signed: Path, keys: Path) -> None:
     (signed / name).symlink_to(keys / "ours.pub")
     with pytest.raises(GateError, match=rf"{name} is a symbolic link to .*ours\.pub, which no signature covers"):
         open_signed(signed, keys / "ours.pub")
+
+
+def test_a_bundle_of_another_key_is_not_handed_off(signed: Path, keys: Path, tmp_path: Path) -> None:
+    words = ["handoff", str(signed), "--to", "trtexec", "-o", str(tmp_path / "out"), "--key"]
+    assert main([*words, str(keys / "theirs.pub")]) == 1
+    assert not (tmp_path / "out").exists()
+    assert main([*words, str(keys / "ours.pub")]) == 0
+    assert (tmp_path / "out" / "trtexec-11.sh").exists()

@@ -137,6 +137,11 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+def octal(letter: str) -> str:
+    """A letter as the octal digits of its bytes, which C and protobuf's text format read alike."""
+    return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "replace"))
+
+
 def label_lines(request: Request) -> File:
     """A file with a label on each line, in the order of the outputs."""
     return File("".join(f"{label}\n" for label in request.labels).encode("utf-8", "replace"), "the labels, one a line")

@@ -13,7 +13,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.machine.settings import ONNXRUNTIME_EXACT
 from vitdeploy.preprocess.recipe import GREY, Preprocessing
 from vitdeploy.proof.parity import BOUNDS
-from vitdeploy.serving.content import Content, Destination, File, Request
+from vitdeploy.serving.content import Content, Destination, File, Request, octal
 from vitdeploy.serving.trtexec import ENGINE, build_scripts, profile
 
 HEADER, INPUTS, OUTPUTS = "model.hpp", "reference/inputs.bin", "reference/outputs.bin"
@@ -142,8 +142,9 @@ inline constexpr std::array<const char*, classes> labels{{
 
 
 def _text(text: str) -> str:
+    """A literal of a text; what is not printable, which would end its line, is written as bytes in octal digits."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return f'"{"".join(letter if letter.isprintable() else octal(letter) for letter in escaped)}"'
 
 
 def _float(value: float) -> str:

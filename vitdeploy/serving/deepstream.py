@@ -14,7 +14,7 @@ import numpy as np
 from vitdeploy.bundle import MODEL
 from vitdeploy.preprocess.recipe import Preprocessing
 from vitdeploy.serving.content import Content, Destination, File, Request
-from vitdeploy.serving.edits import PROBABILITIES, check_edited, gives_probabilities, takes_planes
+from vitdeploy.serving.edits import check_edited, gives_probabilities, output_of, takes_planes
 from vitdeploy.serving.trtexec import ENGINE, build_scripts
 from vitdeploy.serving.wording import FRAME, interpolation_differs, window
 
@@ -45,7 +45,7 @@ def write(request: Request) -> Content:
         "batch-size": str(batch),
         "network-mode": str(_MODES[request.manifest.precision]),
         "infer-dims": ";".join(map(str, (recipe.depth, *recipe.size))),
-        "output-blob-names": PROBABILITIES,
+        "output-blob-names": output_of(model),
         "classifier-threshold": "0.0",
         "maintain-aspect-ratio": str(int(recipe.mode == "border")),
         "symmetric-padding": str(int(recipe.mode == "border")),
@@ -121,7 +121,7 @@ def _of_int8(request: Request) -> Iterator[str]:
 
 
 def _baked(request: Request, recipe: Preprocessing, shared: bool) -> Iterator[str]:
-    yield f"A Softmax, since nvinfer takes the output for probabilities: the output is `{PROBABILITIES}`."
+    yield "A Softmax, since nvinfer takes the output for probabilities; `output-blob-names` is what it gives."
     if request.manifest.preprocessing_in_graph:
         yield "The input is float32 planes 0..255 of R, G, B, as nvinfer gives it, and not uint8 [N, height, width, 3]."
     elif not shared:

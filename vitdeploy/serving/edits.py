@@ -63,6 +63,14 @@ def gives_probabilities(model: bytes) -> bytes:
     return _checked(proto, onnx)
 
 
+def output_of(model: bytes) -> str:
+    """The name of its only output."""
+    import onnx
+
+    (output,) = onnx.load_model_from_string(model).graph.output
+    return str(output.name)
+
+
 def check_edited(edited: bytes, original: bytes, manifest: Manifest, *, normalised: bool = False) -> None:
     """BackendError unless the edited model gives for pixels what the original gives for them prepared, bit for bit.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.bundle import MODEL, TensorSpec
-from vitdeploy.serving.content import Content, Destination, File, Request, label_lines
+from vitdeploy.serving.content import Content, Destination, File, Request, label_lines, octal
 from vitdeploy.serving.kserve import inference_service
 from vitdeploy.tensorrt.options import BATCH_PROFILE
 
@@ -175,12 +175,8 @@ def render(message: Mapping[str, Any], indent: str = "") -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, (int, Word)):
         return str(value)
-    escaped = (letter if letter.isprintable() and letter not in '"\\' else _octal(letter) for letter in value)
+    escaped = (letter if letter.isprintable() and letter not in '"\\' else octal(letter) for letter in value)
     return f'"{"".join(escaped)}"'
-
-
-def _octal(letter: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "replace"))
 
 
 TRITON = Destination("the Triton Inference Server", write, frozenset({"engine", "max_batch"}))
