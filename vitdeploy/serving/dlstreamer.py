@@ -119,7 +119,7 @@ def _differs(recipe: Preprocessing) -> Iterator[str]:
     elif recipe.mode == "crop_resize":
         yield f"A model-proc has no such crop: `videocrop` above is that of frames of {FRAME[1]}x{FRAME[0]} pixels."
     elif recipe.mode == "border":
-        yield "It fills the border with black at the right and below, and the bundle with the mean on both sides."
+        yield "It fills the border with black, and may put the image elsewhere; the bundle puts the mean around it."
         if recipe.crop_ratio < 1:
             yield f"It scales the frame to the input, and the bundle to 1/{recipe.crop_ratio:g} of that before a crop."
 

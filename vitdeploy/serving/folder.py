@@ -103,9 +103,13 @@ def _exchange(temporary: Path, place: Path) -> None:
 
 def _sweep(place: Path) -> None:
     """Removes what killed commands left of this folder, and puts back the one that a command was about to replace."""
+    try:
+        beside = list(place.parent.iterdir())
+    except OSError:  # a folder that may be written and not listed
+        return
     for what in ("partial", "replaced"):
         name = re.compile(re.escape(f".{place.name}.{what}-") + "[0-9a-f]{8}")
-        for one in [path for path in place.parent.iterdir() if name.fullmatch(path.name)]:
+        for one in [path for path in beside if name.fullmatch(path.name)]:
             if what == "replaced" and not place.exists():
                 sweep([one], lambda path: path.rename(place))
             else:

@@ -56,6 +56,7 @@ def write(request: Request) -> Content:
         told=[
             "Run the script of the version of TensorRT that is installed (`trtexec --help` names it); what one adds "
             f"behind it goes to trtexec. It writes `{ENGINE}` for the GPU of the machine.",
+            "A Jetson has trtexec in `/usr/src/tensorrt/bin`: `PATH=$PATH:/usr/src/tensorrt/bin`.",
             "`vitdeploy build BUNDLE` builds the same engine and compares it with PyTorch; trtexec compares nothing.",
             *([f"The profile goes up to {largest} images, tuned for {best}."] if request.batch_is_free else []),
         ],
