@@ -57,9 +57,7 @@ def test_extremes_are_exact() -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), counted=st.integers(40, 2500))
-def test_of_many_values_a_part_is_counted_and_each_place_equally_often(
-    cuts: list[int], counted: int
-) -> None:
+def test_of_many_values_a_part_is_counted_and_each_place_equally_often(cuts: list[int], counted: int) -> None:
     """With an outlier at one place of every image, which a fixed choice would always count or never."""
     values = growing(40)
     values[:, 3, 2] = 1000
