@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "schemas",
         "statistics",
         "table",
+        "toml_reader",
         "user_code",
     ),
     ("caches",),

@@ -16,7 +16,6 @@ count. Paths are relative to the folder of the file.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 
 from vitdeploy.argument_types import check_path
 from vitdeploy.cli.parser import command_parsers
-from vitdeploy.errors import MissingDependencyError, UsageError
+from vitdeploy.errors import UsageError
+from vitdeploy.toml_reader import read_toml
 
 FILE = "vitdeploy.toml"
 # What runs code, is trusted like a program, or says whom to trust: it has to be typed, or in a file that is named. The
@@ -54,16 +54,7 @@ class Config:
             if asked is None:
                 return None
             raise UsageError(f"there is no file {path}", fix="--config with another file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UsageError(f"cannot read {path}", why=why or str(error), fix="--config with another file") from error
-        toml = _toml()
-        try:
-            return cls(path, toml.loads(text), named=asked is not None)
-        except (toml.TOMLDecodeError, RecursionError) as error:
-            raise UsageError(f"{path} is not TOML", why=str(error), fix=f"mend {path}, or --config FILE") from error
+        return cls(path, read_toml(path, option="--config"), named=asked is not None)
 
     def apply(self, parser: argparse.ArgumentParser, name: str, precision: str | None) -> list[str]:
         """Makes what the file says the defaults of the command `name`; the names of the options that it has set.
@@ -153,13 +144,3 @@ class Config:
 
     def _wrong(self, where: str, why: str, fix: str) -> UsageError:
         return UsageError(f"{self.path} cannot say {where.strip()}", why=why, fix=fix)
-
-
-def _toml() -> Any:
-    """The reader of TOML: Python's own since 3.11."""
-    for module in ("tomllib", "tomli"):
-        try:
-            return importlib.import_module(module)
-        except ImportError:
-            continue
-    raise MissingDependencyError("tomli", needed_for="a vitdeploy.toml on Python 3.10", extra="config")
