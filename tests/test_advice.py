@@ -41,6 +41,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "exporter/": ("export",),
     "exporter/diagnosis/": ("export",),
     "graph/": ("export", *BUNDLE),
+    "hosts/": ("fleet",),
     "latency/": ("benchmark",),
     "latency/baseline.py": ("benchmark",),
     "models/": ("export", "models", *LOADING),
@@ -82,6 +83,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tensorrt/rtx/model_file.py": ("check", "bisect"),
     "tensorrt/rtx/compiler.py": ("check", "build"),
     "tensorrt/rtx/requirements.py": ("check", "build"),
+    "toml_reader.py": tuple(NAMES),
     "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),
     "cli/failure.py": tuple(NAMES),
     "cli/junit.py": ("benchmark", "validate", "verify"),
@@ -89,11 +91,13 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     **{f"cli/{name}.py": (name,) for name in NAMES},
     "cli/summary.py": ("export",),
 }
+# Modules whose words are typed on devices, with the commands that are called there.
+ON_DEVICES = {"hosts/words.py": ("build", "verify", "benchmark", "validate")}
 # Options of other programs, by the word before them.
 _FOREIGN = re.compile(
     r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|rm|sbatch|"
-    r"trtexec|openvino/model_server|build/classify|cmake|compgen|\(commandline)\b"
-    r"[^;,)`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
+    r"trtexec|openvino/model_server|build/classify|cmake|compgen|\(commandline|ssh-(?:keygen|keyscan|copy-id|add)|ssh)\b"
+    r"[^;,)`]*|-- --[a-z][^`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
 )
 _PHRASE = re.compile(rf"`?\bvitdeploy ({'|'.join(NAMES)})\b(?P<rest>[^`\n]*)")
 _END = re.compile(r"[;,:)]|\s>\s|\s(?:or|and)\s|\s\(|\.(?:\s|$)")
@@ -187,6 +191,11 @@ def options_of(command: str) -> set[str]:
     return set(commands.choices[command]._option_string_actions)
 
 
+def on_devices(name: str) -> set[str]:
+    """The options that a module passes on."""
+    return set().union(*(OPTIONS[verb] for verb in ON_DEVICES.get(name, ())))
+
+
 OPTIONS = {name: options_of(name) for name in NAMES}
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 
@@ -205,7 +214,7 @@ def test_every_option_in_a_text_exists_where_it_is_printed(name: str) -> None:
         for line, text in texts(SOURCES[name])
         for option in bare_options(text)
         for command in printed_by(name)
-        if (" " in text or option in known) and option not in OPTIONS[command] | named(text)
+        if (" " in text or option in known) and option not in OPTIONS[command] | named(text) | on_devices(name)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -318,6 +327,11 @@ optimize lemevit_tiny --data images --runtime ort -o o --search random
 optimize lemevit_tiny --data images --runtime ort -o o --minutes 0
 optimize lemevit_tiny --data images --runtime ort -o o --method none
 optimize lemevit_tiny --data images --runtime ort -o o --max-drop -1
+fleet verify BUNDLE --hosts nowhere | fleet verify nowhere --hosts hosts.toml | fleet verfy BUNDLE --hosts hosts.toml
+fleet verify BUNDLE --hosts wrong.toml | fleet verify BUNDLE --hosts text.png | fleet verify BUNDLE --hosts none.toml
+fleet verify BUNDLE --hosts hosts.toml --only nobody | fleet verify BUNDLE --hosts hosts.toml --parallel 0
+fleet validate BUNDLE --hosts hosts.toml | fleet verify BUNDLE --hosts hosts.toml --device-table table
+fleet verify BUNDLE --hosts hosts.toml -o model.onnx | fleet verify damaged --hosts hosts.toml
 models nothing_of_this_name
 """.replace("\n", " | ")
     .strip(" |")
@@ -353,6 +367,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "images/a.png")
     (folder / "text.png").write_text("no image")
     (folder / "model.onnx").write_text("no model")
+    (folder / "hosts.toml").write_text('[hosts.one]\naddress = "127.0.0.1"\nport = 1')
+    (folder / "wrong.toml").write_text('[hosts.one]\nadress = "127.0.0.1"')
+    (folder / "none.toml").write_text("[defaults]")
     return folder
 
 
@@ -363,6 +380,8 @@ def test_what_a_real_error_tells_to_type_can_be_typed(
     if line in EXPORTING:
         pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
+    if line.startswith("fleet"):
+        pytest.importorskip("asyncssh")
     monkeypatch.chdir(place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     command, *rest = line.split()

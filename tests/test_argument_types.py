@@ -89,7 +89,8 @@ def test_no_argument_of_a_public_function_raises_what_is_not_ours(
 
 
 @pytest.mark.parametrize(
-    "name", ["export", "validate", "validate_shard", "benchmark", "report", "create_model", "sensitivity", "optimize"]
+    "name",
+    ["export", "validate", "validate_shard", "benchmark", "report", "create_model", "sensitivity", "optimize", "fleet"],
 )
 def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str, tmp_path: Path) -> None:
     function = getattr(vitdeploy, name)
@@ -112,6 +113,7 @@ def test_the_slow_functions_look_at_their_arguments_first(name: str, bundle: str
             "output": tmp_path / "front",
             "runtime": "onnxruntime",
         },
+        "fleet": {"verb": "verify", "bundle": tmp_path / "no_bundle", "hosts": tmp_path / "no_hosts.toml"},
     }[name]
     for parameter in inspect.signature(function).parameters:
         for value in ODD:
@@ -303,6 +305,9 @@ VAIN = ("--runtime", "onnxruntime", "--seconds", "0.1")
         ("sensitivity", LONG, "--data", "BUNDLE"),
         ("sensitivity", "BUNDLE", "--data", "BUNDLE", "--csv", LONG),
         ("optimize", "BUNDLE", "--data", "BUNDLE", "--runtime", "onnxruntime", "-o", LONG),
+        ("fleet", "verify", LONG, "--hosts", "BUNDLE"),
+        ("fleet", "verify", "BUNDLE", "--hosts", LONG),
+        ("fleet", "verify", "BUNDLE", "--hosts", "BUNDLE", "-o", LONG),
         ("check", "BUNDLE", "--compile", "--keep", LONG),
         ("check", f"{LONG}.onnx", "--compile"),
         ("build", "BUNDLE", "--timing-cache", LONG),

@@ -14,7 +14,7 @@ import vitdeploy
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     *("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "openvino", "tensorrt", "polygraphy"),
-    *("model_signing", "sigstore", "cryptography", "matplotlib"),
+    *("model_signing", "sigstore", "cryptography", "matplotlib", "asyncssh"),
 )
 
 
@@ -32,6 +32,7 @@ def python(code: str) -> str:
         "vitdeploy.bundle",
         "vitdeploy.data",
         "vitdeploy.errors",
+        "vitdeploy.hosts.fleet",
         "vitdeploy.preprocess",
         "vitdeploy.runtime.backends",
         "vitdeploy.runtime.session",

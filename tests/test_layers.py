@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("quantize",),
     ("exporter",),
     ("accuracy", "costs", "divergence", "inspection", "latency"),
-    ("reporting", "search", "serving"),
+    ("hosts", "reporting", "search", "serving"),
     ("cli",),
 )
 # The public face, which belongs to no layer: whoever asks it for a name imports the module that has it.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vitdeploy.divergence.bisect import bisect
     from vitdeploy.divergence.report import BisectReport
     from vitdeploy.exporter.api import export
+    from vitdeploy.hosts.fleet import fleet
+    from vitdeploy.hosts.report import FleetReport
     from vitdeploy.inspection.doctor import doctor
     from vitdeploy.inspection.doctor_report import DoctorReport
     from vitdeploy.inspection.inspect import inspect
@@ -84,6 +86,7 @@ __all__ = [
     "Dataset",
     "DoctorReport",
     "ExportError",
+    "FleetReport",
     "GateError",
     "HandoffReport",
     "HtmlReport",
@@ -113,6 +116,7 @@ __all__ = [
     "create_model",
     "doctor",
     "export",
+    "fleet",
     "handoff",
     "inspect",
     "list_models",
@@ -139,6 +143,7 @@ _HOME = {
     "CheckReport": "vitdeploy.platforms.report",
     "Dataset": "vitdeploy.data",
     "DoctorReport": "vitdeploy.inspection.doctor_report",
+    "FleetReport": "vitdeploy.hosts.report",
     "HandoffReport": "vitdeploy.serving.handoff",
     "HtmlReport": "vitdeploy.reporting.report",
     "InspectionReport": "vitdeploy.inspection.report",
@@ -161,6 +166,7 @@ _HOME = {
     "create_model": "vitdeploy.models.create",
     "doctor": "vitdeploy.inspection.doctor",
     "export": "vitdeploy.exporter.api",
+    "fleet": "vitdeploy.hosts.fleet",
     "handoff": "vitdeploy.serving.handoff",
     "inspect": "vitdeploy.inspection.inspect",
     "list_models": "vitdeploy.models.registry",

@@ -92,7 +92,7 @@ def change_data(folder: Path, rng: random.Random) -> None:
 
 COMMANDS = (
     *("verify", "predict", "inspect", "check", "benchmark", "validate", "doctor", "models", "targets", "build"),
-    *("sensitivity", "optimize", "bisect", "help", "schema", "completion", "report", "handoff"),
+    *("sensitivity", "optimize", "bisect", "help", "schema", "completion", "report", "handoff", "fleet"),
 )
 OPTIONS = (
     *("--runtime", "--json", "--verbose", "--batch", "--target", "--top-k", "--threads", "--device", "--data"),
@@ -102,6 +102,7 @@ OPTIONS = (
     *("--seconds", "--validation", "--benchmark", "--sensitivity", "--optimize", "--title", "-o", "--junit"),
     *("--max-slowdown", "--shard", "--merge"),
     *("--to", "--engine", "--max-batch"),
+    *("--hosts", "--only", "--parallel", "--force"),
 )
 
 

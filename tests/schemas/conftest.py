@@ -11,12 +11,13 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.cli.conftest import model_file
 from tests.divergence.conftest import broken
+from tests.hosts.conftest import lab
 from tests.schemas.forms import read
 from tests.tensorrt.conftest import world
 from tests.tensorrt.rtx.conftest import play
 from vitdeploy.cli import main
 
-__all__ = ["broken", "model_file", "play", "world"]
+__all__ = ["broken", "lab", "model_file", "play", "world"]
 
 Told = Callable[..., Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,6 +29,9 @@ from tests.tensorrt.rtx.conftest import Play, recorded
 from tests.transformer import damaged_weight, transformer, write_bundle
 from vitdeploy.bundle import MANIFEST
 from vitdeploy.schemas import names
+
+if TYPE_CHECKING:
+    from tests.hosts.boards import Lab
 
 pytest.importorskip("onnxruntime")
 
@@ -276,3 +279,15 @@ def test_a_hand_off(to: str, told: Told, bundle: Path) -> None:
 def test_a_page(told: Told, bundle: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     assert holds("report", told("report", bundle, "--seconds", "0.1", *HERE, "-o", "page.html")) > 10
+
+
+def test_hosts_that_pass_fail_and_are_off(told: Told, lab: Lab, bundle: Path) -> None:
+    lab.board("good")
+    lab.board("bad").answers({"passed": False, "failures": ["it does not hold"]}, 1)
+    hosts = lab.hosts(more='[hosts.off]\naddress = "127.0.0.1"\nport = 1')
+    document = told("fleet", "verify", bundle, "--hosts", hosts, "-o", "kept", code=1)
+    assert [one["status"] for one in document["hosts"]] == ["passed", "failed", "unreachable"]
+    assert holds("fleet", document) > 40
+    again = told("fleet", "verify", bundle, "--hosts", hosts, "-o", "kept", "--only", "good")
+    assert again["hosts"][0]["kept"]
+    assert holds("fleet", again) > 15

@@ -17,6 +17,8 @@ from vitdeploy.bundle import manifest
 from vitdeploy.caches import KINDS
 from vitdeploy.cli import COMMANDS, main
 from vitdeploy.errors import UsageError
+from vitdeploy.hosts.fleet import VERBS
+from vitdeploy.hosts.outcome import STATUSES
 from vitdeploy.latency import baseline
 from vitdeploy.platforms import report as platforms
 from vitdeploy.preprocess import recipe
@@ -98,7 +100,7 @@ def test_every_command_with_json_has_a_schema_and_no_other_has(capsys: pytest.Ca
         if "--json" in capsys.readouterr().out.partition("options:")[2]:
             able.append(name)
     assert len(able) >= 14
-    assert sorted([*able, "error", "manifest"]) == list(schemas.names())
+    assert sorted([*able, "device", "error", "manifest"]) == list(schemas.names())
 
 
 def test_an_unknown_name_has_the_nearest_ones() -> None:
@@ -151,6 +153,8 @@ PREPROCESSING = ("manifest", "contents", "preprocessing")
         (("validate", "report", "task"), (*TASKS, Metric.name)),
         (("check", "findings", "level"), (platforms.BLOCKS, platforms.WARNS)),
         (("check", "compiled", "state"), STATES),
+        (("fleet", "verb"), VERBS),
+        (("fleet", "hosts", "status"), STATUSES),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )

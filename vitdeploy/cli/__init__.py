@@ -22,6 +22,7 @@ from vitdeploy.cli import (
     completion,
     doctor,
     export,
+    fleet,
     handoff,
     help,
     inspect,
@@ -59,6 +60,7 @@ COMMANDS = (
     inspect,
     benchmark,
     report,
+    fleet,
     doctor,
     cache,
     schema,
@@ -66,7 +68,7 @@ COMMANDS = (
     help,
 )
 # Those whose exit code is an answer.
-_GATES = ("optimize", "check", "build", "verify", "validate", "bisect")
+_GATES = ("optimize", "check", "build", "verify", "validate", "bisect", "fleet")
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from vitdeploy.toml_reader import read_toml
 FILE = "vitdeploy.toml"
 # What runs code, is trusted like a program, or says whom to trust: it has to be typed, or in a file that is named. The
 # folder in which one works may be a stranger's.
-NEVER_FOUND = ("cache", "checkpoint", "key", "metric", "timing-cache")
+NEVER_FOUND = ("cache", "checkpoint", "hosts", "key", "metric", "timing-cache")
 
 _COMMON = ("quiet", "verbose", "log-file")
 _PRECISIONS = ("fp32", "fp16", "int8")

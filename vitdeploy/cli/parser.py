@@ -25,13 +25,26 @@ Defaults are read from ./vitdeploy.toml, or from --config FILE. NO_COLOR switche
 class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print and exit, and names what was probably meant."""
 
+    _rest: str | None = None
+
+    def takes_rest(self, dest: str, what: str) -> None:
+        """Makes a list in `dest` of all that stands behind `--`, whatever it looks like."""
+        self._rest = dest
+        self.set_defaults(**{dest: []})
+        self.add_argument_group("behind --", what)
+
     def error(self, message: str) -> NoReturn:
         """What argparse calls for every command line that it cannot take."""
         raise UsageError(message, fix=f"{self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses what is left over, where it is known whose words they are."""
-        found, extra = super().parse_known_args(args, namespace)
+        words, rest = args, None
+        if self._rest is not None and "--" in args:
+            words, rest = args[: args.index("--")], args[args.index("--") + 1 :]
+        found, extra = super().parse_known_args(words, namespace)
+        if self._rest is not None and rest is not None:
+            setattr(found, self._rest, rest)
         if extra:
             raise self._unknown(extra)
         return found, extra

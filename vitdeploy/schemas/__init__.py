@@ -1,7 +1,7 @@
 """JSON Schemas (2020-12) of the manifest and of what each command prints with `--json`; one file for each.
 
-A schema is called after its command, `manifest` or `error`; the number at the end of its `$id` is its version. What
-several of them share stands in `common.schema.json`. Needs only the standard library.
+A schema is called after its command, `manifest`, `device` or `error`; the number at the end of its `$id` is its
+version. What several of them share stands in `common.schema.json`. Needs only the standard library.
 """
 
 from __future__ import annotations
