@@ -96,7 +96,8 @@ ON_DEVICES = {"hosts/words.py": ("build", "verify", "benchmark", "validate")}
 # Options of other programs, by the word before them.
 _FOREIGN = re.compile(
     r"(?<![\w-])(pip install|cp|docker run|git lfs pull|hf download|openssl|gdal_translate|ls|python(VALUE)?|rm|sbatch|"
-    r"trtexec|openvino/model_server|build/classify|cmake|compgen|\(commandline|ssh-(?:keygen|keyscan|copy-id|add)|ssh)\b"
+    r"tar -h|trtexec|openvino/model_server|build/classify|cmake|compgen|\(commandline|"
+    r"ssh-(?:keygen|keyscan|copy-id|add)|ssh)\b"
     r"[^;,)`]*|-- --[a-z][^`]*|--system-site-packages|--runtime nvidia or --gpus all|-inf"
 )
 _PHRASE = re.compile(rf"`?\bvitdeploy ({'|'.join(NAMES)})\b(?P<rest>[^`\n]*)")
@@ -308,6 +309,9 @@ benchmark BUNDLE --runtime onnxruntime --baseline nowhere.json | benchmark BUNDL
 benchmark BUNDLE --runtime onnxruntime --max-slowdown 2 | benchmark BUNDLE --max-slowdown 0.5
 benchmark BUNDLE --junit nowhere/x.xml | verify BUNDLE --junit nowhere/x.xml
 validate BUNDLE --data images --junit nowhere/x.xml | validate BUNDLE --data images --task features --merge nowhere
+validate BUNDLE --data nowhere.tar | validate BUNDLE --data text.tar | validate BUNDLE --data nowhere.tar.gz
+validate BUNDLE --data x-{0..1}.tar | validate BUNDLE --data x-{1..0}.tar | validate BUNDLE --data none://x/y.tar
+validate BUNDLE --data memory://x/y.tar | validate BUNDLE --data memory://x/y | validate BUNDLE --data nowhere.parquet
 validate BUNDLE --data images --shard 0/2 | validate BUNDLE --data images --shard 2/2 --logits rows
 validate BUNDLE --data images --shard auto --logits rows | validate BUNDLE --data images --shard 0/2 --merge rows
 validate BUNDLE --data images --shard 0/2 --logits rows --report r
@@ -366,6 +370,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "images/a.png")
     (folder / "text.png").write_text("no image")
+    (folder / "text.tar").write_text("no tar")
     (folder / "model.onnx").write_text("no model")
     (folder / "hosts.toml").write_text('[hosts.one]\naddress = "127.0.0.1"\nport = 1')
     (folder / "wrong.toml").write_text('[hosts.one]\nadress = "127.0.0.1"')

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -54,9 +55,9 @@ def change_image(folder: Path, rng: random.Random) -> None:
 
 
 def change_data(folder: Path, rng: random.Random) -> None:
-    """A folder, a zip or an .npz."""
-    kind = rng.randrange(3)
-    path = folder / ("data" + ("", ".zip", ".npz")[kind])
+    """A folder, a zip, an .npz or a tar."""
+    kind = rng.randrange(4)
+    path = folder / ("data" + ("", ".zip", ".npz", ".tar")[kind])
     names = [f"{rng.choice(('a', 'b', 'a/c', '..', '', '.hidden'))}/{n}.{rng.choice(('png', 'txt'))}" for n in range(4)]
     if kind == 0:
         for name in names:
@@ -68,6 +69,14 @@ def change_data(folder: Path, rng: random.Random) -> None:
         with contextlib.suppress(UserWarning), zipfile.ZipFile(path, "w") as archive:
             for name in dict.fromkeys(names):
                 archive.writestr(name, image_bytes(rng))
+        path.write_bytes(change_bytes(path.read_bytes(), rng) if rng.random() < 0.7 else path.read_bytes())
+    elif kind == 3:
+        with tarfile.open(path, "w", format=rng.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))) as archive:
+            for name in [*names, rng.choice(("a.cls", "b.json", "a/b.png"))]:
+                content = rng.choice((image_bytes(rng), b"1", b'{"label": 1}', b"[" * 2000))
+                member = tarfile.TarInfo(name)
+                member.size, member.type = len(content), rng.choice((tarfile.REGTYPE,) * 9 + (tarfile.SYMTYPE,))
+                archive.addfile(member, io.BytesIO(content))
         path.write_bytes(change_bytes(path.read_bytes(), rng) if rng.random() < 0.7 else path.read_bytes())
     else:
         arrays = {

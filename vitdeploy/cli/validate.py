@@ -14,6 +14,7 @@ The task follows from the bundle's outputs and DATA, or is stated by --task:
   segmentation    DATA is a folder or zip with images/ and masks/ (masks/NAME.png, pixels are class numbers, 255 is not
                   judged), or an .npz with images and masks [N, H, W]. Judged is the mean intersection over union.
   features        DATA are images, no labels needed. Judged is the cosine similarity of the worst output.
+  any of them     DATA may be tars or Parquet files too: a path, a pattern such as 'val-{0000..0009}.tar', or a URL.
   --metric        FILE.py:FUNCTION is called as function(outputs, targets), two mappings from names to arrays with all
                   samples along the first axis: the outputs, and DATA's labels, masks or other arrays. It returns a
                   number, or numbers by name, of which the first is judged; more is better.

@@ -1,9 +1,10 @@
 """DATA: images to calibrate, validate or train with. Light: numpy and Pillow, and `tifffile` for a TIFF of many bands.
 
 DATA is a folder with one folder of images for each class (`class/file.jpg`), or of images without labels; a zip of
-such a folder, packed with or without the folder around it; or an `.npz` with `images` [N, H, W, C], or [N, H, W] of one
-channel, and perhaps `labels` [N]. Colours are uint8 in RGB order. Classes are in the order of their sorted names, or of
-the lines of a `labels.txt` beside them. In Python it may also be any iterable of images.
+such a folder, packed with or without the folder around it; tars of WebDataset or Parquet files, by a path, a pattern
+such as `train-{0000..0009}.tar` or a URL; or an `.npz` with `images` [N, H, W, C], or [N, H, W] of one channel, and
+perhaps `labels` [N]. Colours are uint8 in RGB order. Classes are in the order of their sorted names, or of the lines of
+a `labels.txt` beside them. In Python it may also be any iterable of images.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitdeploy.argument_types import checked_arguments
 from vitdeploy.data.arrays import read_arrays
+from vitdeploy.data.containers import is_container, open_container
 from vitdeploy.data.image_files import Files, find_images, open_folder, open_zip
 from vitdeploy.data.slots import Slot, only_arrays_fit
 from vitdeploy.errors import InputError, MissingDependencyError, VitDeployError
@@ -265,8 +267,9 @@ def open_data(
     """Open DATA; images are decoded when they are read.
 
     Args:
-        data: A folder, a zip, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays [H, W, 3] in RGB order,
-            arrays [H, W, C] of other channels or normalised float32 arrays [C, H, W]. An iterator is read into memory.
+        data: A folder, a zip, tars, Parquet files, an `.npz`, or an iterable of paths, Pillow images, uint8 arrays
+            [H, W, 3] in RGB order, arrays [H, W, C] of other channels or normalised float32 arrays [C, H, W]. An
+            iterator is read into memory.
         labels: Names of the classes in the network's order, as `manifest.labels`: the classes of DATA are found in them
             by name, and DATA need not have all of them. Without `labels` the order is that of DATA.
         targets: Class numbers of the items of an iterable, integers [N].
@@ -286,7 +289,7 @@ def open_data(
                 why="the labels of a folder, a zip or an .npz are read from it",
                 fix="leave targets out, or give the images as an iterable",
             )
-        return _open_path(Path(data), names)
+        return _from_container(data, names) if is_container(data) else _open_path(Path(data), names)
     dataset = data if isinstance(data, Dataset) else _from_items(data, targets, "the data")
     return dataset.relabelled(names) if names else dataset
 
@@ -322,6 +325,21 @@ def _open_path(path: Path, labels: tuple[str, ...] | None) -> Dataset:
         f"{path} is not a folder, a zip of a folder, or an .npz",
         fix="give a folder with one folder of images for each class",
     )
+
+
+def _from_container(data: str | Path, labels: tuple[str, ...] | None) -> Dataset:
+    found = open_container(data)
+    if isinstance(found, Files):
+        return _from_files(found, labels)
+    dataset = Dataset(found.read, found.names, where=found.where)
+    if found.kinds is not None and found.classes is not None:
+        targets = number_classes(found.kinds, labels or found.classes, found.where)
+        return Dataset(found.read, found.names, where=found.where, targets=targets, classes=labels or found.classes)
+    if found.numbers is None:
+        return dataset
+    targets = class_numbers(found.numbers, len(found.names), found.where)
+    numbered = Dataset(found.read, found.names, where=found.where, targets=targets)
+    return numbered.relabelled(labels) if labels else numbered
 
 
 def _from_files(files: Files, labels: tuple[str, ...] | None) -> Dataset:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.data import Dataset, DataSource, open_data
 from vitdeploy.data.arrays import array_names, load_arrays
+from vitdeploy.data.containers import is_container
 from vitdeploy.data.masks import MASKS, has_masks, open_masks
 from vitdeploy.data.named import open_samples
 from vitdeploy.data.slots import Slot, takes_images_alone
@@ -59,6 +60,8 @@ def open_task(bundle: Bundle, data: DataSource, asked: Asked) -> Task:
     InputError for DATA that does not fit it.
     """
     _check(asked)
+    if is_container(data) and asked.targets is None:
+        data = open_data(data)  # once, since reading its index takes time
     if asked.metric is not None:
         return _metric(bundle, data, asked, asked.metric)
     name = asked.task or find_task(bundle, data, asked.targets)
