@@ -17,6 +17,7 @@ from vitdeploy.statistics import (
     bootstrap_interval,
     confusion,
     decibels,
+    energies,
     json_number,
     mcnemar,
     mean_interval,
@@ -315,3 +316,17 @@ def test_rounds_that_tell_nothing_do_not_count() -> None:
     assert bootstrap_interval(some, 5) == (1.0, 1.0)
     nothing = bootstrap_interval(lambda drawn: np.full(len(drawn), np.nan), 5)
     assert all(map(math.isnan, nothing))
+
+
+@pytest.mark.parametrize("values", [1, 7, 30, 1 << 20])
+def test_parts_of_an_array_give_what_the_whole_gives(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(23, 6)).astype(np.float32), rng.integers(0, 6, 23)
+    logits[5, 2] = np.nan
+    other = logits + np.float32(0.25)
+    expected = best_class(logits).tolist(), ranks(logits, targets).tolist(), energies(logits[:5], other[:5])
+    monkeypatch.setattr("vitdeploy.statistics._PART_VALUES", values)
+    assert best_class(logits).tolist() == expected[0]
+    assert ranks(logits, targets).tolist() == expected[1]
+    assert energies(logits[:5], other[:5]) == pytest.approx(expected[2], rel=1e-12)
+    assert energies(np.float32(3), np.float32(1)) == (9.0, 4.0)

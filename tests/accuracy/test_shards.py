@@ -311,6 +311,21 @@ def test_a_shard_holds_no_more_of_many_images_than_of_few(place: Path, monkeypat
     assert peaks[1] < peaks[0] + 3 * images + named, "the arrays of the .npz, and names; no rows"
 
 
+def test_a_merge_keeps_the_rows_on_disk_and_leaves_no_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "BLOCK_IMAGES", 16)
+    for number in range(2):
+        shard(f"{number}/2")
+    kept: list[Any] = []
+    assemble = blocks.assemble
+    monkeypatch.setattr(sharded, "assemble", lambda *given: kept.append(assemble(*given)) or kept[0])
+    before = sorted(Path("rows").rglob("*"))
+    assert report(merge="rows") == report()
+    rows, keys = kept[0]
+    assert [type(one["logits"].base) for one in rows] == [np.memmap, np.memmap]
+    assert [len(key) for key in keys] == [64] * len(IMAGES)
+    assert sorted(Path("rows").rglob("*")) == before
+
+
 # Which shard
 
 
