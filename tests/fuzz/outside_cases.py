@@ -109,7 +109,7 @@ OPTIONS = (
     *("--untrust", "--rounds", "--report", "--csv", "--baseline", "--checkpoint"),
     *("--quiet", "--log-file", "--config", "--skip-broken", "--by", "--sort", "--top", "--against", "--inputs"),
     *("--seconds", "--validation", "--benchmark", "--sensitivity", "--optimize", "--title", "-o", "--junit"),
-    *("--max-slowdown", "--shard", "--merge"),
+    *("--max-slowdown", "--shard", "--merge", "--engine", "--workers"),
     *("--to", "--engine", "--max-batch"),
     *("--hosts", "--only", "--parallel", "--force"),
 )

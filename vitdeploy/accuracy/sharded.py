@@ -151,18 +151,30 @@ def validate_shard(
     )
     asked = Asked(task, metric, output, ignore_index, targets=targets)
     check = Check.of(bundle, data, asked, options, runtime=runtime, baseline=baseline, samples=samples, seed=seed)
-    if isinstance(check.task, Metric):
-        check.task.check_count(len(check.indices))
-    root = Path(logits)
     with ExitStack() as closing:
-        opened = check.open(closing)
-        description = _describe(check, chosen.total, opened)
-        begin(root, chosen, description)
-        blocks = _blocks(check, root, chosen, description)
-        computed, there = compute_blocks(check.task, check.indices, opened.sources, blocks, root)
-    names = tuple(one.name for one in opened.ran)
-    images = len(check.indices)
-    return ShardReport(*chosen, computed + there, images, computed, names, str(blocks.folder))
+        return ShardComputer(check, Path(logits), closing).compute(chosen)
+
+
+class ShardComputer:
+    """The sessions of a check, loaded once, which compute any of its shards into a folder. Raises as `validate_shard`.
+
+    closing  what closes the sessions
+    """
+
+    def __init__(self, check: Check, root: Path, closing: ExitStack) -> None:
+        if isinstance(check.task, Metric):
+            check.task.check_count(len(check.indices))
+        self._check, self._root, self._opened = check, root, check.open(closing)
+
+    def compute(self, shard: Shard) -> ShardReport:
+        """The blocks of a shard that are not there yet."""
+        check, opened = self._check, self._opened
+        description = _describe(check, shard.total, opened)
+        begin(self._root, shard, description)
+        blocks = _blocks(check, self._root, shard, description)
+        computed, there = compute_blocks(check.task, check.indices, opened.sources, blocks, self._root)
+        names = tuple(one.name for one in opened.ran)
+        return ShardReport(*shard, computed + there, len(check.indices), computed, names, str(blocks.folder))
 
 
 def merge_shards(
@@ -173,7 +185,7 @@ def merge_shards(
     Raises UsageError where shards are missing or not whole, or of another check than this one or than each other, and
     where the first image of a block is another one here than it was there.
     """
-    count = _count(root)
+    count = shards_in(root)
     shards = [Shard(index, count) for index in range(count)]
     found = [Description.read(folder_of(root, shard)) for shard in shards]
     if absent := [shard for shard, one in zip(shards, found, strict=True) if one is None]:
@@ -206,7 +218,7 @@ def merge_shards(
     return ran, skipped, rows, keys
 
 
-def _count(root: Path) -> int:
+def shards_in(root: Path) -> int:
     """The number of shards in a folder; UsageError where there is none, or several checks are mixed."""
     try:
         names = [path.name for path in root.iterdir()]
@@ -255,6 +267,8 @@ def _ran(check: Check, name: str, facts: Mapping[str, Any], bundle: int, referen
     if not -1 <= bundle < len(check.bundles) or (bundle == -1 and check.baseline is None):
         raise ValueError(f"there is no bundle {bundle}")
     named = {key: str(facts[key]) for key in ("backend", "version", "device", "compute_precision")}
+    opened = check.baseline if bundle == -1 else check.bundles[bundle]
+    named["bundle"] = str(opened.path)  # type: ignore[union-attr]  # where it is for who merges
     return Ran(str(name), {**facts, **named}, bundle, bool(reference))
 
 

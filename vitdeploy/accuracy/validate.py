@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.accuracy.check import Check
+from vitdeploy.accuracy.cluster import check_engine, compute_on_ray, shards_for
 from vitdeploy.accuracy.report import AccuracyReport
 from vitdeploy.accuracy.rows import RowStore, compute_rows
 from vitdeploy.accuracy.sharded import merge_shards
@@ -44,6 +45,8 @@ def validate(
     max_drop: float | None = None,
     logits: str | Path | None = None,
     merge: str | Path | None = None,
+    engine: str | None = None,
+    workers: int | None = None,
     record: bool = True,
     threads: int | None = None,
     num_requests: int | None = None,
@@ -80,6 +83,9 @@ def validate(
             of the user's cache.
         merge: Folder of all shards that `validate_shard` computed with the same arguments: the report is that of a
             single process, and nothing is computed.
+        engine: `ray` to compute on a cluster of Ray, by workers that share `logits`: in shards, of which those that
+            are there already are kept, and then merged. None to compute in this process.
+        workers: Of an engine; None for as many as the cluster has processors for.
         record: Whether to write the result into the manifest of each bundle.
         threads: Threads of computation, see `vitdeploy.load`.
         num_requests: Calls that are computed at once, see `vitdeploy.load`.
@@ -111,6 +117,12 @@ def validate(
     asked = Asked(task, metric, output, ignore_index, targets=targets)
     check = Check.of(bundle, data, asked, options, runtime=runtime, baseline=baseline, samples=samples, seed=seed)
     _check_gate(max_drop, check.task)
+    if engine is not None:
+        check_engine(engine, data=data, metric=metric, logits=logits, merge=merge, workers=workers)
+        named = {"runtime": runtime, "baseline": baseline, "samples": samples, "seed": seed}
+        given = {"bundle": bundle, "data": data, "asked": asked, "options": options, **named}
+        compute_on_ray(given, Path(str(logits)), shards_for(len(check.indices)), workers)
+        merge, logits = logits, None
     if merge is not None:
         if logits is not None:
             raise UsageError(

@@ -93,6 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "JOB_COMPLETION_INDEX",
     )
     parser.add_argument("--merge", type=Path, metavar="DIR", help="make the report of the shards that are in DIR")
+    parser.add_argument("--engine", metavar="E", help="ray: compute on a cluster of Ray, whose workers share --logits")
+    parser.add_argument("--workers", type=positive, metavar="N", help="of the engine (default: one for each processor)")
     parser.add_argument("--no-record", dest="record", action="store_false", help="leave the manifests as they are")
     add_load_options(parser)
 
@@ -135,6 +137,10 @@ def _check_shard(args: argparse.Namespace) -> None:
         raise UsageError(
             "a shard needs a folder to write to", fix="--logits DIR, the same for all shards, such as a shared disk"
         )
+    if args.engine is not None:
+        raise UsageError(
+            "--shard and --engine exclude each other", why="an engine cuts shards itself", fix="one of them"
+        )
     if args.report or args.junit:
         raise UsageError(
             "a shard has no report",
@@ -163,6 +169,8 @@ def _whole(args: argparse.Namespace) -> AccuracyReport:
         max_drop=args.max_drop,
         logits=args.logits,
         merge=args.merge,
+        engine=args.engine,
+        workers=args.workers,
         record=args.record,
         **_what(args),
     )

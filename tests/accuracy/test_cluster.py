@@ -1,0 +1,250 @@
+"""A check by workers of Ray: the report is that of one process, whatever becomes of a worker.
+
+The fast tests play a cluster in this process; the slow ones start the real one on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import vitdeploy
+from tests.accuracy.accuracy_cases import labels_of, noisy, photos, write_folder, write_variant
+from tests.bundles import write_tiny_bundle
+from vitdeploy.accuracy import cluster
+from vitdeploy.accuracy.cluster import IMAGES, SHARDS, shards_for
+from vitdeploy.cli import main
+from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
+
+pytest.importorskip("onnxruntime")
+
+COUNT = 101
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with bundles `fp32` and `int8` and with `data`, in shards of 16 images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cluster, "IMAGES", 16)
+    write_tiny_bundle(tmp_path / "fp32")
+    write_variant(tmp_path / "int8", noisy(), precision="int8")
+    write_folder(tmp_path / "data", photos(COUNT), labels_of(photos(COUNT)))
+    return tmp_path
+
+
+def report(**options: Any) -> str:
+    """The JSON of the check."""
+    made = vitdeploy.validate(["int8", "fp32"], "data", record=False, runtime="onnxruntime", **options)
+    return json.dumps(made.to_dict())
+
+
+class ActorError(Exception):
+    """What Ray raises for an actor that is gone."""
+
+
+class TaskError(Exception):
+    """What Ray raises for a task that raised `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class PlayedRay(SimpleNamespace):
+    """The part of Ray that is used, in this process. `before` is called with the number of each task."""
+
+    def __init__(self, processors: int = 3) -> None:
+        super().__init__(exceptions=SimpleNamespace(RayActorError=ActorError, RayTaskError=TaskError))
+        self.processors, self.actors, self.tasks, self.ended = processors, [], [], 0
+        self.before: Callable[[int], None] = lambda number: None
+        self.initialized = False
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def init(self, **options: Any) -> None:
+        self.initialized = True
+
+    def shutdown(self) -> None:
+        self.initialized, self.ended = False, self.ended + 1
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": float(self.processors)}
+
+    def remote(self, **options: Any) -> Callable[[type], Any]:
+        def started(kind: type) -> Any:
+            def create(*arguments: Any) -> Any:
+                actor = kind(*arguments)
+                self.actors.append(options)
+                return SimpleNamespace(compute=SimpleNamespace(remote=lambda *words: self._task(actor, words)))
+
+            return SimpleNamespace(remote=create)
+
+        return started
+
+    def _task(self, actor: Any, words: tuple[int, int]) -> object:
+        self.tasks.append(words[0])
+
+        def compute() -> None:
+            try:
+                self.before(words[0])
+                actor.compute(*words)
+            except ActorError:
+                raise
+            except Exception as error:
+                raise TaskError(error) from error
+
+        return compute
+
+    def wait(self, tasks: list[Any]) -> tuple[list[Any], list[Any]]:
+        return [tasks[-1]], tasks[:-1]
+
+    def get(self, task: Callable[[], None]) -> None:
+        task()
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
+    ray = PlayedRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    return ray
+
+
+def test_the_report_of_workers_is_that_of_one_process_bit_for_bit(place: Path, played: PlayedRay) -> None:
+    whole = report(max_drop=1, samples=90, seed=3)
+    assert report(max_drop=1, samples=90, seed=3, engine="ray", logits="rows") == whole
+    assert sorted(played.tasks) == list(range(6))
+    assert len(played.actors) == 3
+    assert played.ended == 1
+    played.tasks.clear()
+    assert report(max_drop=1, samples=90, seed=3, engine="ray", logits="rows", workers=1) == whole
+    assert len(played.actors) == 4
+
+
+def test_threads_are_the_processors_of_a_worker(place: Path, played: PlayedRay) -> None:
+    played.processors = 8
+    report(engine="ray", logits="rows", threads=2)
+    assert [options["num_cpus"] for options in played.actors] == [2] * 4
+
+
+def test_a_cluster_that_was_started_by_others_goes_on(place: Path, played: PlayedRay) -> None:
+    played.initialized = True
+    report(engine="ray", logits="rows")
+    assert played.ended == 0
+
+
+def test_what_ended_before_an_error_is_not_computed_again(place: Path, played: PlayedRay) -> None:
+    def lost(number: int) -> None:
+        if number == 4:
+            raise ActorError("The actor died unexpectedly before finishing this task.\n\tclass_name: _Worker")
+
+    played.before = lost
+    with pytest.raises(BackendError, match="lost more than 3 times") as found:
+        report(engine="ray", logits="rows")
+    assert "The actor died unexpectedly" in str(found.value.why)
+    there = {path.parent.name: path.stat().st_mtime_ns for path in Path("rows").rglob("block-*.npz")}
+    assert there
+    played.before = lambda number: None
+    assert report(engine="ray", logits="rows") == report()
+    after = {path.parent.name: path.stat().st_mtime_ns for path in Path("rows").rglob("block-*.npz")}
+    assert there.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [(UsageError("no such thing", fix="another"), UsageError, "no such"), (OSError("odd"), BackendError, "a worker")],
+)
+def test_an_error_of_a_worker_is_told_as_it_is(
+    place: Path, played: PlayedRay, error: Exception, kind: type[Exception], words: str
+) -> None:
+    def fails(number: int) -> None:
+        raise error
+
+    played.before = fails
+    with pytest.raises(kind, match=words):
+        report(engine="ray", logits="rows")
+    assert played.ended == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "spark", "logits": "rows"}, "there is no engine 'spark'"),
+        ({"engine": "ray"}, "needs a folder"),
+        ({"engine": "ray", "logits": "rows", "merge": "rows"}, "exclude each other"),
+        ({"engine": "ray", "logits": "rows", "workers": 0}, "invalid --workers 0"),
+        ({"engine": "ray", "logits": "rows", "metric": lambda outputs, targets: 0.0}, "workers cannot be given a func"),
+    ],
+)
+def test_what_does_not_go_with_an_engine_is_refused(
+    place: Path, played: PlayedRay, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        report(**options)
+    assert not played.actors
+
+
+def test_without_ray_the_extra_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match="ray is not installed"):
+        report(engine="ray", logits="rows")
+
+
+def test_a_shard_by_an_engine_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["validate", "int8", "--data", "data", "--logits", "rows", "--shard", "0/2", "--engine", "ray"]
+    assert main(command) == 2
+    assert "--shard and --engine exclude each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "shards"),
+    [(1, 1), (IMAGES, 1), (IMAGES + 1, 2), (IMAGES * SHARDS, SHARDS), (IMAGES * SHARDS * 9, SHARDS)],
+)
+def test_shards_depend_on_the_images_alone(images: int, shards: int) -> None:
+    assert shards_for(images) == shards
+
+
+def workers() -> Iterator[int]:
+    """Processes of Ray's actors."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                name = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(b"ray::_Worker"):
+                yield int(process.name)
+
+
+@pytest.mark.slow
+def test_the_real_cluster_loses_a_worker_and_nothing_else(place: Path) -> None:
+    pytest.importorskip("ray")
+    whole = report()
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        end = time.monotonic() + 300
+        while not killed and time.monotonic() < end:
+            if any(Path("rows").rglob("block-*.npz")):
+                for process in list(workers())[:1]:
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    found = report(engine="ray", logits="rows", workers=2)
+    thread.join()
+    assert found == whole
+    assert killed, "no worker could be killed while it computed"
