@@ -15,7 +15,7 @@ from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.tensorrt.error_patterns import explain
 from vitdeploy.tensorrt.logger import collector, worded
 from vitdeploy.tensorrt.options import BuildOptions
-from vitdeploy.tensorrt.progress import monitor_of
+from vitdeploy.tensorrt.progress import show_progress
 from vitdeploy.tensorrt.timings import read_timings, save_timings
 
 STRONGLY_TYPED_SINCE = (10, 0)
@@ -102,9 +102,7 @@ def build(model: bytes, options: BuildOptions, *, timing: Path | None = None, bo
         if known:
             settings["load_timing_cache"] = io.BytesIO(known)
         config = poly.create_config(builder, network, **settings)
-        monitor = monitor_of(trt)
-        if monitor is not None:
-            config.progress_monitor = monitor
+        show_progress(trt, config)
         on, off = _place_on_dla(builder, network, config, options.dla) if options.dla is not None else ({}, {})
         plan = builder.build_serialized_network(network, config)
         if plan is None:

@@ -10,10 +10,10 @@ from vitdeploy.progress import Progress
 LEAST_STEPS = 8
 
 
-def monitor_of(trt: Any) -> Any | None:
-    """For `IBuilderConfig.progress_monitor`; None for TensorRT 8, which does not tell."""
+def show_progress(trt: Any, config: Any) -> None:
+    """Show how far a build with this configuration is; TensorRT 8 does not tell."""
     if not hasattr(trt, "IProgressMonitor"):
-        return None
+        return
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -36,4 +36,4 @@ def monitor_of(trt: Any) -> Any | None:
             if progress is not None:
                 progress.__exit__(None, None, None)
 
-    return Monitor()
+    config.progress_monitor = Monitor()
