@@ -66,7 +66,7 @@ class FleetReport:
     def __str__(self) -> str:
         passed = sum(one.passed for one in self.outcomes)
         lines = [
-            f"{self.verb} of {self.bundle} on {len(self.outcomes)} hosts",
+            f"{self.verb} of {self.bundle} on {len(self.outcomes)} host{'s' if len(self.outcomes) != 1 else ''}",
             render([_row(one) for one in self.outcomes], header=_HEADER, align="<<<<<>"),
         ]
         for one in self.outcomes:
