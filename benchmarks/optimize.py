@@ -104,7 +104,9 @@ class Case:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
             fine = (0, 1) if name == "optimize" else (0,)  # 1: no bundle keeps what was asked, but all are there
             if done.returncode not in fine:
-                self.found[name]["error"] = without_paths(done.stderr.strip().splitlines()[-1])
+                lines = done.stderr.strip().splitlines()
+                said = next((line for line in lines if line.startswith("error: ")), lines[-1])
+                self.found[name]["error"] = without_paths(said)
                 print(done.stderr[-3000:], file=sys.stderr)
         except subprocess.TimeoutExpired:
             self.found[name]["error"] = f"not done after {self.args.minutes:g} minutes"
