@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import threading
@@ -16,20 +15,15 @@ import pytest
 
 from tests.bundles import LABELS, write_tiny_bundle
 from tests.conftest import ROOT
+from tests.example_scripts import imported
 
 SCRIPT = ROOT / "examples" / "camera.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("camera", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("camera") as module:
+        yield module
 
 
 class Source:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.example_scripts import imported
 from vitdeploy.cli import main
 from vitdeploy.data.masks import open_masks
 
@@ -26,14 +25,8 @@ COLOURS = {"field": (200, 190, 60), "forest": (20, 90, 30), "lake": (30, 50, 160
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("segment", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("segment") as module:
+        yield module
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.conftest import ROOT
+from tests.example_scripts import imported
 from vitdeploy.data import open_data
 from vitdeploy.models.create import create_model
 from vitdeploy.models.registry import ModelCard
@@ -29,14 +27,8 @@ SMALL = ("--image-size", "32", "--batch", "8")
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("train_classifier", ROOT / "examples" / "train_classifier.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("train_classifier") as module:
+        yield module
 
 
 def image(colour: str, number: int, size: tuple[int, int]) -> Image.Image:

@@ -46,6 +46,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> int | None:
+    """A new folder for `hold_new`: what holds it, or None where another command swept it away before it was held."""
+    path.mkdir()
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
 def hold_new(name: Callable[[], Path], make: Callable[[Path], int | None]) -> tuple[Path, int]:
     """A new file or folder of a fresh `name`, with the descriptor that `make` opened and that holds it.
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.bundles import LABELS, SIZE, WEIGHT, fill, in_precision, tiny_manifest, tiny_model
+from tests.bundles import LABELS, SIZE, WEIGHT, fill, in_precision, tiny_manifest, tiny_model, write_tiny_bundle
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
 from vitdeploy.preprocess import Preprocessing, preprocess_batch
 
@@ -61,6 +62,16 @@ def write_folder(root: Path, images: np.ndarray, targets: np.ndarray, labels: tu
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return root
+
+
+def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> Path:
+    """`folder` as the working folder, with bundles `fp32` and `int8`, `data`, and the user's cache in it."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    write_tiny_bundle(folder / "fp32")
+    write_variant(folder / "int8", noisy(), precision="int8")
+    write_folder(folder / "data", images, labels_of(images))
+    return folder
 
 
 def write_baked(path: Path) -> Bundle:

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 import vitdeploy
-from tests.accuracy.accuracy_cases import labels_of, noisy, photos, write_folder, write_variant
-from tests.bundles import write_tiny_bundle
+from tests.accuracy.accuracy_cases import photos, prepare
 from vitdeploy.accuracy import cluster
 from vitdeploy.accuracy.cluster import IMAGES, SHARDS, shards_for
 from vitdeploy.cli import main
@@ -34,13 +33,8 @@ COUNT = 101
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with bundles `fp32` and `int8` and with `data`, in shards of 16 images."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cluster, "IMAGES", 16)
-    write_tiny_bundle(tmp_path / "fp32")
-    write_variant(tmp_path / "int8", noisy(), precision="int8")
-    write_folder(tmp_path / "data", photos(COUNT), labels_of(photos(COUNT)))
-    return tmp_path
+    return prepare(tmp_path, monkeypatch, photos(COUNT))
 
 
 def report(**options: Any) -> str:

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitdeploy
-from tests.accuracy.accuracy_cases import labels_of, noisy, photos, write_folder, write_variant
-from tests.bundles import LABELS, write_tiny_bundle
+from tests.accuracy.accuracy_cases import labels_of, noisy, photos, prepare, write_folder, write_variant
+from tests.bundles import LABELS
 from tests.conftest import ROOT, examples
 from tests.tasks.task_cases import scenes, write_data, write_segmenter
 from vitdeploy.accuracy import blocks, compute, sharded
@@ -37,12 +37,7 @@ RUNTIME = {"runtime": "onnxruntime"}
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with bundles `fp32` and `int8` and with `data`; the user's cache is in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_tiny_bundle(tmp_path / "fp32")
-    write_variant(tmp_path / "int8", noisy(), precision="int8")
-    write_folder(tmp_path / "data", IMAGES, TARGETS)
-    return tmp_path
+    return prepare(tmp_path, monkeypatch, IMAGES)
 
 
 def shard(text: str, *bundles: str, data: str = "data", **options: Any) -> vitdeploy.ShardReport:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.accuracy.accuracy_cases import labels_of, logits_of, noisy, photos, write_folder, write_variant
-from tests.bundles import WEIGHT, write_tiny_bundle
+from tests.accuracy.accuracy_cases import labels_of, logits_of, noisy, photos, prepare
+from tests.bundles import WEIGHT
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 
@@ -25,12 +25,7 @@ TARGETS = labels_of(IMAGES)
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with bundles `fp32` and `int8` and with `data`; the user's cache is in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_tiny_bundle(tmp_path / "fp32")
-    write_variant(tmp_path / "int8", noisy(), precision="int8")
-    write_folder(tmp_path / "data", IMAGES, TARGETS)
-    return tmp_path
+    return prepare(tmp_path, monkeypatch, IMAGES)
 
 
 @pytest.fixture

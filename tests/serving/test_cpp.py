@@ -211,7 +211,7 @@ def test_the_source_of_tensorrt_is_one_that_a_compiler_takes(version: str, baked
     vitdeploy.handoff(write_linear(tmp_path / "b", baked=baked), tmp_path / "out", to="cpp")
     source = tmp_path / "out" / "tensorrt.cpp"
     options = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-DTENSORRT_{version}"]
-    call("c++", *options, "-I", Path(__file__).with_name("standin"), source)
+    assert call("c++", *options, "-I", Path(__file__).with_name("standin"), source) == ""
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.accuracy.check import Check
 from vitdeploy.accuracy.shards import Shard
@@ -17,12 +17,16 @@ from vitdeploy.data.blobs import url_of
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError, VitDeployError
 from vitdeploy.progress import Progress
 
+if TYPE_CHECKING:
+    from vitdeploy.accuracy.sharded import ShardComputer
+
 log = logging.getLogger(__name__)
 
 RAY = "ray"
 ENGINES = (RAY,)
 IMAGES = 1024  # of a shard at most, unless there would be more than `SHARDS`
 SHARDS = 1024
+_AGAIN = "run the same command again, which goes on where it stopped"
 RESTARTS = 3  # of a worker that is lost, and tries of the shard that it had
 
 
@@ -94,15 +98,21 @@ def _paths(bundles: Any) -> Any:
 
 
 class _Worker:
-    """In a process of its own, perhaps on another machine."""
+    """In a process of its own, perhaps on another machine.
+
+    Sessions are loaded with the first shard: an error then is that of a task, which Ray hands on as it is.
+    """
 
     def __init__(self, given: Mapping[str, Any], root: Path) -> None:
-        from vitdeploy.accuracy.sharded import ShardComputer
-
+        self._given, self._root = given, root
         self._closing = ExitStack()
-        self._computer = ShardComputer(Check.of(**given), root, self._closing)
+        self._computer: ShardComputer | None = None
 
     def compute(self, number: int, total: int) -> None:
+        from vitdeploy.accuracy.sharded import ShardComputer
+
+        if self._computer is None:
+            self._computer = ShardComputer(Check.of(**self._given), self._root, self._closing)
         self._computer.compute(Shard(number, total))
 
 
@@ -111,25 +121,13 @@ def _raise_ours(ray: Any, task: Any) -> None:
     try:
         ray.get(task)
     except ray.exceptions.RayActorError as error:
-        raise _lost(error) from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackendError(f"a worker of ray was lost more than {RESTARTS} times", why=why, fix=_AGAIN) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VitDeployError):
             raise error.cause from None
         why = f"{type(error.cause).__name__}: {error.cause}"
         raise BackendError("a worker of ray failed", why=why, fix=_AGAIN) from error
-
-
-_AGAIN = "run the same command again, which goes on where it stopped"
-
-
-def _lost(error: Exception) -> BackendError:
-    cause = getattr(error, "cause", None)  # where a worker could not begin
-    while cause is not None and not isinstance(cause, VitDeployError):
-        cause = getattr(cause, "cause", None)
-    if isinstance(cause, VitDeployError):
-        return BackendError(cause.what, why=cause.why, fix=cause.fix)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return BackendError(f"a worker of ray was lost more than {RESTARTS} times", why=first, fix=_AGAIN)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from vitdeploy.bundle.manifest import LARGEST_REFERENCE, MANIFEST, SCHEMA_VERSIO
 from vitdeploy.bundle.preprocessing_sample import PIXELS, VALUES, sample_preprocessing
 from vitdeploy.bundle.reference import Array, too_large
 from vitdeploy.errors import BundleError
-from vitdeploy.files import hash_file, hold, hold_new, sweep, write_atomically
+from vitdeploy.files import hash_file, hold, hold_new, make_folder, sweep, write_atomically
 from vitdeploy.preprocess import Preprocessing
 
 _ELSEWHERE = "choose another folder with -o"
@@ -52,7 +52,7 @@ class BundleWriter:
             with self._explained():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._sweep()
-                self.path, self._held = hold_new(lambda: self._sibling("partial"), _make_folder)
+                self.path, self._held = hold_new(lambda: self._sibling("partial"), make_folder)
         except BaseException:
             self._discard()
             raise
@@ -187,14 +187,6 @@ class BundleWriter:
             yield
         except OSError as error:
             raise cannot_write(self.destination, error, otherwise=_ELSEWHERE) from error
-
-
-def _make_folder(path: Path) -> int | None:
-    path.mkdir()
-    try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # another export swept it away, since nobody held it yet
-        return None
 
 
 def _remove_tree(path: Path) -> None:

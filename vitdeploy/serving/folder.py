@@ -14,7 +14,7 @@ from pathlib import Path
 from vitdeploy.bundle import MANIFEST
 from vitdeploy.bundle.bundle import DISK_FULL
 from vitdeploy.errors import UsageError, shell
-from vitdeploy.files import hold_new, sweep
+from vitdeploy.files import hold_new, make_folder, sweep
 from vitdeploy.serving.content import File
 
 # Says of a folder that it may be replaced.
@@ -62,7 +62,7 @@ def write_folder(path: Path, files: Mapping[str, File], *, force: bool) -> None:
         held, temporary = None, None
         try:
             _sweep(place)
-            temporary, held = hold_new(lambda: _sibling(place, "partial"), _make_folder)
+            temporary, held = hold_new(lambda: _sibling(place, "partial"), make_folder)
             for name, file in files.items():
                 _write(temporary / name, file)
             check_folder(path, force=force)  # which somebody else may have written meanwhile
@@ -118,14 +118,6 @@ def _sweep(place: Path) -> None:
 
 def _sibling(place: Path, what: str) -> Path:
     return place.with_name(f".{place.name}.{what}-{secrets.token_hex(4)}")
-
-
-def _make_folder(path: Path) -> int | None:
-    path.mkdir()
-    try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # another command swept it away, since nobody held it yet
-        return None
 
 
 def _is_ours(path: Path) -> bool:
