@@ -1,7 +1,6 @@
 """`python -m vitdeploy` runs the command line."""
 
-import sys
+from vitdeploy.cli import run
 
-from vitdeploy.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    run()

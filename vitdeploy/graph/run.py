@@ -78,14 +78,14 @@ def _serialized(model: ir.Model) -> bytes:
 
 
 class Runner:
-    """A graph opened once and run on any number of samples; `model` and `mode` are those of `open_session`.
+    """A graph opened once and run on any number of samples; the arguments are those of `open_session`.
 
     inputs, outputs  names, in the order of the graph
     batch            samples that the graph takes at once; None where it takes any number
     """
 
-    def __init__(self, model: ir.Model | bytes, mode: Mode = "optimized") -> None:
-        self._session = open_session(model, mode)
+    def __init__(self, model: ir.Model | bytes, mode: Mode = "optimized", *, threads: int | None = None) -> None:
+        self._session = open_session(model, mode, threads=threads)
         ports = self._session.get_inputs()
         self.inputs = tuple(port.name for port in ports)
         self.outputs = tuple(port.name for port in self._session.get_outputs())

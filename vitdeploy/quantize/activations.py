@@ -30,10 +30,14 @@ from vitdeploy.quantize.samples import Batch, Images, by_name, length, regroup
 
 Array = NDArray[Any]
 Item = TypeVar("Item")
+_Shown = tuple[Array, int]  # a tensor of some images, and how many
+_Pop = Callable[[str], list[_Shown]]  # takes a tensor by name: that of each run, one after another
 
 FETCH_BYTES = 48 << 20  # of the tensors of one part of the graph, unless a single one of a single image is larger
 MAX_IMAGES = 32  # in one call, unless the graph takes more at once
 RUNS = 4  # that fit at least, where single tensors are small enough: side by side on the cores
+TRIMMED = 8  # batches after which free memory goes back to the system: to fault it in anew each time cost a tenth
+ALONE = 1 << 20  # bytes of a tensor of one run that is observed alone: joining those of several would only copy them
 
 
 def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterable[Batch]) -> dict[str, Statistics]:
@@ -46,7 +50,8 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
               only one, or `Images`; read once, one after another
 
     Memory, next to the model: what `Activations` holds at once, twice `FETCH_BYTES` and on each core what the graph
-    itself needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on
+    itself needs between two of its parts; as much again as `FETCH_BYTES` that the allocator keeps for the next batches;
+    and what `Statistics` states for each tensor. The statistics do not depend on
     how the images are split into batches.
 
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
@@ -108,7 +113,7 @@ class Activations:
         """
         for names, pop in self._parts(self._arrays(batch)):
             for name in names:
-                yield name, pop(name)
+                yield name, _joined([array for array, _ in pop(name)])
             _return_free_memory()
 
     def observe(self, batches: Iterable[Batch], observers: Mapping[str, Callable[[Array, int], None]]) -> Iterator[int]:
@@ -124,32 +129,37 @@ class Activations:
         # Matrix products in numpy would each take all cores, and wait for each other in loops that use them up.
         limits = threadpool_limits(1, user_api="blas")
         with limits, ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
+            done = 0
             for images, names, pop in _ahead(self._stream(batches)):
                 for name in names:
                     if name not in observers:
                         continue
                     if name in last:
                         last[name].result()
-                    last[name] = pool.submit(observers[name], pop(name), images)
+                    last[name] = pool.submit(_show, observers[name], pop(name))
                     waiting.append(last[name])
                     if len(waiting) > cores:
                         waiting.popleft().result()
                 if not names:
-                    _return_free_memory()
+                    done += 1
+                    if done % TRIMMED == 0:
+                        _return_free_memory()
                     yield images
             while waiting:
                 waiting.popleft().result()
+        _return_free_memory()
 
-    def _stream(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Sequence[str], Callable[[str], Array]]]:
+    def _stream(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Sequence[str], _Pop]]:
         """The number of images of each batch with its inputs, with each part of the graph, and with no name at last."""
         for batch in batches:
-            arrays = self._arrays(batch)
-            yield length(batch), list(arrays), arrays.__getitem__
+            arrays, images = self._arrays(batch), length(batch)
+            given = {name: [(array, images)] for name, array in arrays.items()}
+            yield images, list(given), given.__getitem__
             for names, pop in self._parts(arrays):
-                yield length(batch), names, pop
-            yield length(batch), (), arrays.__getitem__
+                yield images, names, pop
+            yield images, (), given.__getitem__
 
-    def _parts(self, arrays: Mapping[str, Array]) -> Iterator[tuple[Sequence[str], Callable[[str], Array]]]:
+    def _parts(self, arrays: Mapping[str, Array]) -> Iterator[tuple[Sequence[str], _Pop]]:
         """The tensors that each segment makes, and what takes one of them, which is not kept."""
         step = self._fixed if isinstance(self._fixed, int) else length(arrays)
         runs = [_Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
@@ -226,7 +236,7 @@ class _Run:
     def __init__(self, arrays: Mapping[str, Array], batch: int) -> None:
         import onnxruntime as ort
 
-        self._count, self._batch = length(arrays), batch
+        self.count, self._batch = length(arrays), batch
         self.waiting = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fill(array, batch)))
             for name, array in arrays.items()
@@ -234,7 +244,22 @@ class _Run:
 
     def array(self, value: Any) -> Array:
         """A tensor that was made, without what was filled up."""
-        return take(value.numpy(), self._count, self._batch)
+        return take(_view(value), self.count, self._batch)
+
+
+class _Memory:
+    """What numpy needs to read an OrtValue where it lies, and keeps it for as long; `OrtValue.numpy` would copy it."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        shape = tuple(value.shape())
+        self.__array_interface__ = {"version": 3, "typestr": "<f4", "shape": shape, "data": (value.data_ptr(), True)}
+
+
+def _view(value: Any) -> Array:
+    """The values of a float32 OrtValue, not to be written to."""
+    array: Array = np.asarray(_Memory(value)) if all(value.shape()) else value.numpy()
+    return array
 
 
 @dataclass(frozen=True)
@@ -263,10 +288,22 @@ class _Segment:
         return dict(zip(self.names, made, strict=False))
 
 
-def _pop(runs: Sequence[_Run], made: Sequence[dict[str, Any]], name: str) -> Array:
-    """A tensor of several runs, one after another along its first axis; none of them keeps it."""
-    parts = [run.array(one.pop(name)) for run, one in zip(runs, made, strict=True)]
-    return parts[0] if len(parts) == 1 else np.concatenate(list(map(np.atleast_1d, parts)))
+def _pop(runs: Sequence[_Run], made: Sequence[dict[str, Any]], name: str) -> list[_Shown]:
+    """A tensor of several runs, which is not kept, with the number of images."""
+    return [(run.array(one.pop(name)), run.count) for run, one in zip(runs, made, strict=True)]
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Tensors of several runs, one after another along their first axis."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(list(map(np.atleast_1d, arrays)))
+
+
+def _show(observer: Callable[[Array, int], None], parts: list[_Shown]) -> None:
+    """Hand the parts of a tensor to its observer: small ones at once, since each call costs time."""
+    if parts[0][0].nbytes < ALONE:
+        parts = [(_joined([array for array, _ in parts]), sum(images for _, images in parts))]
+    while parts:
+        observer(*parts.pop(0))
 
 
 def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]], *, threads: int | None) -> list[_Segment]:

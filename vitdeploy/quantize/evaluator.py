@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.graph.qdq import Array
 from vitdeploy.graph.run import Mode, Runner
+from vitdeploy.machine.settings import usable_cores
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.samples import BATCH, SNR_IMAGES, Batch, by_name, length, part, regroup
+from vitdeploy.runtime.stream import stream
 from vitdeploy.statistics import Paired, best_class, decibels, energies, pair
 
 
@@ -26,7 +28,9 @@ class Evaluator:
     labels  class numbers of the images, for `drop`: the classes of the output `scores`, [n, classes]
     scores  its name; None for the first output
 
-    Memory: `SNR_IMAGES` images and their outputs, and one batch more, however many images there are.
+    A graph with a fixed batch runs on several batches side by side, one on each core: among the threads of one run
+    there is less to share. Memory: `SNR_IMAGES` images and their outputs, and two batches a core, however many images
+    there are.
 
     Raises InputError for labels that are no classes of the graph, UsageError where it has no classes.
     """
@@ -39,7 +43,9 @@ class Evaluator:
         *,
         scores: str | None = None,
     ) -> None:
-        runner = Runner(graph, "qdq")
+        shape = graph.graph.inputs[0].shape
+        self._fixed = shape is not None and isinstance(shape[0], int)
+        runner = self._runner(graph, "qdq")
         self._images, self._step = images, runner.batch or BATCH
         self._scores = scores or runner.outputs[0]
         self._few = list(regroup(_first(images, SNR_IMAGES), self._step))
@@ -66,11 +72,11 @@ class Evaluator:
 
         -inf for an output that is not finite. `mode` is that of `open_session`.
         """
-        return self._ratios(Runner(model, mode), [])
+        return self._ratios(self._runner(model, mode), [])
 
     def measure(self, model: ir.Model, mode: Mode = "qdq") -> tuple[dict[str, float], Paired | None]:
         """`ratios`, and `drop` where there are labels, with one run for each image."""
-        runner, chosen = Runner(model, mode), list[Array]()
+        runner, chosen = self._runner(model, mode), list[Array]()
         ratios = self._ratios(runner, chosen)
         if self._right is None:
             return ratios, None
@@ -95,14 +101,13 @@ class Evaluator:
         """
         if self._right is None:
             raise UsageError("top-1 cannot be measured without labels", fix="--min-snr 35")
-        return pair(self._right, self._answers(Runner(model, mode)))
+        return pair(self._right, self._answers(self._runner(model, mode)))
 
     def _outputs(self, runner: Runner, what: str) -> Iterator[dict[str, Array]]:
         """The floating-point outputs for one batch of the first images after another."""
         with Progress(what, sum(map(length, self._few))) as progress:
-            for batch in self._few:
-                found = runner(by_name(batch, runner.inputs))
-                progress.advance(length(batch))
+            for count, found in self._run(runner, self._few):
+                progress.advance(count)
                 yield {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
 
     def _answers(self, runner: Runner, known: Sequence[Array] = ()) -> NDArray[np.bool_]:
@@ -110,14 +115,25 @@ class Evaluator:
         chosen = list(known)
         first = sum(map(len, chosen))
         with Progress("classifying", self.images - first) as progress:
-            for batch in regroup(_behind(self._images, first), self._step):
-                logits = runner(by_name(batch, runner.inputs), self._step)[self._scores]
+            for count, found in self._run(runner, regroup(_behind(self._images, first), self._step)):
+                logits = found[self._scores]
                 if not chosen:
                     self._check(logits)
                 chosen.append(best_class(logits))
-                progress.advance(length(batch))
+                progress.advance(count)
         right: NDArray[np.bool_] = np.concatenate(chosen) == self._labels
         return right
+
+    def _runner(self, model: ir.Model, mode: Mode) -> Runner:
+        return Runner(model, mode, threads=1 if self._fixed else None)
+
+    def _run(self, runner: Runner, batches: Iterable[Batch]) -> Iterator[tuple[int, dict[str, Array]]]:
+        """The number of samples of each batch, in their order, and all outputs."""
+
+        def compute(batch: Batch) -> list[tuple[int, dict[str, Array]]]:
+            return [(length(batch), runner(by_name(batch, runner.inputs), self._step))]
+
+        return stream(batches, compute, workers=usable_cores() if self._fixed else 1)
 
     def _check(self, logits: Array) -> None:
         if logits.ndim != 2:

@@ -19,23 +19,29 @@ from vitdeploy.quantize.samples import Batch, Images, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
+# Calibration images that are worth their time here: as many vectors of twice the images gave the same accuracy within
+# the noise (docs/int8.md).
+IMAGES = 200
+
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
-WORK = 1 << 22
-LEAST_ROWS = 32
+WORK = 1 << 23
+LEAST_ROWS = 64
 TOGETHER = 512  # rows multiplied at once: the sum of the products, K² numbers, is read and written once for so many
 
 # Part of the mean variance that is added to every input's: the moments of a sample are not those of all images, and
 # there are fewer samples than inputs in some layers.
 DAMPING = 1e-3
 _ROUNDING = 1e-9  # part of the mean square below which a variance is float64's rounding error
+_ROUNDING_32 = 1e-6  # part of the sum of all variances below which an eigenvalue is float32's
 
 
 class SecondMoments:
     """Mean and second moment of the vectors x that a layer multiplies by its weight, and what quantizing does to them.
 
     The vectors are the rows of a tensor [..., K], or the patches of images [n, channels, h, w], K = channels x kh x kw
-    in this order, with the zeros of the padding. Memory: 8 K² bytes, and 4 K for each of `TOGETHER` rows and those of
-    one image, which wait to be added.
+    in this order, with the zeros of the padding. Products are taken in float32 of vectors less the mean of the first
+    ones, so that what is far from zero loses nothing, and summed in float64. Memory: 8 K² bytes, 4 K for each of
+    `TOGETHER` rows and those of one image, which wait to be added, and 4 K² while they are.
 
     window  of a convolution; None for rows
     params  how the tensor is quantized; None where it is not
@@ -46,6 +52,7 @@ class SecondMoments:
         self.window, self.params = window, params
         self.rows = self.images = 0
         self._waiting: list[Array] = []
+        self._centre: Array = np.zeros(0)
         self._sum: Array = np.zeros(0)
         self._shift: Array = np.zeros(0)
         self._square: Array = np.zeros((0, 0))
@@ -54,7 +61,8 @@ class SecondMoments:
     def mean(self) -> Array:
         """E[x], float64 [K]."""
         self._add_waiting()
-        return self._sum / self.rows
+        found: Array = self._centre + self._sum / self.rows
+        return found
 
     @property
     def shift(self) -> Array:
@@ -65,8 +73,15 @@ class SecondMoments:
     @property
     def second(self) -> Array:
         """E[x xᵀ], float64 [K, K]."""
+        found: Array = self._covariance + np.outer(self.mean, self.mean)
+        return found
+
+    @property
+    def _covariance(self) -> Array:
         self._add_waiting()
-        return self._square / self.rows
+        mean = self._sum / self.rows
+        found: Array = self._square / self.rows - np.outer(mean, mean)
+        return found
 
     @property
     def metric(self) -> Array:
@@ -74,10 +89,10 @@ class SecondMoments:
 
         The covariance and not the second moment, since a bias makes up for an error of the mean.
         """
-        second = self.second
-        found: Array = second - np.outer(self.mean, self.mean)
-        least = _ROUNDING * float(np.trace(second))
-        damping = max(DAMPING * float(np.trace(found)), least) / len(found)
+        found = self._covariance
+        variance = float(np.trace(found))
+        least = _ROUNDING * (variance + float(np.square(self.mean).sum()))
+        damping = max(variance * max(DAMPING / len(found), _ROUNDING_32), least / len(found))
         found[np.diag_indices_from(found)] += damping if damping > 0 else 1.0
         return found
 
@@ -98,14 +113,15 @@ class SecondMoments:
             return
         vectors = np.concatenate(self._waiting)
         self._waiting.clear()
-        exact = vectors.astype(np.float64)
         if not self._sum.size:
-            length = exact.shape[1]
+            length = vectors.shape[1]
+            self._centre = vectors.mean(axis=0)
             self._sum, self._shift, self._square = np.zeros(length), np.zeros(length), np.zeros((length, length))
-        self._sum += exact.sum(axis=0)
-        self._square += exact.T @ exact
         if self.params is not None:
-            self._shift += (self.params.round_trip(vectors) - exact).sum(axis=0)
+            self._shift += (self.params.round_trip(vectors) - vectors).sum(axis=0, dtype=np.float64)
+        vectors -= self._centre
+        self._sum += vectors.sum(axis=0, dtype=np.float64)
+        self._square += vectors.T @ vectors
 
     def _vectors(self, values: Array) -> Array:
         """The chosen vectors of the next image, [n, K]."""
@@ -142,8 +158,8 @@ def second_moments(
 
     model   FP32
     ranges  by name of an activation, how it is quantized
-    images  batches, see `Images`, iterated once for each group of layers whose moments fit in
-            `MOMENT_BYTES`; layers that read the same vectors share them
+    images  batches, see `Images`, of which `IMAGES` are enough; iterated once for each group of layers whose moments
+            fit in `MOMENT_BYTES`; layers that read the same vectors share them
     purpose  what the caller does with each layer, for whoever waits
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.
