@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 # The `fix` of what should never happen.
 REPORT = "run the command with --verbose, and report what it prints as a defect of vitdeploy"
@@ -26,10 +27,21 @@ class VitDeployError(Exception):
         self.what, self.why, self.fix = what, why, fix
         super().__init__("\n".join(self.lines()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another, whatever a kind of error takes to be made."""
+        return _restored, (type(self), self.__dict__)
+
     def lines(self) -> list[str]:
         """The message, one line for each part that is known."""
         labelled = [self.what, self.why and f"  why: {self.why}", self.fix and f"  try: {self.fix}"]
         return [line for line in labelled if line]
+
+
+def _restored(kind: type[VitDeployError], attributes: dict[str, Any]) -> VitDeployError:
+    error = kind.__new__(kind)
+    VitDeployError.__init__(error, attributes["what"], why=attributes["why"], fix=attributes["fix"])
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(VitDeployError, ValueError):
