@@ -32,8 +32,8 @@ def made(kind: type[VitDeployError]) -> VitDeployError:
 def test_every_kind_of_error_arrives_whole() -> None:
     for found in pkgutil.iter_modules(tensorrt.__path__, "vitdeploy.tensorrt."):
         importlib.import_module(found.name)
-    every = set(kinds())
-    assert {UsageError, GateError, MissingDependencyError} < every
+    every, some = set(kinds()), {GateError.__name__, MissingDependencyError.__name__, BuildError.__name__}
+    assert some < {kind.__name__ for kind in every}
     assert len(every) >= 14
     for kind in every:
         error = made(kind)

@@ -196,6 +196,17 @@ def test_an_image_that_is_too_large_is_named_when_it_is_read(tmp_path: Path, mon
         dataset.read(2)
 
 
+@pytest.mark.parametrize("padding", [0, 10_240, 500_000])
+def test_tars_joined_byte_by_byte_are_refused(tmp_path: Path, padding: int) -> None:
+    first, second = (write_tar(tmp_path / name, samples(IMAGES[:3], KINDS[:3])) for name in ("a.tar", "b.tar"))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + bytes(padding) + second.read_bytes())
+    with pytest.raises(InputError, match=r"(?s)more behind its end.*--concatenate"):
+        open_data(joined)
+    joined.write_bytes(first.read_bytes() + bytes(padding))
+    assert len(open_data(joined)) == 3
+
+
 def test_a_compressed_name_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is compressed") as caught:
         open_data(tmp_path / "a.tar.gz")

@@ -10,6 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ class _File:
             raise
         except Exception as error:
             raise blob.unreadable(error) from error
-        self.ends = [sum(counts[: place + 1]) for place in range(len(counts))]
+        self.ends = list(accumulate(counts))
         self.rows = self.ends[-1] if self.ends else 0
         self._lock, self._held = threading.Lock(), OrderedDict[int, Any]()
 
@@ -117,7 +118,7 @@ def open_parquet(data: str | Path) -> Samples:
                 why=f"{file.columns} against {columns}",
                 fix="give the files of one data set alone",
             )
-    ends = [sum(file.rows for file in files[: place + 1]) for place in range(len(files))]
+    ends = list(accumulate(file.rows for file in files))
     if not ends[-1]:
         raise InputError(f"there are no images in {where}", why="it has no rows", fix="give at least one image")
 

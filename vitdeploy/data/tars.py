@@ -29,6 +29,8 @@ _KEYS = ("label", "cls", "class")
 _MAGICS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _FIX = "copy or pack it again"
 _BLOCK = tarfile.BLOCKSIZE
+_PADDING = 1 << 20  # bytes behind the end of a tar that are looked at: programs fill it up to a multiple of 10 KiB
+_PIECE = 1 << 14  # of these at once
 LARGEST_NAME, LARGEST_LABEL = 1 << 16, 1 << 20  # bytes of a long name or of attributes, and of a label
 
 
@@ -235,6 +237,12 @@ def _members(blob: Blob) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise _damaged(blob, f"it ends at {at:,} bytes without the mark of an end, so a part is missing")
         if not header.strip(b"\0"):
+            if any(window.at(place, _PIECE).strip(b"\0") for place in range(at, at + _PADDING, _PIECE)):
+                raise InputError(
+                    f"{blob.where} has more behind its end",
+                    why="it may be several tars joined by cat, and images would be left out",
+                    fix="give the tars themselves, or join them with tar --concatenate",
+                )
             return
         info = _parsed(header)
         if info is None:
