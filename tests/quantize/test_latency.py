@@ -17,6 +17,7 @@ from tests.quantize.blocks import network
 from tests.rows import RULES
 from vitdeploy.errors import UsageError
 from vitdeploy.graph.qdq import S8
+from vitdeploy.machine.contention import Contention
 from vitdeploy.quantize import latency
 from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.latency import LatencyReport, Race, Saving, alike, time_layers
@@ -67,6 +68,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> type[Kernels]:
     monkeypatch.setattr(time, "perf_counter", lambda: Kernels.now)
     monkeypatch.setattr(Kernels, "int8", {"Conv": 250, "MatMul": 40, "Gemm": 40})
     monkeypatch.setattr(Kernels, "loaded", 0)
+    monkeypatch.setattr(Contention, "cores", lambda self: None)  # whatever else runs beside these tests
     return Kernels
 
 
@@ -217,6 +219,21 @@ def test_a_second_time_nothing_is_measured(
     assert Kernels.loaded == 1  # to learn the runtime's settings
     assert second.to_dict() == first.to_dict()
     assert in_float(second) == CONVOLUTIONS
+
+
+@pytest.mark.parametrize(("cores", "kept"), [(None, True), (0.0, True), (0.2, True), (0.3, False), (7.0, False)])
+def test_what_was_measured_beside_other_work_is_not_kept(
+    kernels: type[Kernels],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cores: float | None,
+    kept: bool,
+) -> None:
+    monkeypatch.setattr(Contention, "cores", lambda self: cores)
+    assert in_float(tuned(tmp_path)) == CONVOLUTIONS
+    assert bool(list(tmp_path.iterdir())) == kept
+    assert (f"other programs took {cores} cores" in caplog.text) == (not kept)
 
 
 def test_other_weights_of_the_same_shapes_are_known_already(kernels: type[Kernels], tmp_path: Path) -> None:

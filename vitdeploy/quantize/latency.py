@@ -25,6 +25,7 @@ from vitdeploy.errors import ExportError
 from vitdeploy.files import write_atomically
 from vitdeploy.graph.edit import sizes
 from vitdeploy.graph.qdq import Array
+from vitdeploy.machine.contention import TOLERATED, Contention
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.insert import insert
@@ -135,7 +136,7 @@ def time_layers(
     model    optimized FP32 graph with one input, float32 [batch, 3, height, width]; a free batch is measured at 1
     threads  of the runtime; None leaves it to it, as a session does
     cache    folder of earlier results for the same graph, runtime, version, processor and threads; None for the
-             user's cache
+             user's cache. What was measured beside other work is not kept, and said to be so
 
     Raises UsageError for a runtime that does not exist and BackendError for one that is not here or cannot run it.
     """
@@ -150,7 +151,7 @@ def time_layers(
         kept.touch(file)
         log.info("latency on %s: measured before, %s", runtime, file)
         return known
-    groups: list[Group] = []
+    groups, others = list[Group](), Contention()
     wanted = alike(model.graph, plan)
     with Progress(f"measuring INT8 on {runtime}", len(wanted) + 1) as progress:
         for nodes in wanted:
@@ -163,7 +164,15 @@ def time_layers(
             progress.advance()
         report = LatencyReport(settings, tuple(groups), race.run(best, race.load(model)))
         progress.advance()
-    _write(kept, entry, report)
+    taken = others.cores()
+    if taken is not None and taken > TOLERATED:
+        log.warning(
+            "other programs took %.1f cores while INT8 was timed on %s: end them and run this again; it is not kept",
+            taken,
+            runtime,
+        )
+    else:
+        _write(kept, entry, report)
     return report
 
 
