@@ -24,8 +24,8 @@ MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single la
 IMAGES = 200
 
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
-WORK = 1 << 23
-LEAST_ROWS = 64
+WORK = 1 << 22
+LEAST_ROWS = 32
 TOGETHER = 512  # rows multiplied at once: the sum of the products, K² numbers, is read and written once for so many
 
 # Part of the mean variance that is added to every input's: the moments of a sample are not those of all images, and
