@@ -44,37 +44,6 @@ def test_hashes_are_of_each_image() -> None:
     assert read(values[:1], values[1:]).hashes == [hashlib.sha256(image.tobytes()).hexdigest() for image in values]
 
 
-@given(cuts=st.lists(st.integers(1, 5), min_size=1, max_size=6), count=st.integers(1, 40))
-def test_a_part_of_the_images_is_spread_over_all_of_them(cuts: list[int], count: int) -> None:
-    total = sum(cuts)
-    values = np.arange(total, dtype=np.float32).reshape(-1, 1, 1, 1) + photos(1)
-    images = read(*np.split(values, np.cumsum(cuts)[:-1]), names=[f"{index}.png" for index in range(total)])
-    some = images.spread(count)
-    taken = np.concatenate([batch[:, 0, 0, 0] for batch in some]) - values[0, 0, 0, 0]
-    assert len(taken) == some.expected == min(count, total)
-    places = np.round(taken).astype(int)
-    steps = np.diff([*places, places[0] + total])
-    assert steps.min() >= total // len(taken)
-    assert steps.max() <= -(-total // len(taken))
-
-
-def test_images_that_are_not_wanted_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
-    tensor = Dataset.tensor
-
-    def counting(data: Dataset, index: int, *args: object, **keywords: object) -> np.ndarray:
-        reads.append(index)
-        return tensor(data, index, *args, **keywords)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Dataset, "tensor", counting)
-    samples = choose_samples(labelled(100), (), Preprocessing(size=(8, 8)), Int8Options(samples=30))
-    images = samples.calibration()
-    assert sum(map(len, images)) == 30
-    reads.clear()
-    assert sum(map(len, images.spread(10))) == 10
-    assert reads == list(samples.calibrate)[::3]
-
-
 @pytest.mark.parametrize(
     ("batches", "message"),
     [

@@ -24,7 +24,6 @@ from vitdeploy.quantize.gptq import RoundedLayer, correct_biases, round_layers
 from vitdeploy.quantize.insert import insert
 from vitdeploy.quantize.latency import LatencyReport, faster_layers
 from vitdeploy.quantize.layers import LinearMap, channel_axis, linear_map, weight_of
-from vitdeploy.quantize.moments import IMAGES as MOMENT_IMAGES
 from vitdeploy.quantize.observers import Statistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.placement import CONVOLUTION, Layer, Plan, place, restrict, tensors
@@ -136,7 +135,7 @@ def calibrate(
         reasons = "; ".join(dict.fromkeys(str(layer.obstacle) for layer in plan)) or "it has no products"
         raise ExportError("nothing in this network can be quantized", why=reasons, fix="--precision fp16")
     params = {name: found.params for name, found in ranges.items() if found.params is not None}
-    layers = round_layers(model, plan, params, images.spread(MOMENT_IMAGES))
+    layers = round_layers(model, plan, params, images)
     repairs += [{"repair": "rounding", "node": node, **layer.to_dict()} for node, layer in layers.items()]
 
     quantizer = Quantizer(model, params, layers, rules, target or find_target("portable"))

@@ -19,10 +19,6 @@ from vitdeploy.quantize.samples import Batch, Images, regroup
 
 MOMENT_BYTES = 512 << 20  # of moments held at once, unless those of a single layer are larger
 
-# Calibration images that are worth their time here: as many vectors of twice the images gave the same accuracy within
-# the noise (docs/int8.md).
-IMAGES = 200
-
 # Multiply-accumulates spent on one image of one tensor, unless that bought fewer than `LEAST_ROWS` rows.
 WORK = 1 << 22
 LEAST_ROWS = 32
@@ -158,8 +154,8 @@ def second_moments(
 
     model   FP32
     ranges  by name of an activation, how it is quantized
-    images  batches, see `Images`, of which `IMAGES` are enough; iterated once for each group of layers whose moments
-            fit in `MOMENT_BYTES`; layers that read the same vectors share them
+    images  batches, see `Images`, iterated once for each group of layers whose moments fit in
+            `MOMENT_BYTES`; layers that read the same vectors share them
     purpose  what the caller does with each layer, for whoever waits
 
     Memory, next to the model: `MOMENT_BYTES`, and what `Activations` holds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +73,6 @@ class Images:
                     self.flat.append(self.count)
                 self._record([image])
             yield batch
-
-    def spread(self, count: int) -> Images:
-        """`count` of the samples that were seen, evenly spread over them; all of them where there are no more."""
-        if count >= self.count:
-            return self
-        chosen = [index * self.count // count for index in range(count)]
-        if isinstance(self._batches, _Batches):  # the others are not even read
-            batches: Iterable[Batch] = replace(self._batches, indices=[self._batches.indices[at] for at in chosen])
-        else:
-            batches = _Chosen(self._batches, chosen)
-        return Images(batches, names=[self._name(index) for index in chosen], depth=self._depth)
 
     @property
     def expected(self) -> int | None:
@@ -202,22 +191,6 @@ class _Batches:
                 yield stacked([self.data.inputs(index, self.slots, self.recipe) for index in some])
             else:
                 yield np.stack([self.data.tensor(index, self.recipe) for index in some])
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """The samples of these numbers alone, in batches."""
-
-    batches: Iterable[Batch]
-    chosen: Sequence[int]
-
-    def __iter__(self) -> Iterator[Batch]:
-        chosen, start = np.asarray(self.chosen), 0
-        for batch in self.batches:
-            at = chosen[(chosen >= start) & (chosen < start + length(batch))] - start
-            start += length(batch)
-            if len(at):
-                yield {name: array[at] for name, array in batch.items()} if isinstance(batch, Mapping) else batch[at]
 
 
 class Kept:
