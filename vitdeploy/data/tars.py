@@ -241,7 +241,7 @@ def _members(blob: Blob) -> Iterator[Member]:
                 raise InputError(
                     f"{blob.where} has more behind its end",
                     why="it may be several tars joined by cat, and images would be left out",
-                    fix="give the tars themselves, or join them with tar --concatenate",
+                    fix="give the tars themselves, or join them with tar -A",
                 )
             return
         info = _parsed(header)

@@ -36,7 +36,6 @@ _Pop = Callable[[str], list[_Shown]]  # takes a tensor by name: that of each run
 FETCH_BYTES = 48 << 20  # of the tensors of one part of the graph, unless a single one of a single image is larger
 MAX_IMAGES = 32  # in one call, unless the graph takes more at once
 RUNS = 4  # that fit at least, where single tensors are small enough: side by side on the cores
-TRIMMED = 8  # batches after which free memory goes back to the system: to fault it in anew each time cost a tenth
 ALONE = 1 << 20  # bytes of a tensor of one run that is observed alone: joining those of several would only copy them
 
 
@@ -50,8 +49,7 @@ def collect(model: ir.Model, tensors: Mapping[str, int | None], batches: Iterabl
               only one, or `Images`; read once, one after another
 
     Memory, next to the model: what `Activations` holds at once, twice `FETCH_BYTES` and on each core what the graph
-    itself needs between two of its parts; as much again as `FETCH_BYTES` that the allocator keeps for the next batches;
-    and what `Statistics` states for each tensor. The statistics do not depend on
+    itself needs between two of its parts, and what `Statistics` states for each tensor. The statistics do not depend on
     how the images are split into batches.
 
     Raises ExportError for a tensor that the graph does not compute, InputError for images that the graph cannot take,
@@ -129,7 +127,6 @@ class Activations:
         # Matrix products in numpy would each take all cores, and wait for each other in loops that use them up.
         limits = threadpool_limits(1, user_api="blas")
         with limits, ThreadPoolExecutor(cores, thread_name_prefix="vitdeploy-observe") as pool:
-            done = 0
             for images, names, pop in _ahead(self._stream(batches)):
                 for name in names:
                     if name not in observers:
@@ -141,13 +138,10 @@ class Activations:
                     if len(waiting) > cores:
                         waiting.popleft().result()
                 if not names:
-                    done += 1
-                    if done % TRIMMED == 0:
-                        _return_free_memory()
+                    _return_free_memory()
                     yield images
             while waiting:
                 waiting.popleft().result()
-        _return_free_memory()
 
     def _stream(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Sequence[str], _Pop]]:
         """The number of images of each batch with its inputs, with each part of the graph, and with no name at last."""
