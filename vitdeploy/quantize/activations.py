@@ -102,6 +102,8 @@ class Activations:
         self.images = fitting * batch
         self._workers = usable_cores() if isinstance(self._fixed, int) and fitting > 1 else 1
         self._segments = _segments(model, groups, threads=1 if self._workers > 1 else None)
+        # The same threads for all parts: the C library keeps free memory by thread, and new ones find none of it.
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vitdeploy-segment")
 
     def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
         """Name and values of each tensor for at most `images` images; the values are gone when the next is asked for.
@@ -158,8 +160,7 @@ class Activations:
         step = self._fixed if isinstance(self._fixed, int) else length(arrays)
         runs = [_Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
         for segment in self._segments:
-            with ThreadPoolExecutor(min(self._workers, len(runs)), thread_name_prefix="vitdeploy-segment") as pool:
-                made = list(pool.map(segment.advance, runs))
+            made = list(self._pool.map(segment.advance, runs))
             yield segment.names, partial(_pop, runs, made)
 
     def _arrays(self, batch: Batch) -> dict[str, Array]:
