@@ -233,7 +233,7 @@ def test_what_was_measured_beside_other_work_is_not_kept(
     monkeypatch.setattr(Contention, "cores", lambda self: cores)
     assert in_float(tuned(tmp_path)) == CONVOLUTIONS
     assert bool(list(tmp_path.iterdir())) == kept
-    assert (f"other programs took {cores} cores" in caplog.text) == (not kept)
+    assert (f"other work took {cores} cores" in caplog.text) == (not kept)
 
 
 def test_other_weights_of_the_same_shapes_are_known_already(kernels: type[Kernels], tmp_path: Path) -> None:

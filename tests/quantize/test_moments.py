@@ -157,7 +157,9 @@ def test_the_metric_of_few_vectors_along_one_line_has_a_factor(length: int) -> N
     line = rng.standard_normal((40, 1)) * rng.standard_normal(length)
     found = SecondMoments()
     found.update((line + 1e-4 * rng.standard_normal((40, length))).astype(np.float32), 1)
-    np.linalg.cholesky(found.metric)  # raises where float32 left a negative eigenvalue
+    factor = np.linalg.cholesky(found.metric)  # raises where float32 left a negative eigenvalue
+    assert np.diag(factor).min() > 0
+    np.testing.assert_allclose(factor @ factor.T, found.metric, atol=1e-9 * np.trace(found.metric))
 
 
 def planned(model: ir.Model) -> Plan:

@@ -237,7 +237,8 @@ def _members(blob: Blob) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise _damaged(blob, f"it ends at {at:,} bytes without the mark of an end, so a part is missing")
         if not header.strip(b"\0"):
-            if any(window.at(place, _PIECE).strip(b"\0") for place in range(at, at + _PADDING, _PIECE)):
+            padding = range(at, min(at + _PADDING, blob.size), _PIECE)
+            if any(window.at(place, _PIECE).strip(b"\0") for place in padding):
                 raise InputError(
                     f"{blob.where} has more behind its end",
                     why="it may be several tars joined by cat, and images would be left out",

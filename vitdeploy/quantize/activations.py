@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from vitdeploy.errors import REPORT, ExportError, InputError
 from vitdeploy.graph.edit import for_one
-from vitdeploy.graph.run import fill, open_session, rows, take
+from vitdeploy.graph.run import fill, joined, open_session, rows, take
 from vitdeploy.machine.settings import usable_cores
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.layers import widest_window
@@ -113,7 +113,7 @@ class Activations:
         """
         for names, pop in self._parts(self._arrays(batch)):
             for name in names:
-                yield name, _joined([array for array, _ in pop(name)])
+                yield name, joined([array for array, _ in pop(name)], several=False)
             _return_free_memory()
 
     def observe(self, batches: Iterable[Batch], observers: Mapping[str, Callable[[Array, int], None]]) -> Iterator[int]:
@@ -288,15 +288,10 @@ def _pop(runs: Sequence[_Run], made: Sequence[dict[str, Any]], name: str) -> lis
     return [(run.array(one.pop(name)), run.count) for run, one in zip(runs, made, strict=True)]
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
-    """Tensors of several runs, one after another along their first axis."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(list(map(np.atleast_1d, arrays)))
-
-
 def _show(observer: Callable[[Array, int], None], parts: list[_Shown]) -> None:
     """Hand the parts of a tensor to its observer: small ones at once, since each call costs time."""
     if parts[0][0].nbytes < ALONE:
-        parts = [(_joined([array for array, _ in parts]), sum(images for _, images in parts))]
+        parts = [(joined([array for array, _ in parts], several=False), sum(images for _, images in parts))]
     while parts:
         observer(*parts.pop(0))
 

@@ -167,7 +167,7 @@ def time_layers(
     taken = others.cores()
     if taken is not None and taken > TOLERATED:
         log.warning(
-            "other programs took %.1f cores while INT8 was timed on %s: end them and run this again; it is not kept",
+            "other work took %.1f cores while INT8 was timed on %s: end it and run this again, for it is not kept",
             taken,
             runtime,
         )
