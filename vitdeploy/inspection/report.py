@@ -130,10 +130,7 @@ def sections(inspection: InspectionReport) -> Sections:
     manifest = inspection.manifest
     found: Sections = {
         "model": {**_model(manifest), "signed": _SIGNED if inspection.signed else "no"},
-        "preprocessing": {
-            **{key: _short(value) for key, value in manifest["preprocessing"].items()},
-            "normalised": "in the graph" if manifest["preprocessing_in_graph"] else "by the runtime",
-        },
+        "preprocessing": _preprocessing(manifest),
         "signature": _signature(manifest),
         "files": {name: f"{record['bytes']} bytes" for name, record in manifest["files"].items()},
         "parity when exported": _parity(manifest["parity"]),
@@ -156,7 +153,7 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": model["name"],
         "family": model["family"],
-        "image size": "x".join(map(str, model["image_size"])),
+        "image size": "x".join(map(str, model["image_size"])) if model["image_size"] else ABSENT,
         "classes": f"{model['num_classes']}, {'named' if manifest['labels'] else 'without names'}",
         "weights": f"{kind}, {weights['detail']}",
         "weights sha256": weights["sha256"] or ABSENT,
@@ -165,6 +162,14 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, str]:
         "opset": str(manifest["opset"]),
         "created": manifest["created"],
     }
+
+
+def _preprocessing(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """How images become inputs; nothing for a network that takes none."""
+    if manifest["preprocessing"] is None:
+        return {}
+    rows = {key: _short(value) for key, value in manifest["preprocessing"].items()}
+    return {**rows, "normalised": "in the graph" if manifest["preprocessing_in_graph"] else "by the runtime"}
 
 
 def _signature(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -181,6 +186,8 @@ def _parity(reports: list[dict[str, Any]]) -> dict[str, str]:
         runtime, outputs = report.get("runtime", "?"), report.get("outputs")
         for output in outputs if isinstance(outputs, list) else []:
             shown = {key: _short(output[key]) for key in ("max_abs", "max_relative", "snr_db") if key in output}
+            if output.get("snr_db", 0.0) is None:  # JSON has no infinity
+                shown["snr_db"] = "inf"
             state = "ok" if output.get("passed") else "FAILED"
             rows[f"{output.get('name', '?')} in {runtime}"] = f"{_pairs(shown)}, {state}"
     return rows
