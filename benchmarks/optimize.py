@@ -1,12 +1,13 @@
 """`vitdeploy optimize` against the searches of others: NNCF's accuracy-aware mode, Olive and our own `--tune-latency`.
 
     python benchmarks/optimize.py --folder FILES --peers-python peers/bin/python --olive-python olive/bin/python \\
-        [--network NAME] [--size N] [--runtime NAME] [--minutes 15] [--save NAME]
+        [--network NAME] [--size N] [--runtime NAME] [--minutes 15] [--save NAME] [--search]
 
 All of them get the same labelled images of `eurosat_train.zip`, the same time and one thread, and may lose
 `MAX_DROP` points. The peers start from the FP32 file that `vitdeploy export` writes for any runtime. What does not end
 in its time is stopped, and counts as having found nothing, as somebody who has that time sees it. How to make the
-environments of the peers: optimize_peers.py.
+environments of the peers: optimize_peers.py. Searches of several cases may run side by side, one pinned to each core
+(`taskset --cpu-list 0 python benchmarks/optimize.py … --search`); a later run without --search measures what they left.
 
 What each left is then measured in one run, on images that none of them saw, of `eurosat_val.zip`: the points of top-1
 that it loses against FP32 with the 95 % interval, its ratio to noise, and the processor time of one thread as a ratio
@@ -200,9 +201,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--folder", type=Path, required=True, help="for the files; those of an earlier run are used")
     parser.add_argument("--save", nargs="?", const="optimize", help="after each part, so that nothing is lost")
+    parser.add_argument("--search", action="store_true", help="search only: a later run measures what was found")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    subset(args.data / "eurosat_train.zip", args.folder / "images.zip", args.searched)
+    if not (args.folder / "images.zip").exists():
+        subset(args.data / "eurosat_train.zip", args.folder / "images.zip", args.searched)
     report: dict[str, Any] = {
         "environment": environment(["torch", "onnx", "onnxruntime", "openvino", "numpy", "optuna"]),
         "minutes": args.minutes,
@@ -215,6 +218,8 @@ def main() -> None:
             for runtime in args.runtime or SEARCHED:
                 case = Case(network, size, runtime, args)
                 case.search()
+                if args.search:
+                    continue
                 report["cases"][f"{network}, {size}, {runtime}"] = measured(case, args.images, args.rounds)
                 if args.save:
                     text = json.dumps(finished(report), indent=1)
