@@ -150,6 +150,7 @@ GROUPS = {
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_quota_counts_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     root = write(tmp_path, GROUPS[name])
     assert machine_settings(root)["cpu_limit"] == 2
     assert usable_cores(root) == 2
@@ -170,9 +171,19 @@ def test_without_a_quota_that_limits_a_runtime_finds_its_threads_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     root = write(tmp_path, files)
     assert usable_cores(root) == 8
     assert default_threads(root) is None
+
+
+@pytest.mark.parametrize(("affinity", "quota", "threads"), [(3, "max", 3), (3, "200000", 2), (8, "max", None)])
+def test_a_process_on_some_of_the_cores_starts_no_more_threads_than_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str, threads: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert default_threads(write(tmp_path, {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})) == threads
 
 
 def test_differences_name_what_was_and_what_is() -> None:

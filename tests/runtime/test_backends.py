@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +71,25 @@ def test_a_runtime_that_is_told_no_threads_starts_no_more_than_the_containers_qu
         backend.run({"images": tiny_images()})["logits"], tiny_logits(tiny_images()), rtol=0, atol=1e-6
     )
     assert find_backend(name).load(tiny_model(), options=Options(threads=2)).describe()["threads"] == 2
+
+
+_ON_ONE_CORE = """
+import os, sys
+core = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, core)
+from tests.bundles import tiny_images, tiny_model
+from vitdeploy.runtime.backends import find_backend
+found = find_backend(sys.argv[1]).load(tiny_model())
+found.run({"images": tiny_images()})
+assert all(os.sched_getaffinity(int(thread)) == core for thread in os.listdir("/proc/self/task"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinities on this system")
+def test_no_thread_leaves_the_cores_that_the_process_was_given(name: str) -> None:
+    words = [sys.executable, "-c", _ON_ONE_CORE, name]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_openvino_computes_in_single_precision_unless_asked() -> None:

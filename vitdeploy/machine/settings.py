@@ -84,13 +84,13 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def default_threads(root: Path = ROOT) -> int | None:
-    """Threads for a runtime that was told none; None where it finds the right number itself.
+    """Threads for a runtime that was told none; None where it may use every core and finds the right number itself.
 
-    Runtimes count the cores of the machine or of the affinity. More threads than the quota allows are halted together
-    as soon as it is used up.
+    More threads than a quota allows are halted together as soon as it is used up. ONNX Runtime counts the cores of the
+    machine, and puts a thread on each of them, whatever the affinity of the process.
     """
     cores = usable_cores(root)
-    return cores if cores < _affinity() else None
+    return cores if cores < (os.cpu_count() or 1) else None
 
 
 def _affinity() -> int:
