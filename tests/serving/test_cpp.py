@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import vitdeploy
 from tests.image_cases import noise
@@ -126,8 +130,36 @@ def call(*words: object, code: int = 0) -> str:
     return done.stdout if code == 0 else f"{done.stdout}{done.stderr}"
 
 
+def exif_block(*entries: tuple[int, int, bytes], order: str = "<") -> bytes:
+    """An EXIF block from the type, the count and the four bytes of the value of each entry for the orientation."""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return head + b"".join(struct.pack(f"{order}HHI", 0x0112, *entry[:2]) + entry[2] for entry in entries) + bytes(4)
+
+
+BLOCKS = {
+    "short 6": exif_block((3, 1, struct.pack("<HH", 6, 0))),
+    "short 6, big end first": exif_block((3, 1, struct.pack(">HH", 6, 0)), order=">"),
+    "long 8": exif_block((4, 1, struct.pack("<I", 8))),
+    "long 8, big end first": exif_block((4, 1, struct.pack(">I", 8)), order=">"),
+    "signed 3": exif_block((8, 1, struct.pack("<hh", 3, 0))),
+    "long of more than 16 bits": exif_block((4, 1, struct.pack("<I", 65536 + 6))),
+    "byte 6": exif_block((1, 1, bytes([6, 0, 0, 0]))),
+    "none": exif_block((3, 1, bytes(4))),
+    "nine": exif_block((3, 1, struct.pack("<HH", 9, 0))),
+    "two entries": exif_block((3, 1, struct.pack("<HH", 6, 0)), (3, 1, struct.pack("<HH", 3, 0))),
+    "two values": exif_block((3, 2, struct.pack("<HH", 6, 3))),
+    "no entry": exif_block(),
+}
+PACKETS = {
+    "an attribute": 'a tiff:Orientation="8" b',
+    "an element": "a <tiff:Orientation>6</tiff:Orientation> b",
+    "the second": "tiff:Orientation=6 tiff:Orientation='6' tiff:Orientation=\"3\"",
+    "nothing": "tiff:Orientation=",
+}
+
+
 def images(folder: Path) -> list[Path]:
-    """Files of many kinds: sizes, colours, depths, EXIF orientations in JPEG and PNG."""
+    """Files of many kinds: sizes, colours, depths, orientations by EXIF and XMP in JPEG and PNG."""
     folder.mkdir()
     picture = Image.fromarray(noise(47, 91))
     kinds: dict[str, Any] = {
@@ -146,6 +178,23 @@ def images(folder: Path) -> list[Path]:
     }
     for name, image in kinds.items():
         image.save(folder / name)
+    for name, block in BLOCKS.items():
+        picture.save(folder / f"{name}.jpg", exif=b"Exif\0\0" + block)
+        picture.save(folder / f"{name}.png", exif=block)
+    for name, words in PACKETS.items():
+        packet = f"<x:xmpmeta>{words}</x:xmpmeta>"
+        picture.save(folder / f"{name}.jpg", xmp=packet.encode())
+        picture.save(folder / f"{name} too.jpg", xmp=packet.encode(), exif=b"Exif\0\0" + BLOCKS["short 6"])
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet)
+        picture.save(folder / f"{name}.png", pnginfo=text)
+    for head in (b"Exif\0\0", b""):
+        profile = (head + BLOCKS["long 8"]).hex()
+        text = PngInfo()
+        text.add_text(
+            "Raw profile type exif", f"\nexif\n{len(profile) // 2:8}\n{profile[:36]}\n{profile[36:]}\n", zip=True
+        )
+        picture.save(folder / f"profile {len(head)}.png", pnginfo=text)
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -229,8 +278,11 @@ def test_the_program_refuses_what_is_wrong_in_words(build: Build, tmp_path: Path
         (tmp_path / name).write_bytes(data[: len(data) // 2])
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    Image.new("RGB", (1, 1_000_000)).save(tmp_path / "thin.png")  # 144 million pixels once it is 12 wide
+    wrong = ("cut.jpg", "cut.png", "cmyk.jpg", "text.png", "empty.png", "nowhere.png", "folder.png", "thin.png")
     for words in (
-        *([tmp_path / name] for name in ("cut.jpg", "cut.png", "cmyk.jpg", "text.png", "empty.png", "nowhere.png")),
+        *([tmp_path / name] for name in wrong),
         *([], ["--nonsense"], ["--top-k", "0", good], ["--top-k"], ["--check", good], ["--folder", tmp_path, good]),
         ["--logits", tmp_path / "no" / "folder", good],
     ):
@@ -246,6 +298,13 @@ def test_the_program_refuses_what_is_wrong_in_words(build: Build, tmp_path: Path
     lines = [line.strip() for line in call(program, "--top-k", "2", good).splitlines()[1:]]
     assert len(lines) == 2
     assert all(line.split("%  ")[1] in map(one_line, LABELS) for line in lines)
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    (weights,) = model.graph.initializer
+    weights.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * np.float32(np.nan), weights.name)
+    )
+    onnx.save(model, tmp_path / "out" / "model.onnx")
+    assert "gives NaN or Inf for" in call(program, good, code=2)
 
 
 def test_every_recipe_of_the_tests_is_one_of_each_kind() -> None:

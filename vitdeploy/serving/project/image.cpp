@@ -1,7 +1,10 @@
 #include "image.hpp"
 
+#include <algorithm>
+#include <cctype>
 #include <csetjmp>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -16,17 +19,16 @@ namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-// As many pixels as Pillow takes at most.
-constexpr std::size_t most_pixels = 89478485;
-constexpr int orientation_tag = 0x0112;
+constexpr std::size_t orientation_tag = 0x0112;
+constexpr char exif_name[] = {'E', 'x', 'i', 'f', 0, 0}, xmp_name[] = "http://ns.adobe.com/xap/1.0/";
 
 void check_size(std::size_t height, std::size_t width) {
   if (height == 0 || width == 0 || height > most_pixels / width) throw std::runtime_error("too many pixels, or none");
 }
 
-// The orientation, 1 to 8, in the bytes of an EXIF block that begins with its TIFF header.
+// The orientation, 1 to 8, in the bytes of an EXIF block that begins with its TIFF header; 0 where it says none.
 int exif_orientation(const std::uint8_t* data, std::size_t size) {
-  if (size < 8) return 1;
+  if (size < 8) return 0;
   const bool little = data[0] == 'I';
   auto number = [&](std::size_t place, int bytes) {
     std::uint32_t found = 0;
@@ -34,18 +36,41 @@ int exif_orientation(const std::uint8_t* data, std::size_t size) {
     return std::size_t(found);
   };
   const std::size_t first = number(4, 4);
-  if (first > size || size - first < 2) return 1;
+  if (first > size || size - first < 2) return 0;
   const std::size_t count = number(first, 2);
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t entry = first + 2 + 12 * i;
     if (entry + 12 > size) break;
-    if (number(entry, 2) == orientation_tag) {
-      const int value = int(number(entry + 8, 2));
-      return value >= 1 && value <= 8 ? value : 1;
-    }
+    if (number(entry, 2) != orientation_tag) continue;
+    const std::size_t kind = number(entry + 2, 2);  // of whole numbers: 3 and 8 have 16 bits, 4 and 9 have 32
+    const std::size_t value = number(entry + 8, kind == 4 || kind == 9 ? 4 : 2);
+    const bool whole = kind == 3 || kind == 8 || kind == 4 || kind == 9;
+    return whole && value >= 1 && value <= 8 ? int(value) : 1;
   }
-  return 1;
+  return 0;
 }
+
+// The same in an XMP packet, which counts where the EXIF block says none.
+int xmp_orientation(const std::string& packet) {
+  const std::string name = "tiff:Orientation";
+  for (std::size_t at = packet.find(name); at != std::string::npos; at = packet.find(name, at + 1)) {
+    std::size_t value = at + name.size();
+    if (packet.compare(value, 1, ">") == 0) value += 1;
+    else if (packet.compare(value, 2, "=\"") == 0) value += 2;
+    else continue;
+    if (value < packet.size() && packet[value] >= '0' && packet[value] <= '9') return packet[value] - '0';
+  }
+  return 0;
+}
+
+// What the file says about which way is up.
+struct Orientation {
+  int exif = 0, xmp = 0;
+  int turn() const {
+    const int found = exif != 0 ? exif : xmp;
+    return found >= 1 && found <= 8 ? found : 1;
+  }
+};
 
 Pixels upright(const Pixels& image, int orientation) {
   if (orientation == 1) return image;
@@ -82,7 +107,8 @@ void jpeg_warned(j_common_ptr info, int) {
 }
 
 // What a jump back must not pass by: nothing in here has a destructor.
-bool decode_jpeg(jpeg_decompress_struct& info, JpegFailure& failure, const Bytes& file, Pixels& image, int& turned) {
+bool decode_jpeg(jpeg_decompress_struct& info, JpegFailure& failure, const Bytes& file, Pixels& image,
+                 Orientation& orientation) {
   if (setjmp(failure.back)) return false;
   jpeg_create_decompress(&info);
   jpeg_mem_src(&info, file.data(), file.size());
@@ -93,9 +119,13 @@ bool decode_jpeg(jpeg_decompress_struct& info, JpegFailure& failure, const Bytes
     return false;
   }
   for (auto* marker = info.marker_list; marker != nullptr; marker = marker->next) {
-    if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
-      turned = exif_orientation(marker->data + 6, marker->data_length - 6);
-      break;
+    if (marker->data_length > sizeof(exif_name) && std::memcmp(marker->data, exif_name, sizeof(exif_name)) == 0) {
+      if (orientation.exif == 0)
+        orientation.exif =
+            exif_orientation(marker->data + sizeof(exif_name), marker->data_length - sizeof(exif_name));
+    } else if (marker->data_length > sizeof(xmp_name) && std::memcmp(marker->data, xmp_name, sizeof(xmp_name)) == 0) {
+      const auto* packet = reinterpret_cast<const char*>(marker->data);
+      orientation.xmp = xmp_orientation({packet + sizeof(xmp_name), packet + marker->data_length});
     }
   }
   info.out_color_space = JCS_RGB;
@@ -120,11 +150,11 @@ Pixels read_jpeg(const Bytes& file) {
   failure.base.error_exit = jpeg_failed;
   failure.base.emit_message = jpeg_warned;
   Pixels image;
-  int orientation = 1;
+  Orientation orientation;
   const bool whole = decode_jpeg(info, failure, file, image, orientation);
   jpeg_destroy_decompress(&info);
   if (!whole) throw std::runtime_error(failure.text);
-  return upright(image, orientation);
+  return upright(image, orientation.turn());
 }
 
 struct PngSource {
@@ -147,7 +177,22 @@ void png_read_more(png_structp png, png_bytep to, png_size_t count) {
   source->place += count;
 }
 
-bool decode_png(png_structp png, png_infop info, Pixels& image, std::vector<png_bytep>& rows, int& turned) {
+// The bytes of the profile that ImageMagick writes in hexadecimal digits: a blank line, a name, a length, the digits.
+Bytes profile_bytes(const std::string& text) {
+  std::size_t at = 0;
+  for (int line = 0; line < 3 && at < text.size(); ++line) at = std::min(text.find('\n', at), text.size() - 1) + 1;
+  Bytes found;
+  int digits = 0, value = 0;
+  for (; at < text.size(); ++at) {
+    if (!std::isxdigit(static_cast<unsigned char>(text[at]))) continue;
+    const char digit[] = {text[at], 0};
+    value = value * 16 + int(std::strtol(digit, nullptr, 16));
+    if (++digits % 2 == 0) found.push_back(std::uint8_t(value)), value = 0;
+  }
+  return found;
+}
+
+bool decode_png(png_structp png, png_infop info, Pixels& image, std::vector<png_bytep>& rows) {
   if (setjmp(png_jmpbuf(png))) return false;
   png_read_info(png, info);
   const auto height = png_get_image_height(png, info), width = png_get_image_width(png, info);
@@ -167,12 +212,32 @@ bool decode_png(png_structp png, png_infop info, Pixels& image, std::vector<png_
   for (std::size_t row = 0; row < height; ++row) rows[row] = image.at(int(row), 0);
   png_read_image(png, rows.data());
   png_read_end(png, info);
+  return true;
+}
+
+Orientation png_orientation(png_structp png, png_infop info) {
+  Orientation found;
 #ifdef PNG_eXIf_SUPPORTED
   png_bytep exif = nullptr;
   png_uint_32 size = 0;
-  if (png_get_eXIf_1(png, info, &size, &exif) != 0) turned = exif_orientation(exif, size);
+  if (png_get_eXIf_1(png, info, &size, &exif) != 0) found.exif = exif_orientation(exif, size);
 #endif
-  return true;
+  png_textp texts = nullptr;
+  int count = 0;
+  png_get_text(png, info, &texts, &count);
+  for (int i = 0; i < count; ++i) {
+    const std::string name = texts[i].key, text = texts[i].text == nullptr ? "" : texts[i].text;
+    if (name == "XML:com.adobe.xmp") found.xmp = xmp_orientation(text);
+    if (name == "Raw profile type exif" && found.exif == 0) {
+      const Bytes profile = profile_bytes(text);
+      const std::size_t skipped =
+          profile.size() > sizeof(exif_name) && std::memcmp(profile.data(), exif_name, sizeof(exif_name)) == 0
+              ? sizeof(exif_name)
+              : 0;
+      found.exif = exif_orientation(profile.data() + skipped, profile.size() - skipped);
+    }
+  }
+  return found;
 }
 
 Pixels read_png(const Bytes& file) {
@@ -183,20 +248,20 @@ Pixels read_png(const Bytes& file) {
   png_set_read_fn(png, &source, png_read_more);
   Pixels image;
   std::vector<png_bytep> rows;
-  int orientation = 1;
-  const bool whole = info != nullptr && decode_png(png, info, image, rows, orientation);
+  const bool whole = info != nullptr && decode_png(png, info, image, rows);
+  const Orientation orientation = whole ? png_orientation(png, info) : Orientation{};
   png_destroy_read_struct(&png, &info, nullptr);
   if (!whole) throw std::runtime_error(source.text);
-  return upright(image, orientation);
+  return upright(image, orientation.turn());
 }
 
 }  // namespace
 
 Pixels read_image(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  const Bytes file{std::istreambuf_iterator<char>(stream), {}};
-  if (!stream) throw std::runtime_error("cannot read " + path);
   try {
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream) throw std::runtime_error("it cannot be opened");
+    const Bytes file{std::istreambuf_iterator<char>(stream), {}};
     Pixels image;
     if (file.size() > 3 && file[0] == 0xFF && file[1] == 0xD8) {
       image = read_jpeg(file);

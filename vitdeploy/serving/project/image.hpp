@@ -1,6 +1,7 @@
 // Images as they are read: upright, 8 bits, R, G, B.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,6 +18,9 @@ struct Pixels {
   const std::uint8_t* at(int row, int column) const { return &values[(std::size_t(row) * width + column) * channels]; }
 };
 
-// The image in a JPEG or PNG file, turned as its EXIF orientation says; transparency is dropped, and 16 bits keep their
-// upper byte. Throws std::runtime_error for anything else.
+// As many pixels as Pillow takes at most.
+constexpr std::size_t most_pixels = 89478485;
+
+// The image in a JPEG or PNG file, turned as its EXIF or XMP orientation says; transparency is dropped, and 16 bits keep
+// their upper byte. Throws std::runtime_error for anything else.
 Pixels read_image(const std::string& path);

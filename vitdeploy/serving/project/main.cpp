@@ -45,6 +45,8 @@ std::vector<char> input_of(const std::string& path) {
 }
 
 void print_best(const std::string& path, const std::vector<float>& logits, int count) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); }))
+    throw std::runtime_error("the network gives NaN or Inf for " + path);
   std::vector<int> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });

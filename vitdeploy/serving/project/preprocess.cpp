@@ -141,7 +141,10 @@ Pixels keys_resized(const Pixels& image, int height, int width) {
   return found;
 }
 
-Pixels resized(const Pixels& image, int height, int width) {
+Pixels resized(const Pixels& image, std::int64_t high, std::int64_t wide) {
+  if (std::max<std::int64_t>(high, image.height) > std::int64_t(most_pixels) / std::max<std::int64_t>(wide, 1))
+    throw std::runtime_error("the image is too long and thin: its resize would have too many pixels");
+  const int height = int(high), width = int(wide);
   if (model::interpolation == model::Interpolation::bicubic_no_antialias) return keys_resized(image, height, width);
   return rows_resized(columns_resized(image, width), height);
 }
@@ -201,10 +204,11 @@ Pixels framed(const Pixels& colours) {
     }
     default: {
       const bool tall = std::int64_t(height) * image.width >= std::int64_t(width) * image.height;
-      const int high = tall ? height : int(std::int64_t(width) * image.height / image.width);
-      const int wide = tall ? int(std::int64_t(height) * image.width / image.height) : width;
+      const std::int64_t high = tall ? height : std::int64_t(width) * image.height / image.width;
+      const std::int64_t wide = tall ? std::int64_t(height) * image.width / image.height : width;
+      const Pixels found = resized(image, high, wide);
       const int top = rounded((high - model::height) / 2.0), left = rounded((wide - model::width) / 2.0);
-      return cropped(resized(image, high, wide), top, left, model::height, model::width);
+      return cropped(found, top, left, model::height, model::width);
     }
   }
 }
