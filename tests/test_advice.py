@@ -44,6 +44,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "hosts/": ("fleet",),
     "latency/": ("benchmark",),
     "latency/baseline.py": ("benchmark",),
+    "latency/device_table.py": ("benchmark", "fleet"),
     "models/": ("export", "models", *LOADING),
     "models/create.py": ("export",),
     "models/checkpoints.py": ("export",),  # with the runtime torch the hash of the weights is checked first
@@ -87,7 +88,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "cli/__init__.py": tuple(name for name in NAMES if name not in ("completion", "help")),
     "cli/failure.py": tuple(NAMES),
     "cli/junit.py": ("benchmark", "validate", "verify"),
-    "cli/output_file.py": ("benchmark", "predict", "sensitivity"),
+    "cli/output_file.py": ("benchmark", "fleet", "predict", "sensitivity"),
     **{f"cli/{name}.py": (name,) for name in NAMES},
     "cli/summary.py": ("export",),
 }

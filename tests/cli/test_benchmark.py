@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import write_tiny_bundle
+from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.latency.worker import Worker
+from vitdeploy.machine.hardware import read_board
 
 pytest.importorskip("onnxruntime")
 
@@ -82,6 +84,7 @@ def test_json_is_one_object_that_a_later_run_takes_as_its_baseline(
         (["--baseline", "yesterday.json"], "with the output of --json"),
         (["--csv", "no/such/folder.csv"], "no/such is not a writable folder"),
         (["--csv", "."], "it is a folder"),
+        (["--device-table", f"{__file__}/table"], "test_benchmark.py is not a writable folder"),
     ],
 )
 def test_bad_options_get_a_message_and_start_nothing(
@@ -99,6 +102,35 @@ def test_bad_options_get_a_message_and_start_nothing(
     assert hint in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_this_device_is_added_to_a_table_once_for_each_bundle(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = pytest.importorskip("tests.schemas.forms").problems
+    other, table = write_tiny_bundle(tmp_path / "other", precision="fp16").path, tmp_path / "new" / "table"
+    for _ in range(2):
+        assert run(bundle, other, *FAST, "--batch", "1,2", "--device-table", table, "--json") == 0
+        printed = json.loads(capsys.readouterr().out)
+    entries = {entry["precision"]: entry for entry in (json.loads(path.read_text()) for path in table.iterdir())}
+    assert {"fp32", "fp16"} == entries.keys()
+    for path, precision in ((bundle, "fp32"), (other, "fp16")):
+        entry, own = entries[precision], [one for one in printed["candidates"] if one["bundle"] == str(path)]
+        assert problems("device", entry) == []
+        assert entry["manifest_sha256"] == Bundle.open(path).manifest_sha256
+        assert entry["device"] == (read_board() or printed["machine"]["settings"]["processor"])
+        figures = [(run["batch"], run["p50_ms"], run["images_per_second"]) for run in entry["runs"]]
+        assert figures == [(one["batch"], one["latency_ms"]["p50"], one["images_per_second"]) for one in own]
+        assert [batch for batch, *_ in figures] == [1, 2]
+
+
+def test_an_interrupted_run_is_not_added(
+    bundle: Path, tmp_path: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(3)
+    assert run(bundle, *FAST, "--rounds", "9", "--device-table", tmp_path / "table") == 130
+    assert "the run was interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "table").exists()
 
 
 def test_a_fixed_batch_cannot_be_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
   vitdeploy benchmark lemevit-fp16 --runtime openvino --batch 1,8 --threads 4 --seconds 30 --csv latency.csv
   vitdeploy benchmark lemevit-fp16 --json > before.json
   vitdeploy benchmark lemevit-fp16 --baseline before.json --max-slowdown 1.1
+  vitdeploy benchmark lemevit-fp16 --seconds 30 --device-table devices
 
 Candidates (bundle x runtime x batch) take turns in random order, round by round, each in a process of its own, so that
 a disturbance of the machine affects all of them. A ratio is the time per image over that of the baseline, as the median
@@ -12,7 +13,9 @@ the runtime. Peak memory is the largest resident set of the process (VmHWM), wit
 memory of a GPU. Energy is told where the machine has a sensor: RAPL, the power monitors of a Jetson, or NVML. It is all
 that the machine draws meanwhile, idle power and other processes included. A run is compared with an earlier one only if
 machine, versions, threads, precision, governor and power mode are the same, unless --allow-different. --max-slowdown R
-fails where a whole interval is above R: where a candidate is certainly slower. Ctrl-C prints what was measured so far.
+fails where a whole interval is above R: where a candidate is certainly slower. --device-table DIR adds a file for each
+bundle, with the name of the board or the processor, to a folder of measurements of many devices. Ctrl-C prints what was
+measured so far.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.cli.arguments import add_load_options, load_options, positive
 from vitdeploy.cli.junit import JunitFile, add_junit
-from vitdeploy.cli.output_file import check_writable, write
+from vitdeploy.cli.output_file import check_folder, check_writable, write
 
 if TYPE_CHECKING:
     from vitdeploy.latency.report import BenchmarkReport
@@ -63,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_junit(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each candidate")
+    parser.add_argument(
+        "--device-table", type=Path, metavar="DIR", help="add a file for each bundle on this device to this table"
+    )
     add_load_options(parser)
 
 
@@ -88,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.csv:
         check_writable(args.csv, "--csv")
+    if args.device_table:
+        check_folder(args.device_table, "--device-table")
     with JunitFile(args.junit, "benchmark") as junit:
         report = _benchmark(args)
     print(json.dumps(report.to_dict()) if args.json else report)
@@ -95,12 +103,24 @@ def run(args: argparse.Namespace) -> int:
         junit.write(report.cases())
         if args.csv:
             write(args.csv, report.to_csv(), "--csv")
+        if args.device_table:
+            _add_to_table(args.device_table, report)
     except VitDeployError as error:  # the result is printed already, and one JSON object is enough
         log.error("%s", error)
         return error.exit_code
     if report.interrupted:
         return INTERRUPTED
     return 0 if report.passed else 1
+
+
+def _add_to_table(folder: Path, report: BenchmarkReport) -> None:
+    if report.interrupted:
+        log.warning("nothing is added to %s: the run was interrupted", folder)
+        return
+    from vitdeploy.latency.device_table import add_to_table
+
+    for path in add_to_table(folder, report):
+        log.info("wrote %s", path)
 
 
 def _benchmark(args: argparse.Namespace) -> BenchmarkReport:

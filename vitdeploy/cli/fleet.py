@@ -29,6 +29,7 @@ import json
 from pathlib import Path
 
 from vitdeploy.cli.benchmark import names
+from vitdeploy.cli.output_file import check_folder
 from vitdeploy.cli.parser import Parser
 
 HELP = "build, verify, benchmark or validate on many devices over SSH"
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit 0 where every host passed, 1 where one did not."""
     from vitdeploy.hosts.fleet import fleet
 
+    if args.device_table:
+        check_folder(args.device_table, "--device-table")
     try:
         report = fleet(
             args.verb,

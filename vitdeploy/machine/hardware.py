@@ -131,7 +131,7 @@ def read_cpu(root: Path = ROOT, architecture: str | None = None) -> Cpu:
     arm = architecture in ("aarch64", "arm64")
     flags = set((fields.get("Features") or fields.get("flags") or "").split())
     known = ARM_FEATURES if arm else X86_FEATURES
-    name = fields.get("model name") or read_text(root / "proc/device-tree/model").strip() or architecture
+    name = fields.get("model name") or read_board(root) or architecture
     cores = len(re.findall(r"^processor\s*:", text, re.MULTILINE)) or os.cpu_count() or 1
     features: dict[str, dict[str, bool]] = {}
     for flag, (label, precision) in known.items():
@@ -139,9 +139,14 @@ def read_cpu(root: Path = ROOT, architecture: str | None = None) -> Cpu:
     return Cpu(architecture, name, cores, features)
 
 
+def read_board(root: Path = ROOT) -> str | None:
+    """Name of the board in its device tree; None for a machine that has none."""
+    return read_text(root / "proc/device-tree/model").strip() or None
+
+
 def read_jetson(root: Path = ROOT) -> Jetson | None:
     """The Jetson that this is, from the device tree, `/etc/nv_tegra_release` and the package database."""
-    model = read_text(root / "proc/device-tree/model").strip()
+    model = read_board(root) or ""
     release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release"))
     if release is None and not re.search(r"Jetson|Tegra|Orin|Xavier|Thor", model):
         return None
