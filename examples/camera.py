@@ -34,7 +34,7 @@ PERCENTILES = (50, 95, 99)
 
 
 class Frame(NamedTuple):
-    """A frame as OpenCV gives it, uint8 [height, width, BGR], and when it was there, in seconds."""
+    """A frame as OpenCV gives it, mostly uint8 [height, width, BGR], and when it was there, in seconds."""
 
     number: int
     pixels: NDArray[np.uint8]
@@ -105,6 +105,21 @@ class Frames:
             self._changed.notify_all()
 
 
+def colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame in B, G, R: grey counts for each of them, and the fourth channel of BGRx and BGRA is left out."""
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if channels.dtype == np.uint8 and channels.ndim == 3:
+        if channels.shape[2] == 1:
+            return np.repeat(channels, 3, axis=2)
+        if channels.shape[2] in (3, 4):
+            return channels[:, :, :3]
+    raise InputError(
+        f"a frame is {pixels.dtype} {list(pixels.shape)}",
+        why="a frame has 8 bits in B, G, R",
+        fix="end the pipeline with `videoconvert ! video/x-raw,format=BGR ! appsink`",
+    )
+
+
 def summary(frames: Frames, answered: int, latencies: list[float], calls: list[float], seconds: float) -> str:
     """The counts, and percentiles in milliseconds: from the arrival of a frame to its answer, and of the call alone."""
     lines = [
@@ -126,7 +141,7 @@ def watch(session: Any, frames: Frames, tell: Callable[[str], None]) -> str:
     try:
         for frame in frames:
             started = time.monotonic()
-            best = session.predict(frame.pixels[:, :, ::-1], top_k=1)[0][0]  # OpenCV gives BGR
+            best = session.predict(colours(frame.pixels)[:, :, ::-1], top_k=1)[0][0]
             ended = time.monotonic()
             answered += 1
             latencies.append(ended - frame.arrived)

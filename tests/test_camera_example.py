@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 from tests.bundles import LABELS, write_tiny_bundle
 from tests.conftest import ROOT
 from tests.example_scripts import imported
+from vitdeploy.errors import InputError
 
 SCRIPT = ROOT / "examples" / "camera.py"
 
@@ -108,6 +111,21 @@ def test_ctrl_c_still_tells_what_was_measured(script: ModuleType) -> None:
     assert ", 2 answered, 0 dropped, " in found
 
 
+def test_frames_of_other_formats_are_the_same_colours(script: ModuleType) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    grey = frame[:, :, 0]
+    for given, wanted in (
+        (frame, frame[:, :, :3]),
+        (frame[:, :, :3], frame[:, :, :3]),
+        (grey, np.stack([grey] * 3, axis=2)),
+        (grey[..., None], np.stack([grey] * 3, axis=2)),
+    ):
+        np.testing.assert_array_equal(script.colours(given), wanted)
+    for wrong in (frame[:, :, :2], frame.astype(np.uint16), frame[None]):
+        with pytest.raises(InputError, match="end the pipeline with"):
+            script.colours(wrong)
+
+
 def test_percentiles_are_those_of_the_list(script: ModuleType) -> None:
     frames = SimpleNamespace(arrived=101, dropped=1)
     found = script.summary(frames, 100, [n / 1000 for n in range(101)], [0.002], 10.0)
@@ -118,8 +136,9 @@ def test_percentiles_are_those_of_the_list(script: ModuleType) -> None:
     ]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+def run(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([python, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +177,32 @@ def test_a_video_is_answered_as_its_frames_are(video: Path, live: bool, tmp_path
     assert answered == 12 or live
     assert {label for _, label, _ in lines} <= set(LABELS)
     assert "frame to answer: p50 " in done.stderr
+
+
+@pytest.mark.parametrize("layout", ["BGR", "BGRx", "GRAY8"])
+def test_a_pipeline_of_gstreamer_is_answered(layout: str, tmp_path: Path) -> None:
+    """With the OpenCV of Debian, Ubuntu or JetPack, see CONTRIBUTING.md: that of PyPI has no GStreamer."""
+    python = os.environ.get("GSTREAMER_PYTHON")
+    if python is None:
+        pytest.skip("GSTREAMER_PYTHON does not name a Python whose OpenCV has GStreamer")
+    file, size = tmp_path / "street.avi", "video/x-raw,width=64,height=48,framerate=30/1"
+    made = f"gst-launch-1.0 -q videotestsrc num-buffers=12 ! {size} ! jpegenc ! avimux ! filesink location={file}"
+    subprocess.run(made.split(), check=True, timeout=60)
+    bundle = write_tiny_bundle(tmp_path / "tiny").path
+    for source, sink in (
+        (f"filesrc location={file} ! avidemux ! jpegdec", "appsink sync=false"),
+        (f"videotestsrc num-buffers=12 is-live=true ! {size}", "appsink drop=1 max-buffers=1"),
+    ):
+        pipeline = f"{source} ! videoconvert ! video/x-raw,format={layout} ! {sink}"
+        done = run(bundle, pipeline, "--runtime", "onnxruntime", python=python)
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"(\d+) frames, (\d+) answered, (\d+) dropped, ", done.stderr)
+        assert found is not None, done.stderr
+        arrived, answered, dropped = map(int, found.groups())
+        assert 1 <= answered == len(done.stdout.splitlines())
+        assert answered + dropped == arrived <= 12
+    done = run(bundle, "nosuchsource ! appsink", python=python)
+    assert (done.returncode, "OpenCV cannot open nosuchsource" in done.stderr) == (2, True)
 
 
 def test_what_cannot_be_used_is_an_error_without_a_traceback(video: Path, tmp_path: Path) -> None:
