@@ -7,7 +7,6 @@ counts that add up, times with three decimals, and no character that XML 1.0 doe
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple
@@ -41,6 +40,8 @@ def junit(command: str, cases: Sequence[Case], seconds: float, ended: datetime |
         seconds: How long it took. The first case has it as its time, since everything is measured once, for all cases.
         ended: When; now by default.
     """
+    import xml.etree.ElementTree as ElementTree
+
     counts = {
         "tests": len(cases),
         "failures": sum(case.failure is not None for case in cases),

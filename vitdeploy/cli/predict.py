@@ -89,14 +89,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _files(given: list[Path]) -> Iterator[Path]:
     """The images that were named, and those in folders, each once."""
-    from vitdeploy.data.image_files import images_below
-
     seen: set[Path] = set()
     for path in given:
-        for image in images_below(path) if path.is_dir() else (path,):
+        for image in _below(path) if path.is_dir() else (path,):
             if image not in seen:
                 seen.add(image)
                 yield image
+
+
+def _below(folder: Path) -> list[Path]:
+    from vitdeploy.data.image_files import images_below
+
+    return images_below(folder)
 
 
 def _predict(args: argparse.Namespace, images: list[Path], found: _Found) -> None:

@@ -24,6 +24,7 @@ PIXEL_TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32")
 
 # The formats of Pillow for the suffixes of an image set. Others are not tried: some start programs, as EPS does.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_BEGINNINGS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
 
 
 def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
@@ -38,10 +39,21 @@ def holds_pixels(array: Array, recipe: Preprocessing) -> bool:
 
 def open_image(source: Path | bytes) -> Image.Image:
     """The image in a file or its bytes, of one of FORMATS; raises what Pillow raises, for others too."""
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats(source))
     if image.format == "TIFF":
         tiff.check_whole(image)
     return image
+
+
+def _formats(source: Path | bytes) -> tuple[str, ...]:
+    """FORMATS, the one first that the file begins as: for one that is not loaded, Pillow loads all that it has."""
+    if isinstance(source, bytes):
+        head = source[:8]
+    else:
+        with source.open("rb") as file:
+            head = file.read(8)
+    first = [name for name, begins in _BEGINNINGS.items() if head.startswith(begins)]
+    return tuple(dict.fromkeys([*first, *FORMATS]))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
