@@ -124,6 +124,17 @@ def build(options: dict[str, list[str]], tmp_path: Path) -> Build:
     return compiled
 
 
+def aarch64(folder: Path, out: Path) -> list[object]:
+    """Compiles a project for aarch64, and gives the words that run it under emulation."""
+    root = os.environ.get("AARCH64_ROOT")
+    if root is None:
+        pytest.skip("AARCH64_ROOT does not name a folder that tests/serving/aarch64_root.sh made")
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={root}/toolchain.cmake"
+    call("cmake", "-S", folder, "-B", out, "-DRUNTIME=openvino", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror", toolchain)
+    call("cmake", "--build", out)
+    return [f"{root}/run", out / "classify"]
+
+
 def call(*words: object, code: int = 0) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
@@ -212,9 +223,9 @@ def logits_of(bundle: Bundle, paths: list[Path], runtime: str) -> np.ndarray:
         return np.stack([session(prepare(path, manifest.recipe)[None])[0] for path in paths])
 
 
-def differs(program: Path, bundle: Bundle, paths: list[Path], runtime: str, tmp_path: Path) -> np.ndarray:
+def differs(program: list[object], bundle: Bundle, paths: list[Path], runtime: str, tmp_path: Path) -> np.ndarray:
     """The largest difference of the logits from Python's, for each file."""
-    told = call(program, "--logits", tmp_path / "logits.bin", *paths)
+    told = call(*program, "--logits", tmp_path / "logits.bin", *paths)
     assert told.count("%") == len(LABELS) * len(paths)
     found = np.fromfile(tmp_path / "logits.bin", "<f4").reshape(len(paths), -1)
     return np.abs(found - logits_of(bundle, paths, runtime)).max(axis=1)
@@ -233,9 +244,21 @@ def test_the_program_gives_the_logits_of_python(name: str, runtime: str, build: 
         deep = tmp_path / "images" / "deep.png"
         assert "grey of 16 bits" in call(program, deep, code=2)
         paths.remove(deep)
-    found = differs(program, bundle, paths, runtime, tmp_path)
+    found = differs([program], bundle, paths, runtime, tmp_path)
     assert {path.name: error for path, error in zip(paths, found, strict=True) if error > 1e-5} == {}
     assert "passed" in call(program, "--check")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_program_gives_the_logits_of_python_on_aarch64_too(name: str, tmp_path: Path) -> None:
+    bundle = write_linear(tmp_path / "b", RECIPES[name])
+    vitdeploy.handoff(bundle, tmp_path / "out", to="cpp")
+    program = aarch64(tmp_path / "out", tmp_path / "build")
+    paths = [path for path in images(tmp_path / "images") if name != "grey" or path.name != "deep.png"]
+    found = differs(program, bundle, paths, "openvino", tmp_path)
+    assert {path.name: error for path, error in zip(paths, found, strict=True) if error > 1e-5} == {}
+    assert "passed" in call(*program, "--check")
 
 
 @pytest.mark.slow
