@@ -106,7 +106,9 @@ class Case:
             fine = (0, 1) if name == "optimize" else (0,)  # 1: no bundle keeps what was asked, but all are there
             if done.returncode not in fine:
                 lines = done.stderr.strip().splitlines()
-                said = next((line for line in lines if line.startswith("error: ")), lines[-1])
+                said = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
+                if done.returncode < 0:
+                    said = f"ended by signal {-done.returncode}"
                 self.found[name]["error"] = without_paths(said)
                 print(done.stderr[-3000:], file=sys.stderr)
         except subprocess.TimeoutExpired:

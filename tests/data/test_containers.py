@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,39 @@ def test_a_pattern_of_none_or_too_many_is_refused(pattern: str) -> None:
 )
 def test_a_url_is_known_even_as_a_path(given: Any, url: str | None) -> None:
     assert url_of(given) == url
+
+
+@pytest.mark.parametrize("change", [lambda part: part + b"more", lambda part: part[:-1]])
+def test_a_server_that_sends_other_bytes_than_were_asked_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes]
+) -> None:
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    system.pipe_file("/other/part.tar", write_tar(tmp_path / "part.tar", samples(IMAGES, TARGETS)).read_bytes())
+    kind, read = type(system), type(system).cat_file
+    monkeypatch.setattr(kind, "cat_file", lambda self, *where, **span: change(read(self, *where, **span)))
+    with pytest.raises(InputError, match=r"(?s)cannot be read in parts.*answers requests for ranges"):
+        open_data("memory://other/part.tar")
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (None, "there is no file memory://other/part.tar"),
+        (FileNotFoundError("part.tar"), "there is no file memory://other/part.tar"),
+        (ConnectionRefusedError(111, "Connection refused"), "cannot be read\n  why: Connection refused"),
+    ],
+)
+def test_what_cannot_be_reached_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception | None, told: str
+) -> None:
+    system = pytest.importorskip("fsspec").filesystem("memory")
+
+    def size(self: object, path: str) -> int:
+        raise FileNotFoundError(path) from cause  # as the file system of http does, whatever went wrong
+
+    monkeypatch.setattr(type(system), "size", size)
+    with pytest.raises(InputError, match=told):
+        open_data("memory://other/part.tar")
 
 
 def test_tars_are_read_by_url(monkeypatch: pytest.MonkeyPatch) -> None:

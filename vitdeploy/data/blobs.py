@@ -24,12 +24,14 @@ class Blob(ABC):
     where  its path or URL
     size   in bytes
     step   bytes that are read at once where little is needed: a page, or what is worth a request
+    check  what to do where it cannot be read
     """
 
     name: str
     where: str
     size: int
     step: int
+    check = "check that it is whole and may be read"
 
     @abstractmethod
     def read(self, start: int, stop: int) -> bytes:
@@ -42,7 +44,7 @@ class Blob(ABC):
     def unreadable(self, error: Exception) -> InputError:
         """The error for whatever went wrong in reading it."""
         why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        return InputError(f"{self.where} cannot be read", why=why, fix="check that it is whole and may be read")
+        return InputError(f"{self.where} cannot be read", why=why, fix=self.check)
 
 
 class LocalFile(Blob):
@@ -83,6 +85,7 @@ class RemoteFile(Blob):
     """A file by its URL, through fsspec; nothing of it is written to this machine."""
 
     step = 1 << 20
+    check = "check the URL, the connection, and that it may be read"
 
     def __init__(self, url: str) -> None:
         try:
@@ -106,6 +109,12 @@ class RemoteFile(Blob):
             found: bytes = self._system.cat_file(self._path, start=start, end=stop)
         except Exception as error:
             self._refuse(error)
+        if len(found) != stop - start:  # of another place, maybe: a server may send the whole file instead
+            raise InputError(
+                f"{self.where} cannot be read in parts",
+                why=f"{stop - start:,} bytes from {start:,} on were asked for, and {len(found):,} came",
+                fix="give a server that answers requests for ranges, or copy it to this machine",
+            )
         return found
 
     def open(self) -> Any:
@@ -116,8 +125,11 @@ class RemoteFile(Blob):
             self._refuse(error)
 
     def _refuse(self, error: Exception) -> NoReturn:
-        if isinstance(error, FileNotFoundError):
+        cause = error.__cause__
+        if isinstance(error, FileNotFoundError) and isinstance(cause, (FileNotFoundError, type(None))):
             raise InputError(f"there is no file {self.where}", fix="check the URL of DATA") from error
+        if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):  # fsspec says so of any trouble
+            raise self.unreadable(cause) from error
         if isinstance(error, (ImportError, ValueError)):
             raise InputError(
                 f"{self.where} cannot be read", why=str(error), fix="install the package of this file system"
