@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_info
 from tests.quantize.graphs import CHANNELS, CLASSES, SIDE, activations, network, photos
 from vitdeploy.errors import ExportError, InputError, UsageError
 from vitdeploy.quantize import activations as activations_module
+from vitdeploy.quantize import segments
 from vitdeploy.quantize.activations import collect
 from vitdeploy.quantize.observers import Statistics
 from vitdeploy.quantize.samples import Images
@@ -107,10 +108,10 @@ def test_tensors_that_do_not_fit_at_once_come_from_segments(
 
 def test_segments_compute_every_node_once_and_load_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[ir.Model] = []
-    original = activations_module.open_session
+    original = segments.open_session
     monkeypatch.setattr(activations_module, "FETCH_BYTES", 4 * CHANNELS * SIDE * SIDE * 2 * activations_module.RUNS)
     monkeypatch.setattr(
-        activations_module, "open_session", lambda part, **options: parts.append(part) or original(part, **options)
+        segments, "open_session", lambda part, **options: parts.append(part) or original(part, **options)
     )
     collect(graph(), TENSORS, [photos(3)])
     assert [[node.op_type for node in part.graph] for part in parts] == [

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 from threadpoolctl import threadpool_limits
 
-from vitdeploy.errors import REPORT, ExportError, InputError
-from vitdeploy.graph.edit import for_one
-from vitdeploy.graph.run import fill, joined, open_session, rows, take
+from vitdeploy.errors import InputError
+from vitdeploy.graph.run import joined, rows
 from vitdeploy.machine.settings import usable_cores
 from vitdeploy.progress import Progress
 from vitdeploy.quantize.layers import widest_window
 from vitdeploy.quantize.observers import Statistics
 from vitdeploy.quantize.samples import Batch, Images, by_name, length, regroup
+from vitdeploy.quantize.segments import Run, bytes_of, groups_of, is_fixed, prune, segments_of
 
 Array = NDArray[Any]
 Item = TypeVar("Item")
@@ -90,18 +86,18 @@ class Activations:
         self.sources = list(model.graph.inputs)
         given = {value.name for value in self.sources}
         names = [name for name in dict.fromkeys(names) if name not in given]
-        values = _prune(model, names)
-        groups = _groups(values, names)
+        values = prune(model, names)
+        groups = groups_of(values, names, FETCH_BYTES // RUNS, FETCH_BYTES)
         shape = self.sources[0].shape
         self._fixed = shape[0] if shape is not None else None
-        heaviest = max((sum(map(_bytes, group)) for group in groups), default=0)
+        heaviest = max((sum(bytes_of(value, FETCH_BYTES) for value in group) for group in groups), default=0)
         batch = self._fixed if isinstance(self._fixed, int) else 1
         fitting = max(1, min(MAX_IMAGES // batch, FETCH_BYTES // max(heaviest, 1)))  # runs
-        if isinstance(self._fixed, int) and not all(map(_is_fixed, chain(*groups))):
+        if isinstance(self._fixed, int) and not all(map(is_fixed, chain(*groups))):
             fitting = 1  # tensors of several runs may be of several shapes, which cannot lie in one
         self.images = fitting * batch
         self._workers = usable_cores() if isinstance(self._fixed, int) and fitting > 1 else 1
-        self._segments = _segments(model, groups, threads=1 if self._workers > 1 else None)
+        self._segments = segments_of(model, groups, threads=1 if self._workers > 1 else None)
         # The same threads for all parts: the C library keeps free memory by thread, and new ones find none of it.
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vitdeploy-segment")
 
@@ -158,7 +154,7 @@ class Activations:
     def _parts(self, arrays: Mapping[str, Array]) -> Iterator[tuple[Sequence[str], _Pop]]:
         """The tensors that each segment makes, and what takes one of them, which is not kept."""
         step = self._fixed if isinstance(self._fixed, int) else length(arrays)
-        runs = [_Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
+        runs = [Run(rows(arrays, start, start + step), step) for start in range(0, length(arrays), step)]
         for segment in self._segments:
             made = list(self._pool.map(segment.advance, runs))
             yield segment.names, partial(_pop, runs, made)
@@ -179,111 +175,7 @@ class Activations:
                 )
 
 
-def _prune(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
-    """Leave only what computes the named tensors, in place; all tensors that are computed, by name."""
-    values = {str(value.name): value for node in model.graph for value in node.outputs}
-    missing = sorted(set(names) - set(values))
-    if missing:
-        why = f"{len(missing)} such names were given"
-        raise ExportError(f"the graph does not compute {missing[0]}", why=why, fix=REPORT)
-    if any(values[name].shape is None for name in names):
-        common.ShapeInferencePass()(model)
-    model.graph.outputs.clear()
-    for name in names:
-        values[name].type = values[name].type or ir.TensorType(ir.DataType.FLOAT)
-        if values[name].dtype != ir.DataType.FLOAT:
-            raise ExportError(f"{name} is {values[name].dtype}", why="only float32 tensors have ranges", fix=REPORT)
-        model.graph.outputs.append(values[name])
-    common.RemoveUnusedNodesPass()(model)
-    return {str(value.name): value for node in model.graph for value in node.outputs}
-
-
-def _groups(values: dict[str, ir.Value], names: Sequence[str]) -> list[list[ir.Value]]:
-    """The tensors in the order of the graph, cut where the next one of a single image would not fit any more."""
-    groups: list[list[ir.Value]] = []
-    size, wanted = 0, set(names)
-    for value in (value for name, value in values.items() if name in wanted):
-        size += _bytes(value)
-        if not groups or size > FETCH_BYTES // RUNS:
-            groups.append([])
-            size = _bytes(value)
-        groups[-1].append(value)
-    return groups
-
-
-def _bytes(value: ir.Value) -> int:
-    """Bytes of the tensor with one image in every free dimension; of unknown shape it gets a segment of its own."""
-    if value.shape is None:
-        return FETCH_BYTES
-    return 4 * math.prod(for_one(dim) for dim in value.shape)
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(dim, int) for dim in value.shape)
-
-
-class _Run:
-    """One run of the graph: the tensors that wait for later segments.
-
-    arrays  the inputs by name, at most `batch` of each; fewer are filled up
-    """
-
-    def __init__(self, arrays: Mapping[str, Array], batch: int) -> None:
-        import onnxruntime as ort
-
-        self.count, self._batch = length(arrays), batch
-        self.waiting = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fill(array, batch)))
-            for name, array in arrays.items()
-        }
-
-    def array(self, value: Any) -> Array:
-        """A tensor that was made, without what was filled up."""
-        return take(_view(value), self.count, self._batch)
-
-
-class _Memory:
-    """What numpy needs to read an OrtValue where it lies, and keeps it for as long; `OrtValue.numpy` would copy it."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        shape = tuple(value.shape())
-        self.__array_interface__ = {"version": 3, "typestr": "<f4", "shape": shape, "data": (value.data_ptr(), True)}
-
-
-def _view(value: Any) -> Array:
-    """The values of a float32 OrtValue, not to be written to."""
-    array: Array = np.asarray(_Memory(value)) if all(value.shape()) else value.numpy()
-    return array
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """A part of the graph.
-
-    inputs  what it reads of earlier parts
-    names   the tensors asked for
-    kept    what it makes for later parts besides
-    later   everything that later parts read
-    """
-
-    session: Any
-    inputs: list[str]
-    names: list[str]
-    kept: list[str]
-    later: set[str]
-
-    def advance(self, run: _Run) -> dict[str, Any]:
-        """Compute this part of a run: the tensors asked for, by name."""
-        outputs = [*self.names, *self.kept]
-        # As arrays they would be held twice: once by the session, once by Python.
-        made = self.session.run_with_ort_values(outputs, {name: run.waiting[name] for name in self.inputs})
-        known = chain(run.waiting.items(), zip(outputs, made, strict=True))
-        run.waiting = {name: value for name, value in known if name in self.later}
-        return dict(zip(self.names, made, strict=False))
-
-
-def _pop(runs: Sequence[_Run], made: Sequence[dict[str, Any]], name: str) -> list[_Shown]:
+def _pop(runs: Sequence[Run], made: Sequence[dict[str, Any]], name: str) -> list[_Shown]:
     """A tensor of several runs, which is not kept, with the number of images."""
     return [(run.array(one.pop(name)), run.count) for run, one in zip(runs, made, strict=True)]
 
@@ -294,31 +186,6 @@ def _show(observer: Callable[[Array, int], None], parts: list[_Shown]) -> None:
         parts = [(joined([array for array, _ in parts], several=False), sum(images for _, images in parts))]
     while parts:
         observer(*parts.pop(0))
-
-
-def _segments(model: ir.Model, groups: Sequence[Sequence[ir.Value]], *, threads: int | None) -> list[_Segment]:
-    """One segment for each group, which ends with the node that makes the last of its tensors."""
-    position = {node: index for index, node in enumerate(model.graph)}
-    made: dict[ir.Value, int] = dict.fromkeys(model.graph.inputs, -1)
-    made.update({value: index for node, index in position.items() for value in node.outputs})
-    last_read = {value: max((position[use.node] for use in value.uses()), default=-1) for value in made}
-    segments: list[_Segment] = []
-    start = -1
-    for group in groups:
-        end = max(made[value] for value in group)
-        inputs = [
-            value
-            for value, index in made.items()
-            if index <= start and any(start < position[use.node] <= end for use in value.uses())
-        ]
-        later = {value for value, index in made.items() if index <= end < last_read[value]}
-        kept = [value for value in later if made[value] > start and value not in group]
-        kept.sort(key=made.__getitem__)
-        part = ir.convenience.extract(model.graph, inputs, [*group, *kept])
-        session = open_session(ir.Model(part, ir_version=model.ir_version), arena=False, threads=threads)
-        segments.append(_Segment(session, _names(inputs), _names(group), _names(kept), set(_names(later))))
-        start = end
-    return segments
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -334,7 +201,3 @@ def _return_free_memory() -> None:
     """Give the system what is free: the C library of Linux keeps it between tensors of many sizes, hundreds of MiB."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _names(values: Sequence[ir.Value] | set[ir.Value]) -> list[str]:
-    return [str(value.name) for value in values]
