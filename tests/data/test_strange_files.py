@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitdeploy.data.dataset import open_data
+from vitdeploy.data import open_data
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing, preprocess
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.fuzz.values import change_bytes, strange
 from vitdeploy.cli import main
-from vitdeploy.data.dataset import open_data
+from vitdeploy.data import open_data
 from vitdeploy.errors import VitDeployError
 from vitdeploy.preprocess import Preprocessing, preprocess
 

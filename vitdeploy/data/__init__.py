@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from vitdeploy.data.dataset import Dataset, DataSource, open_data
+from vitdeploy.data.dataset import Dataset, DataSource
+from vitdeploy.data.opening import open_data
 
 __all__ = ["DataSource", "Dataset", "open_data"]

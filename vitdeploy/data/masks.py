@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data.arrays import array_names, load_arrays
-from vitdeploy.data.dataset import Dataset, DataSource, open_data
+from vitdeploy.data.dataset import Dataset, DataSource
 from vitdeploy.data.image_files import Files, is_hidden, is_image, open_files
+from vitdeploy.data.opening import open_data
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import open_image
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.data.arrays import array_names, load_arrays
-from vitdeploy.data.dataset import Dataset, DataSource, class_numbers, open_data
+from vitdeploy.data.classes import class_numbers
+from vitdeploy.data.dataset import Dataset, DataSource
+from vitdeploy.data.opening import open_data
 from vitdeploy.data.slots import Slot, only_arrays_fit, takes_images_alone
 from vitdeploy.errors import InputError
 from vitdeploy.preprocess import Preprocessing
