@@ -8,11 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from tests.costs.networks import write_data, write_network
 from vitdeploy import Bundle, verify
 from vitdeploy.cli import main
+from vitdeploy.costs.trials import Int8Trial
+from vitdeploy.quantize import pipeline
 from vitdeploy.quantize.latency import Group, LatencyReport
 from vitdeploy.search import bench
 from vitdeploy.search.bench import Bench, Int8Bench
@@ -119,6 +124,30 @@ def test_the_groups_of_a_plan_are_in_float_in_its_bundle(run: Run) -> None:
         in_float = Bundle.open(point["path"]).manifest.precision_report["float"]
         assert {node for nodes in inside for node in nodes} <= set(in_float)
         assert not {node for nodes in GROUPS if nodes not in inside for node in nodes} & set(in_float)
+
+
+@pytest.mark.usefixtures("faster")
+def test_a_bundle_is_the_graph_that_was_tried_and_nothing_is_calibrated_twice(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise AssertionError("calibrated twice")
+
+    build, tried = Int8Trial.build, list[set[bytes]]()
+
+    def noted(self: Int8Trial, nodes: Sequence[str]) -> ir.Model:
+        made = build(self, nodes)
+        tried.append({value.const_value.numpy().tobytes() for value in made.graph.initializers.values()})
+        return made
+
+    monkeypatch.setattr(pipeline, "calibrate", forbidden)
+    monkeypatch.setattr(Int8Trial, "build", noted)
+    _, found = run("--trials", "4", "--search", "greedy")
+    paths = [point["path"] for point in found["points"] if point["precision"] == INT8]
+    assert paths
+    for path in paths:
+        shipped = {numpy_helper.to_array(one).tobytes() for one in onnx.load(f"{path}/model.onnx").graph.initializer}
+        assert shipped in tried
 
 
 def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, monkeypatch: pytest.MonkeyPatch, files: Path) -> None:

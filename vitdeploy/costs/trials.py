@@ -74,13 +74,16 @@ class Trial(Protocol):
 
 
 class Int8Trial:
-    """Parts in INT8; ExportError where the network has nothing to quantize."""
+    """Parts in INT8; ExportError where the network has nothing to quantize.
+
+    found  what calibration gave
+    """
 
     mode: Mode = "qdq"
 
     def __init__(self, origin: Origin, options: Int8Options) -> None:
         rules, samples = origin.target.int8 or Int8Rules(), origin.samples
-        self._found = calibrate(
+        self.found = calibrate(
             origin.graph,
             rules,
             samples.recipe,
@@ -90,17 +93,17 @@ class Int8Trial:
             samples.images,
             target=origin.target,
         )
-        self._reasons = Reasons(self._found)
-        self.left = {layer.node: str(layer.obstacle) for layer in self._found.plan if not layer.quantized}
+        self._reasons = Reasons(self.found)
+        self.left = {layer.node: str(layer.obstacle) for layer in self.found.plan if not layer.quantized}
         self.model = origin.graph
 
     def parts(self, by: str) -> list[Part]:
         """See `Trial`."""
-        return _parts(tuple(layer for layer in self._found.plan if layer.quantized), by)
+        return _parts(tuple(layer for layer in self.found.plan if layer.quantized), by)
 
     def build(self, nodes: Sequence[str]) -> ir.Model:
         """See `Trial`."""
-        return self._found.quantizer.build(self._only(nodes))
+        return self.found.quantizer.build(self._only(nodes))
 
     def judged(self, model: ir.Model) -> ir.Model:
         """See `Trial`."""
@@ -108,7 +111,7 @@ class Int8Trial:
 
     def reasons(self, part: Part) -> tuple[float, tuple[Reason, ...]]:
         """See `Trial`; of a block those of the layer whose own noise is largest."""
-        found = {layer.node: self._reasons.of(layer) for layer in self._found.plan if layer.node in part.nodes}
+        found = {layer.node: self._reasons.of(layer) for layer in self.found.plan if layer.node in part.nodes}
         worst = min(found, key=lambda node: found[node][0])
         own_db, reasons = found[worst]
         if part.kind == BLOCK:
@@ -120,12 +123,12 @@ class Int8Trial:
         """See `Trial`."""
         if any(part.kind == BLOCK for part in parts):
             return [[part] for part in parts]
-        groups = alike(self._found.quantizer.model.graph, self._found.plan)
+        groups = alike(self.found.quantizer.model.graph, self.found.plan)
         return [[part for part in parts if part.name in group] for group in groups]
 
     def _only(self, nodes: Sequence[str]) -> Plan:
         wanted = set(nodes)
-        return restrict(self._found.plan, lambda layer: None if layer.node in wanted else _ALONE)
+        return restrict(self.found.plan, lambda layer: None if layer.node in wanted else _ALONE)
 
 
 class HalfTrial:

@@ -18,6 +18,7 @@ from vitdeploy.graph.edit import Array
 from vitdeploy.graph.run import Inputs, run
 from vitdeploy.proof.parity import compare_outputs
 from vitdeploy.proof.recorded import pick
+from vitdeploy.quantize.calibrate import Known
 from vitdeploy.quantize.evaluator import Evaluator
 from vitdeploy.quantize.gates import enforce, missed_gates
 from vitdeploy.quantize.insert import violations
@@ -40,6 +41,7 @@ def eight_bits(
     expected: Mapping[str, Array],
     natural: NDArray[np.bool_],
     selections: Collection[str] = (),
+    known: Known | None = None,
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A copy of an optimized FP32 graph with Q/DQ, and what the manifest records of it.
 
@@ -48,6 +50,7 @@ def eight_bits(
     natural     which of the samples look like those in use: what INT8 keeps of others depends on how far they lie
                 outside of the calibrated ranges, and is measured but not judged
     selections  outputs that are sets of whole numbers
+    known       see `quantize`
 
     Raises GateError for what misses a gate of `options`, or the floor below which INT8 is not to be trusted; where the
     loss is accepted, the record names it under `missed`. Further errors as of `quantize`.
@@ -67,6 +70,7 @@ def eight_bits(
         pinned(graph),
         samples.images,
         target=target,
+        known=known,
     )
     if broken := violations(quantized.graph, rules):
         raise ExportError("the INT8 graph breaks a rule of its target", why="; ".join(broken[:3]), fix=REPORT)

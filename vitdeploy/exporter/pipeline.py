@@ -118,7 +118,9 @@ def _precision(
     else:
         with clock.step(f"calibrating on {len(samples.calibrate)} images and quantizing"):
             natural, options = natural_images(reference.kinds), request.quantization
-            made, record = eight_bits(graph, samples, request.row, options, inputs, expected, natural, selections)
+            made, record = eight_bits(
+                graph, samples, request.row, options, inputs, expected, natural, selections, request.known
+            )
     hide_scores(made, reference.outputs)
     return made, record
 

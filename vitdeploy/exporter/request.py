@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from vitdeploy.quantize.calibrate import Known
+
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -51,6 +53,7 @@ class ExportRequest:
     features: bool = False
     force: bool = False
     inputs: Sequence[InputSpec | str] | None = None
+    known: Known | None = None  # what a search has calibrated already
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

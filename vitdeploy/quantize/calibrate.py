@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -91,6 +92,22 @@ class Calibrated:
     images: Mapping[str, Any]
     repairs: list[dict[str, Any]]
     latency: LatencyReport | None
+
+    def within(self, ignored: Sequence[str], pinned: Mapping[str, str]) -> Calibrated:
+        """The same with fewer layers in INT8; UsageError for a pattern of `ignored` that matches nothing."""
+        return replace(self, plan=_in_scope(self.plan, ignored, pinned))
+
+
+class Known(NamedTuple):
+    """What was calibrated before, and of which graph, by its `digest`."""
+
+    digest: str
+    found: Calibrated
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 of a graph with its weights."""
+    return hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
 
 
 def calibrate(

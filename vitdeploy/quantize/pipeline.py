@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vitdeploy.preprocess import Preprocessing
-from vitdeploy.quantize.calibrate import calibrate
+from vitdeploy.quantize.calibrate import Known, calibrate, digest
 from vitdeploy.quantize.evaluator import Evaluator
 from vitdeploy.quantize.latency import LatencyReport
 from vitdeploy.quantize.mixed_precision import Measures, Reverted, meet_goals
@@ -96,6 +96,7 @@ def quantize(
     image_inputs: Collection[str] | None = None,
     *,
     target: Target | None = None,
+    known: Known | None = None,
 ) -> tuple[ir.Model, Int8Report]:
     """A copy of an optimized FP32 graph whose products compute in 8-bit integers as the target's rules say.
 
@@ -105,12 +106,16 @@ def quantize(
     pinned     nodes that stay in float, with the reason
     image_inputs  the inputs that are images; None where the only input is one
     target     in whose form the graph is; None for portable
+    known      is taken instead of calibrating once more, if it is of this very graph
 
     Raises UsageError for a pattern that matches nothing, ExportError where nothing is left to quantize, and GateError
     where no mixture of INT8 and float keeps `min_snr`, `goals` or `max_drop`, unless the loss is accepted. The result
     may still miss a gate: see `gates.missed_gates`.
     """
-    found = calibrate(model, rules, recipe, images, options, pinned, image_inputs, target=target)
+    if known is not None and known.digest == digest(model):
+        found = known.found.within(options.ignored_scope, pinned)
+    else:
+        found = calibrate(model, rules, recipe, images, options, pinned, image_inputs, target=target)
     quantizer = found.quantizer
     measures = Measures(quantizer.build, evaluator)
     reserve_db = HALF_RESERVE_DB if rules.half_rest else 0.0

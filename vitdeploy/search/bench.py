@@ -13,6 +13,7 @@ from vitdeploy.costs.origin import Origin
 from vitdeploy.costs.trials import LAYER, Int8Trial
 from vitdeploy.exporter.half_parts import pinned
 from vitdeploy.progress import Progress
+from vitdeploy.quantize.calibrate import Known, digest
 from vitdeploy.quantize.latency import LatencyReport, time_layers
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.placement import place, restrict
@@ -63,11 +64,13 @@ class Int8Bench:
 
     whole   the plan with all of them in INT8
     groups  by name, see `greedy.Group`
+    known   what was calibrated, for a bundle of a plan
     """
 
     def __init__(self, whole: Plan, origin: Origin, options: Int8Options, bench: Bench, timed: LatencyReport) -> None:
         self.whole, self._bench = whole, bench
         self._trial = Int8Trial(origin, options)
+        self.known = Known(digest(origin.graph), self._trial.found)
         layers = {part.name for part in self._trial.parts(LAYER)}
         self.groups: dict[str, Group] = {}
         with Progress("measuring groups of layers alone", len(timed.groups)) as progress:

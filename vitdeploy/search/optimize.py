@@ -190,8 +190,7 @@ class _Search:
         found = study.trials()
         real = [one for one in found if not _is_int8(one) or _has_layers(one.plan, inside)]
         best = _kept(real, self._budget.keep)
-        floats = {trial.plan: inside[trial.plan.label].floats(trial.plan) for trial in best if _is_int8(trial)}
-        bundles = [(trial, setting.export(graph_of(trial.plan), floats.get(trial.plan, ()))) for trial in best]
+        bundles = [(trial, self._bundle(trial, inside)) for trial in best]
         labelled = origin.labels is not None
         points, judges = measured(
             bundles,
@@ -205,17 +204,23 @@ class _Search:
         images = {"trials": bench.judge.images, "bundles": judges}
         return OptimizeReport(points, found, self._wish, fp32.describe(), images, self._notes)
 
+    def _bundle(self, trial: Trial, inside: Mapping[str, Int8Bench]) -> Bundle:
+        plan = graph_of(trial.plan)
+        if not _is_int8(trial):
+            return self._setting.export(plan)
+        tried = inside[trial.plan.label]
+        return self._setting.export(plan, tried.floats(trial.plan), tried.known)
+
     def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
         """What the trials depend on."""
-        import onnx_ir as ir
-
         from vitdeploy import __version__
         from vitdeploy.machine.hardware import read_cpu
+        from vitdeploy.quantize.calibrate import digest
 
         setting, samples = self._setting, origin.samples
         judges = "".join(samples.data.sha256(index) for index in samples.evaluate)
         return {
-            "network": hashlib.sha256(ir.to_proto(origin.graph).SerializeToString(deterministic=True)).hexdigest(),
+            "network": digest(origin.graph),
             "runtime": [setting.runtime, kind.version(), setting.threads],
             "processor": read_cpu().name,
             "data": hashlib.sha256(judges.encode()).hexdigest(),

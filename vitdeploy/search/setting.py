@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.data import DataSource
@@ -17,6 +17,9 @@ from vitdeploy.errors import UsageError
 from vitdeploy.quantize.options import AUTO, Int8Options
 from vitdeploy.search.plan import INT8, Plan
 from vitdeploy.search.study import JOURNAL
+
+if TYPE_CHECKING:
+    from vitdeploy.quantize.calibrate import Known
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +37,20 @@ class Setting(NamedTuple):
     images: int
     network: Mapping[str, Any]
 
-    def export(self, plan: Plan, floats: Sequence[str] = ()) -> Bundle:
-        """The bundle of a plan; one of an earlier run is taken as it is."""
+    def export(self, plan: Plan, floats: Sequence[str] = (), known: Known | None = None) -> Bundle:
+        """The bundle of a plan; one of an earlier run is taken as it is.
+
+        floats  layers that stay in float though the plan is INT8
+        known   what was calibrated for the plan
+        """
         path = self.output / folder_of(plan)
         if not path.exists():
-            self._export(plan, floats, path)
+            self._export(plan, floats, path, known)
         return Bundle.open(path)
 
-    def _export(self, plan: Plan, floats: Sequence[str], path: Path) -> None:
-        from vitdeploy.exporter.api import export
+    def _export(self, plan: Plan, floats: Sequence[str], path: Path, known: Known | None) -> None:
+        from vitdeploy.exporter.pipeline import run
+        from vitdeploy.exporter.request import ExportRequest
 
         log.info("exporting %s …", path)
         more: dict[str, Any] = {}
@@ -55,8 +63,9 @@ class Setting(NamedTuple):
                 ignored_scope=patterns,
                 accept_loss=True,  # what is lost is measured, and the front shows it
             )
-            more = {"calibration": self.data, "int8": options}
-        export(self.source, path, precision=plan.precision, target=plan.target, **self.network, **more)
+            more = {"calibration": self.data, "int8": options, "known": known}
+        asked = {"precision": plan.precision, "target": plan.target, **self.network, **more}
+        run(ExportRequest(self.source, path, **asked))
 
 
 def folder_of(plan: Plan) -> str:
