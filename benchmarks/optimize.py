@@ -49,6 +49,7 @@ NETWORKS = {
 SIZES, SEARCHED = (64, 224), ("onnxruntime", "openvino")
 CALIBRATE, JUDGE = 300, 256
 MAX_DROP = 0.5
+FRONT = "front.json"  # what `optimize` prints
 
 
 class Case:
@@ -86,15 +87,24 @@ class Case:
                 self._run(method, [python, *script, str(self.args.minutes)])
         record.write_text(json.dumps(self.found))
 
-    def files(self) -> dict[str, Path]:
-        """Everything that was left, by name; ours are the bundles of the front."""
-        found = {"fp32": self.folder / "fp32/model.onnx"}
-        found |= {f"ours {path.parent.name}": path for path in sorted((self.folder / "front").glob("*/model.onnx"))}
+    def files(self) -> dict[str, tuple[Path, bool]]:
+        """Everything that was left, by name, and whether its session computes in bfloat16 where the processor has it.
+
+        Ours are the points of the front, of which that is a part; files of others are measured in both.
+        """
+        bf16 = (False, True) if self.runtime == "openvino" else (False,)
+        found = {"fp32": (self.folder / "fp32/model.onnx", False)}
+        for point in json.loads((self.folder / FRONT).read_text())["points"]:
+            name, hint = Path(point["path"]).name, point["plan"]["compute_precision"]
+            path = self.folder / "front" / name / "model.onnx"
+            found[f"ours {name}{'' if hint is None else f', {hint}'}"] = (path, hint == "bf16")
+        others = [(f"{path.parent.name} {path.stem.removeprefix('peer-')}", path) for path in self._peers()]
         if "error" not in self.found["tune-latency"]:
-            found["tune-latency"] = self.folder / "tuned/model.onnx"
-        for path in sorted([*self.folder.glob("*/peer-*.onnx"), *self.folder.glob("*/peer-*.xml")]):
-            found[f"{path.parent.name} {path.stem.removeprefix('peer-')}"] = path
-        return found
+            others.insert(0, ("tune-latency", self.folder / "tuned/model.onnx"))
+        return found | {f"{name}{', bf16' if half else ''}": (path, half) for name, path in others for half in bf16}
+
+    def _peers(self) -> list[Path]:
+        return sorted([*self.folder.glob("*/peer-*.onnx"), *self.folder.glob("*/peer-*.xml")])
 
     def _run(self, name: str, command: list[str], limit: float | None = -1.0) -> None:
         print(f"{self.folder.name}: {name} …", file=sys.stderr)
@@ -111,6 +121,8 @@ class Case:
                     said = f"ended by signal {-done.returncode}"
                 self.found[name]["error"] = without_paths(said)
                 print(done.stderr[-3000:], file=sys.stderr)
+            elif name == "optimize":
+                (self.folder / FRONT).write_text(done.stdout)
         except subprocess.TimeoutExpired:
             self.found[name]["error"] = f"not done after {self.args.minutes:g} minutes"
         self.found[name]["seconds"] = round(time.perf_counter() - start, 1)
@@ -147,9 +159,9 @@ def measured(case: Case, images: int, rounds: int) -> dict[str, Any]:
     arrays = [data.tensor(index, recipe)[None] for index in order]
     classes = np.asarray(data.targets)[list(order)]
     calls: dict[str, Call] = {}
-    for name, path in case.files().items():
-        # What a bundle of ours is to be run with is a part of it: bf16 is an option of the session.
-        opened = RUNTIMES["openvino f32" if case.runtime == "openvino" and "bf16" not in name else case.runtime]
+    files = case.files()
+    for name, (path, half) in files.items():
+        opened = RUNTIMES["openvino f32" if case.runtime == "openvino" and not half else case.runtime]
         calls[name] = opened(path, 1)
     logits = {name: np.concatenate([call(image) for image in arrays]) for name, call in calls.items()}
     turns = {name: (lambda call=call: call(arrays[0])) for name, call in calls.items()}
@@ -165,7 +177,7 @@ def measured(case: Case, images: int, rounds: int) -> dict[str, Any]:
             "drop": round(paired.drop, 3),
             "interval": [round(end, 3) for end in paired.interval()],
             "snr_db": round(10 * float(np.log10(np.sum(logits["fp32"] ** 2, dtype=np.float64) / max(noise, 1e-30))), 2),
-            "megabytes": round(_bytes(case.files()[name]) / 1e6, 2),
+            "megabytes": round(_bytes(files[name][0]) / 1e6, 2),
         }
     return {"searches": case.found, "images": images, "files": rows, "dominated": _dominated(rows)}
 

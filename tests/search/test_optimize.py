@@ -19,7 +19,7 @@ from vitdeploy.cli import main
 from vitdeploy.costs.trials import Int8Trial
 from vitdeploy.quantize import pipeline
 from vitdeploy.quantize.latency import Group, LatencyReport
-from vitdeploy.search import bench
+from vitdeploy.search import bench, optimize
 from vitdeploy.search.bench import Bench, Int8Bench
 from vitdeploy.search.front import dominates
 from vitdeploy.search.plan import INT8, Plan, Trial
@@ -111,6 +111,34 @@ def test_a_session_in_bfloat16_is_tried_where_the_processor_has_it(run: Run) -> 
     left_out = [note for note in found["notes"] if "bf16 was left out: fp32 is computed here all the same" in note]
     assert len(tried) + len(left_out) == 1
     assert len([point for point in found["points"] if point["plan"]["compute_precision"]]) == len(tried)
+
+
+@pytest.mark.parametrize(("hint", "faster_by_hint"), [("bf16", True), ("bf16", False), (None, False)])
+def test_int8_is_computed_in_less_where_fp32_is_faster_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, hint: str | None, faster_by_hint: bool
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(0.7))
+    monkeypatch.setattr(optimize, "HINTS", () if hint is None else (hint,))
+    monkeypatch.setattr(optimize, "_computes", lambda backend: object())  # whatever this processor makes of a hint
+    measured = Bench.trial
+
+    def timed(self: Bench, plan: Plan, *rest: Any) -> Trial:
+        value = 0.5 + 0.1 * len(plan.floats) if plan.precision == INT8 else 1.0
+        value *= 0.8 if plan.compute_precision and faster_by_hint else 1.0
+        return replace(measured(self, plan, *rest), ratio=ratio(value))
+
+    monkeypatch.setattr(Bench, "trial", timed)
+    code, found = run("--runtime", "ov", "--search", "greedy", "--keep", "2")
+    assert code == 0
+    plans = [trial["plan"] for trial in found["trials"]]
+    tried = [plan for plan in plans if plan["precision"] == INT8 and plan["compute_precision"] == "bf16"]
+    assert bool(tried) is faster_by_hint
+    assert len(tried) <= 2
+    assert all({**plan, "compute_precision": None} in plans for plan in tried)
+    chosen = [point["plan"] for point in found["points"] if point["plan"] in tried]
+    assert bool(chosen) is faster_by_hint
+    assert run("--runtime", "ov", "--search", "greedy", "--keep", "2")[1]["trials"] == found["trials"]
 
 
 @pytest.mark.usefixtures("faster")

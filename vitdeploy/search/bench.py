@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -41,10 +41,11 @@ class Bench:
     judge: Judge
     few: Judge
 
-    def load(self, model: ir.Model) -> tuple[Backend, float]:
+    def load(self, model: ir.Model, compute_precision: str | None = None) -> tuple[Backend, float]:
         """A graph on the runtime, and its megabytes; BackendError where it cannot run it."""
         data = ir.to_proto(model).SerializeToString()
-        return self.kind.load(data, options=self.options), len(data) / 1e6
+        options = replace(self.options, compute_precision=compute_precision)
+        return self.kind.load(data, options=options), len(data) / 1e6
 
     def trial(self, plan: Plan, by: str, backend: Backend, megabytes: float) -> Trial:
         """What comes of a plan that is loaded."""
@@ -90,7 +91,7 @@ class Int8Bench:
 
     def trial(self, plan: Plan, by: str) -> Trial:
         """What comes of a plan."""
-        backend, megabytes = self._bench.load(self._trial.build(self.inside(plan)))
+        backend, megabytes = self._bench.load(self._trial.build(self.inside(plan)), plan.compute_precision)
         try:
             return self._bench.trial(plan, by, backend, megabytes)
         finally:

@@ -182,6 +182,7 @@ class _Search:
                 self._greedy(inside[whole.label], study, known)
             if self._budget.search == OPTUNA:
                 self._optuna(inside, study)
+            self._hints(inside, study)
         else:
             self._notes.append(
                 f"INT8 is not faster than FP32 on {setting.runtime} here (x{timed.whole.value:.2f} of the time), "
@@ -208,7 +209,7 @@ class _Search:
         plan = graph_of(trial.plan)
         if not _is_int8(trial):
             return self._setting.export(plan)
-        tried = inside[trial.plan.label]
+        tried = inside[plan.label]
         return self._setting.export(plan, tried.floats(trial.plan), tried.known)
 
     def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
@@ -261,7 +262,9 @@ class _Search:
                 backend.close()
 
     def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
-        plans = [plan for plan in greedy_plans(inside.whole, inside.groups, GREEDY_PLANS) if plan not in known]
+        # Times of groups that read from each other do not quite add up: all of them in INT8 may be faster.
+        proposed = [*greedy_plans(inside.whole, inside.groups, GREEDY_PLANS), inside.whole]
+        plans = [plan for plan in dict.fromkeys(proposed) if plan not in known]
         with Progress("trying plans, greedily", len(plans)) as progress:
             for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
                 if number and time.monotonic() > self._end:
@@ -281,6 +284,19 @@ class _Search:
                 except BaseException:
                     proposal.give_up()
                     raise
+                progress.advance()
+
+    def _hints(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
+        """The best plans in INT8 with their floats computed in less, where that makes FP32 faster."""
+        trials = study.trials()
+        known = {trial.plan for trial in trials}
+        hints = [trial.plan.compute_precision for trial in trials if _is_faster_by_hint(trial)]
+        best = [trial.plan for trial in _kept(trials, self._budget.keep) if _is_int8(trial)]
+        plans = [replace(plan, compute_precision=hint) for plan in map(graph_of, best) for hint in hints]
+        plans = [plan for plan in dict.fromkeys(plans) if plan not in known and graph_of(plan).label in inside]
+        with Progress("trying INT8 computed in less", len(plans)) as progress:
+            for plan in plans[: self._left(study)]:
+                study.add(inside[graph_of(plan).label].trial(plan, GREEDY))
                 progress.advance()
 
     def _left(self, study: Study) -> int:
@@ -308,7 +324,14 @@ def _kept(trials: Sequence[Trial], most: int) -> list[Trial]:
 
 def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
     """Whether a plan has layers in INT8, of what was calibrated now."""
-    return plan.label in inside and bool(inside[plan.label].inside(plan))
+    label = graph_of(plan).label
+    return label in inside and bool(inside[label].inside(plan))
+
+
+def _is_faster_by_hint(trial: Trial) -> bool:
+    """Whether it is FP32 computed in less, and that takes certainly less time."""
+    high = trial.ratio.high
+    return trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and high is not None and high < 1
 
 
 def _computes(backend: Backend) -> Any:

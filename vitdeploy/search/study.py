@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import InputError, MissingDependencyError, UsageError
-from vitdeploy.search.plan import INT8, Plan, Trial
+from vitdeploy.search.plan import Plan, Trial
 
 JOURNAL = "study.journal"
 _NAME = "vitdeploy"
@@ -67,10 +67,10 @@ class Study:
         return [Trial.from_dict(one.user_attrs[_TRIAL]) for one in kept if _TRIAL in one.user_attrs]
 
     def add(self, trial: Trial) -> None:
-        """A trial that somebody else proposed; from one in INT8 the search learns."""
+        """A trial that somebody else proposed; from one in INT8 that it might propose itself the search learns."""
         optuna = _library()
         attributes = {_TRIAL: trial.to_dict()}
-        if trial.plan.precision != INT8:
+        if trial.plan.label not in self._choices:
             frozen = optuna.trial.create_trial(values=list(trial.values), user_attrs=attributes)
         else:
             frozen = optuna.trial.create_trial(
