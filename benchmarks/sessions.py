@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 import openvino
 
-from vitdeploy.machine.settings import ONNXRUNTIME_EXACT
+from vitdeploy.machine.settings import exact_entries
 
 Call = Callable[[Any], Any]
 
@@ -35,8 +35,8 @@ def _session(path: Path, threads: int, *, exact: bool) -> onnxruntime.InferenceS
     options.log_severity_level = 4
     # Else the workers of the session before go on spinning while the next one is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if exact:
-        options.add_session_config_entry(*ONNXRUNTIME_EXACT)
+    for entry in exact_entries() if exact else ():
+        options.add_session_config_entry(*entry)
     return onnxruntime.InferenceSession(str(path), options)
 
 

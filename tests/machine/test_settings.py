@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from vitdeploy.machine.settings import (
     default_threads,
     differences,
+    exact_entries,
     machine_conditions,
     machine_settings,
     usable_cores,
@@ -184,6 +186,19 @@ def test_a_process_on_some_of_the_cores_starts_no_more_threads_than_these(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert default_threads(write(tmp_path, {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})) == threads
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"), [("avx2", True), ("avx2 avx512f", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False)]
+)
+def test_onnxruntime_is_told_to_be_exact_only_where_products_overflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, exact: bool
+) -> None:
+    root = write(tmp_path, {"proc/cpuinfo": f"processor : 0\nflags : {flags}\n"})
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert exact_entries(root) == ((("session.x64quantprecision", "1"),) if exact else ())
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert exact_entries(root) == ()
 
 
 def test_differences_name_what_was_and_what_is() -> None:

@@ -14,6 +14,8 @@ import pytest
 from tests.bundles import tiny_images, tiny_logits, tiny_manifest, tiny_model
 from vitdeploy.bundle import MODEL, Bundle, BundleWriter, TensorSpec
 from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.graph.run import open_session
+from vitdeploy.machine.settings import ONNXRUNTIME_EXACT
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.options import Options
 
@@ -71,6 +73,24 @@ def test_a_runtime_that_is_told_no_threads_starts_no_more_than_the_containers_qu
         backend.run({"images": tiny_images()})["logits"], tiny_logits(tiny_images()), rtol=0, atol=1e-6
     )
     assert find_backend(name).load(tiny_model(), options=Options(threads=2)).describe()["threads"] == 2
+
+
+@pytest.mark.parametrize("entries", [(), (ONNXRUNTIME_EXACT,)])
+def test_a_session_of_onnxruntime_has_the_entries_of_its_processor(
+    monkeypatch: pytest.MonkeyPatch, entries: tuple[tuple[str, str], ...]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given: list[tuple[str, str]] = []
+    options = onnxruntime.SessionOptions
+    monkeypatch.setattr(options, "add_session_config_entry", lambda self, *entry: given.append(entry))
+    for module in ("vitdeploy.runtime.backends.onnxruntime", "vitdeploy.graph.run"):
+        monkeypatch.setattr(f"{module}.exact_entries", lambda: entries)
+    find_backend("onnxruntime").load(tiny_model())
+    open_session(tiny_model())
+    assert [entry for entry in given if entry[0] == ONNXRUNTIME_EXACT[0]] == 2 * list(entries)
+    script = find_backend("onnxruntime").stand_alone(Options())
+    assert script.count("x64quantprecision") == len(entries)
+    compile(script, "reproduce.py", "exec")
 
 
 _ON_ONE_CORE = """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.errors import REPORT, BackendError, MissingDependencyError
-from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
+from vitdeploy.machine.settings import default_threads, exact_entries
 
 if TYPE_CHECKING:  # a device without the package onnx_ir runs files
     import onnx_ir as ir
@@ -49,7 +49,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
-    options.add_session_config_entry(*ONNXRUNTIME_EXACT)
+    for entry in exact_entries():
+        options.add_session_config_entry(*entry)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads or default_threads() or 0  # 0 leaves it to ONNX Runtime
     if mode == "as_written":

@@ -45,7 +45,7 @@ def write(request: Request) -> Content:
             )
     inputs, outputs = request.reference.inputs[image.name], request.reference.outputs[logits.name]
     files = {name: File((_FOLDER / name).read_bytes(), about) for name, about in _SOURCES.items()}
-    session = f'  found.AddConfigEntry("{ONNXRUNTIME_EXACT[0]}", "{ONNXRUNTIME_EXACT[1]}");'
+    session = f'  if (overflows()) found.AddConfigEntry("{ONNXRUNTIME_EXACT[0]}", "{ONNXRUNTIME_EXACT[1]}");'
     files["onnxruntime.cpp"] = _filled(files["onnxruntime.cpp"], session)
     files |= {
         HEADER: File(_header(request, image, logits, recipe, len(inputs)).encode("utf-8", "replace"), "the constants"),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import BackendError
-from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, default_threads
+from vitdeploy.machine.settings import default_threads, exact_entries
 from vitdeploy.runtime.backends.base import Array, Backend
 from vitdeploy.runtime.executed import ExecutedGraph
 from vitdeploy.runtime.options import Options
@@ -30,8 +30,7 @@ import onnxruntime
 
 def run(model, inputs):
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry({entry})
-{threads}    session = onnxruntime.InferenceSession(model, options, providers=[{providers}])
+{entries}{threads}    session = onnxruntime.InferenceSession(model, options, providers=[{providers}])
     return session.run(None, inputs)
 """
 
@@ -80,7 +79,7 @@ class OnnxRuntimeBackend(Backend):
         provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
         threads = options.threads or default_threads()
         return _STAND_ALONE.format(
-            entry=", ".join(f'"{word}"' for word in ONNXRUNTIME_EXACT),
+            entries="".join(f"    options.add_session_config_entry{entry}\n" for entry in exact_entries()),
             threads="" if threads is None else f"    options.intra_op_num_threads = {threads}\n",
             providers=", ".join(f'"{name}"' for name in dict.fromkeys((provider, CPU))),
         )
@@ -99,7 +98,8 @@ class OnnxRuntimeBackend(Backend):
         provider = _provider(options.device or "CPU", onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
-        settings.add_session_config_entry(*ONNXRUNTIME_EXACT)
+        for entry in exact_entries():
+            settings.add_session_config_entry(*entry)
         threads = options.threads or default_threads()
         if threads is not None:
             settings.intra_op_num_threads = threads
