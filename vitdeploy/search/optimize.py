@@ -190,7 +190,7 @@ class _Search:
             )
         found = study.trials()
         real = [one for one in found if not _is_int8(one) or _has_layers(one.plan, inside)]
-        best = _kept(real, self._budget.keep)
+        best = _with_hints(_kept(real, self._budget.keep), real)
         bundles = [(trial, self._bundle(trial, inside)) for trial in best]
         labelled = origin.labels is not None
         points, judges = measured(
@@ -320,6 +320,12 @@ def _kept(trials: Sequence[Trial], most: int) -> list[Trial]:
         step = (len(best) - 1) / max(1, most - 1)
         best = [best[round(number * step)] for number in range(most)]
     return [*fixed, *best]
+
+
+def _with_hints(best: Sequence[Trial], trials: Sequence[Trial]) -> list[Trial]:
+    """What becomes a bundle, and other trials of the same bundles: what they are computed in costs no export."""
+    graphs = {graph_of(one.plan) for one in best if _is_int8(one)}
+    return [*best, *(one for one in trials if graph_of(one.plan) in graphs and one not in best)]
 
 
 def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
