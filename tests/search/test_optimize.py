@@ -19,7 +19,7 @@ from vitdeploy.cli import main
 from vitdeploy.costs.trials import Int8Trial
 from vitdeploy.quantize import pipeline
 from vitdeploy.quantize.latency import Group, LatencyReport
-from vitdeploy.search import bench, optimize
+from vitdeploy.search import bench, steps
 from vitdeploy.search.bench import Bench, Int8Bench
 from vitdeploy.search.front import dominates
 from vitdeploy.search.plan import INT8, Plan, Trial
@@ -64,6 +64,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(measured(self, plan, *rest), ratio=ratio(value))
 
     monkeypatch.setattr(Bench, "trial", timed)
+    monkeypatch.setattr(steps, "timed_again", lambda trials, *rest: list(trials))
 
 
 @pytest.fixture
@@ -118,9 +119,15 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so(
     run: Run, monkeypatch: pytest.MonkeyPatch, hint: str | None, faster_by_hint: bool
 ) -> None:
     pytest.importorskip("openvino")
-    monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(0.7))
-    monkeypatch.setattr(optimize, "HINTS", () if hint is None else (hint,))
-    monkeypatch.setattr(optimize, "_computes", lambda backend: object())  # whatever this processor makes of a hint
+    asked: list[str | None] = []
+
+    def latency(origin: object, runtime: str, threads: object, compute_precision: str | None) -> LatencyReport:
+        asked.append(compute_precision)
+        return told(0.7)
+
+    monkeypatch.setattr(bench, "int8_latency", latency)
+    monkeypatch.setattr(steps, "HINTS", () if hint is None else (hint,))
+    monkeypatch.setattr(steps, "_computes", lambda backend: object())  # whatever this processor makes of a hint
     measured = Bench.trial
 
     def timed(self: Bench, plan: Plan, *rest: Any) -> Trial:
@@ -129,15 +136,17 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so(
         return replace(measured(self, plan, *rest), ratio=ratio(value))
 
     monkeypatch.setattr(Bench, "trial", timed)
+    monkeypatch.setattr(steps, "timed_again", lambda trials, *rest: list(trials))
     code, found = run("--runtime", "ov", "--search", "greedy", "--keep", "2")
     assert code == 0
-    plans = [trial["plan"] for trial in found["trials"]]
-    tried = [plan for plan in plans if plan["precision"] == INT8 and plan["compute_precision"] == "bf16"]
-    assert bool(tried) is faster_by_hint
-    assert len(tried) <= 2
-    assert all({**plan, "compute_precision": None} in plans for plan in tried)
-    chosen = [point["plan"] for point in found["points"] if point["plan"] in tried]
-    assert bool(chosen) is faster_by_hint
+    tried = [trial["plan"] for trial in found["trials"] if trial["plan"]["precision"] == INT8]
+    computed = hint if faster_by_hint else None
+    assert tried
+    assert {plan["compute_precision"] for plan in tried} == {computed}
+    assert asked == [computed]  # what INT8 saves is timed with the rest computed like that
+    points = [point["plan"] for point in found["points"] if point["plan"]["precision"] == INT8]
+    assert points
+    assert {plan["compute_precision"] for plan in points} == {computed}
     assert run("--runtime", "ov", "--search", "greedy", "--keep", "2")[1]["trials"] == found["trials"]
 
 
@@ -191,6 +200,49 @@ def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, monkeypatch: p
     assert any(
         "INT8 is not faster than FP32 on onnxruntime here (x1.20 of the time)" in note for note in found["notes"]
     )
+
+
+@pytest.mark.usefixtures("faster")
+def test_what_takes_turns_once_more_decides_which_plan_becomes_a_bundle(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its trial the plan with most groups in float was slowest; in turns it is the fastest."""
+    asked: list[Plan] = []
+    loaded: list[str] = []
+
+    def again(trials: Sequence[Trial], fp32: Any, load: Callable[[Plan], Any], inputs: Any) -> list[Trial]:
+        for trial in trials:
+            asked.append(trial.plan)
+            backend = load(trial.plan)
+            loaded.append(backend.describe()["backend"])
+            backend.close()
+        return [replace(trial, ratio=ratio(0.9 - 0.1 * len(trial.plan.floats))) for trial in trials]
+
+    monkeypatch.setattr(steps, "timed_again", again)
+    code, found = run("--trials", "3", "--search", "greedy", "--keep", "1")
+    assert code == 0
+    assert loaded == ["onnxruntime"] * len(asked)
+    assert len({len(plan.floats) for plan in asked}) > 1
+    (chosen,) = (point["plan"] for point in found["points"] if point["plan"]["precision"] == INT8)
+    assert len(chosen["floats"]) == max(len(plan.floats) for plan in asked)
+
+
+@pytest.mark.usefixtures("faster")
+def test_the_bundles_of_the_front_are_within_the_minutes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they would take longer than there is, the search has a third of it."""
+    monkeypatch.setattr(steps, "closing_seconds", lambda *arguments: 1e6)
+    clock = [0.0]
+    monkeypatch.setattr(steps, "now", lambda: clock[0])
+    whole = Int8Bench.trial
+
+    def timed(self: Int8Bench, plan: Plan, by: str) -> Trial:
+        clock[0] += 30.0
+        return whole(self, plan, by)
+
+    monkeypatch.setattr(Int8Bench, "trial", timed)
+    _, found = run("--minutes", "6")
+    tried = [trial for trial in found["trials"] if trial["plan"]["precision"] == INT8]
+    assert len(tried) == 5  # at 0, 30, 60, 90 and 120 s
 
 
 @pytest.mark.usefixtures("faster")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,14 @@ def test_no_more_greedy_plans_than_asked_for_and_the_fastest_is_among_them(most:
     assert all(set(a.floats) < set(b.floats) for a, b in itertools.pairwise(plans))
 
 
+def opened(folder: Path, choices: Mapping[Plan, Sequence[str]]) -> Study:
+    study = Study(folder, ABOUT)
+    study.search_among(choices)
+    return study
+
+
 def searched(folder: Path, network: Network, count: int) -> list[Trial]:
-    study = Study(folder, ABOUT, {WHOLE: network.names})
+    study = opened(folder, {WHOLE: network.names})
     for plan in greedy_plans(WHOLE, network.groups(), most=6):
         study.add(network.measure(plan))
     for number, proposal in enumerate(study.proposals()):
@@ -88,16 +95,16 @@ def test_a_small_space_is_searched_to_its_end(tmp_path: Path) -> None:
 def test_what_was_tried_is_there_when_the_search_goes_on(tmp_path: Path) -> None:
     network = Network(6, 2)
     first = searched(tmp_path, network, 3)
-    again = Study(tmp_path, ABOUT, {WHOLE: network.names})
+    again = opened(tmp_path, {WHOLE: network.names})
     assert again.trials() == first
     proposal = next(again.proposals())
     assert proposal.plan not in {trial.plan for trial in first}
     proposal.tell(network.measure(proposal.plan, OPTUNA))
-    assert len(Study(tmp_path, ABOUT, {WHOLE: network.names}).trials()) == len(first) + 1
+    assert len(opened(tmp_path, {WHOLE: network.names}).trials()) == len(first) + 1
 
 
 def test_a_trial_in_float_is_kept_with_an_infinite_ratio_to_noise(tmp_path: Path) -> None:
-    study = Study(tmp_path, ABOUT, {WHOLE: ["a"]})
+    study = opened(tmp_path, {WHOLE: ["a"]})
     fp32 = Trial(Plan(), FIXED, Ratio(1.0, None, None, paired=True), float("inf"), Paired(9, 1, 0), 3.0)
     study.add(fp32)
     assert study.trials() == [fp32]
@@ -110,7 +117,7 @@ def test_several_searchers_share_a_study(tmp_path: Path) -> None:
 
     def search() -> None:
         try:
-            study = Study(tmp_path, ABOUT, {WHOLE: network.names})
+            study = opened(tmp_path, {WHOLE: network.names})
             for number, proposal in enumerate(study.proposals()):
                 if number == 5:
                     proposal.give_up()
@@ -125,26 +132,26 @@ def test_several_searchers_share_a_study(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(Study(tmp_path, ABOUT, {WHOLE: network.names}).trials()) == 15
+    assert len(opened(tmp_path, {WHOLE: network.names}).trials()) == 15
 
 
 def test_a_study_about_something_else_is_refused(tmp_path: Path) -> None:
-    Study(tmp_path, ABOUT, {WHOLE: ["a"]})
+    opened(tmp_path, {WHOLE: ["a"]})
     with pytest.raises(UsageError, match="runtime: openvino, now onnxruntime"):
-        Study(tmp_path, {**ABOUT, "runtime": "onnxruntime"}, {WHOLE: ["a"]})
+        Study(tmp_path, {**ABOUT, "runtime": "onnxruntime"})
 
 
 @pytest.mark.parametrize("text", [b"{", b"\0\xff\n", b"[]\n", b'{"op_code": 99}\n'])
 def test_a_damaged_journal_is_told(tmp_path: Path, text: bytes) -> None:
     (tmp_path / JOURNAL).write_bytes(text + b"\n")
     with pytest.raises(InputError, match=JOURNAL.replace(".", r"\.")):
-        Study(tmp_path, ABOUT, {WHOLE: ["a"]})
+        opened(tmp_path, {WHOLE: ["a"]})
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(MissingDependencyError, match="optimize"):
-        Study(tmp_path, ABOUT, {WHOLE: ["a"]})
+        opened(tmp_path, {WHOLE: ["a"]})
 
 
 @given(seed=st.integers(0, 1000))

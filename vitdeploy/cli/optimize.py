@@ -7,9 +7,9 @@ SOURCE is what `vitdeploy export` takes.
   vitdeploy optimize my_model.py:build --data labelled/ --runtime openvino --latency 20 --size 10 -o front
 
 FP32, FP16 and INT8 are timed first, in turns with FP32 on the runtime, before anything is calibrated; where INT8 is
-faster, layers are calibrated once, and a greedy search and Optuna try which groups of them to leave in float. What is
-best becomes verified bundles in DIR, which are measured once more, in turns and on all images of DATA: only that
-counts. The command fails where no bundle keeps what was asked. After Ctrl-C the same command goes on where it was.
+faster, layers are calibrated once, and a greedy search and Optuna try which groups of them to leave in float. The best
+take turns and become verified bundles in DIR, which are measured once more, in turns and on all images of DATA: only
+that counts. The command fails where no bundle keeps what was asked. After Ctrl-C the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is looked for")
     group.add_argument("--search", default="optuna", metavar="S", help="optuna (default), or greedy alone")
     group.add_argument(
-        "--minutes", type=float, default=15.0, metavar="M", help="try plans for about so long (default 15)"
+        "--minutes", type=float, default=15.0, metavar="M", help="about so long for all of it (default 15)"
     )
     group.add_argument("--trials", type=positive, metavar="N", help="try so many plans in INT8 at most")
     group.add_argument("--keep", type=positive, default=4, metavar="N", help="bundles in INT8 to write (default 4)")

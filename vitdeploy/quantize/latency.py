@@ -129,18 +129,22 @@ def time_layers(
     *,
     runtime: str,
     threads: int | None = None,
+    compute_precision: str | None = None,
     cache: Path | None = None,
 ) -> LatencyReport:
     """What to quantize of `plan` so that every group of layers makes the network faster on `runtime`.
 
-    model    optimized FP32 graph with one input, float32 [batch, 3, height, width]; a free batch is measured at 1
-    threads  of the runtime; None leaves it to it, as a session does
-    cache    folder of earlier results for the same graph, runtime, version, processor and threads; None for the
-             user's cache. What was measured beside other work is not kept, and said to be so
+    model              optimized FP32 graph with one input, float32 [batch, 3, height, width]; a free batch is
+                       measured at 1
+    threads            of the runtime; None leaves it to it, as a session does
+    compute_precision  of what is in float, on both sides; None for FP32
+    cache              folder of earlier results for the same graph, runtime, version, processor and threads; None for
+                       the user's cache. What was measured beside other work is not kept, and said to be so
 
     Raises UsageError for a runtime that does not exist and BackendError for one that is not here or cannot run it.
     """
-    race = Race(find_backend(runtime), Options(threads=threads), model)
+    options = Options(threads=threads, compute_precision=compute_precision)
+    race = Race(find_backend(runtime), options, model)
     quantized = _build(model, plan, rules)
     best = race.load(quantized)
     settings = {**best.describe(), "processor": read_cpu().name, "rounds": ROUNDS}
@@ -237,7 +241,7 @@ class Race:
 
     def saved(self, first: Backend, second: Backend) -> Saving:
         """Milliseconds of a call that `first` takes more than `second`."""
-        pairs = zip(*turns(first, second, self._inputs, rounds=ROUNDS, turn_seconds=TURN_SECONDS), strict=True)
+        pairs = zip(*turns((first, second), self._inputs, rounds=ROUNDS, turn_seconds=TURN_SECONDS), strict=True)
         saved = [1000 * (a - b) for a, b in pairs]
         return Saving(median(saved), *median_interval(saved, CONFIDENCE))
 

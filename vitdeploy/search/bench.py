@@ -53,11 +53,13 @@ class Bench:
         return Trial(plan, by, ratio, *self.judge(backend), megabytes)
 
 
-def int8_latency(origin: Origin, runtime: str, threads: int | None) -> LatencyReport:
+def int8_latency(
+    origin: Origin, runtime: str, threads: int | None, compute_precision: str | None = None
+) -> LatencyReport:
     """Which groups of layers are faster in INT8, and whether the network is: known before anything is calibrated."""
     rules = origin.target.int8 or Int8Rules()
     plan = restrict(place(origin.graph.graph, rules), lambda layer: pinned(origin.graph).get(layer.node))
-    return time_layers(origin.graph, plan, rules, runtime=runtime, threads=threads)
+    return time_layers(origin.graph, plan, rules, runtime=runtime, threads=threads, compute_precision=compute_precision)
 
 
 class Int8Bench:
@@ -89,9 +91,13 @@ class Int8Bench:
         """The layers that a plan has in INT8; none of a plan that is FP32 after all."""
         return [node for name, group in self.groups.items() if name not in plan.floats for node in group.nodes]
 
+    def load(self, plan: Plan) -> tuple[Backend, float]:
+        """The graph of a plan on the runtime, and its megabytes."""
+        return self._bench.load(self._trial.build(self.inside(plan)), plan.compute_precision)
+
     def trial(self, plan: Plan, by: str) -> Trial:
         """What comes of a plan."""
-        backend, megabytes = self._bench.load(self._trial.build(self.inside(plan)), plan.compute_precision)
+        backend, megabytes = self.load(plan)
         try:
             return self._bench.trial(plan, by, backend, megabytes)
         finally:

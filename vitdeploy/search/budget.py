@@ -11,6 +11,8 @@ from vitdeploy.search.plan import GREEDY, OPTUNA
 
 MINUTES, IMAGES, KEEP = 15.0, 256, 4
 SEARCHES = (OPTUNA, GREEDY)
+INT8_OVER_FP32 = 1.3  # seconds of an export whose calibration is there
+STARTED_AND_TIMED = 6.0  # seconds for each bundle
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,15 @@ class Budget:
             raise UsageError("there is no method to choose ranges by", fix=f"--method {AUTO}")
         for method in self.methods:
             check_method(method)
+
+
+def closing_seconds(keep: int, floats: int, exported: float, images: int, each: float) -> float:
+    """About how long the bundles of the front take once the search is over: export, proof, turns and images.
+
+    keep      bundles in INT8 that will be written
+    floats    bundles that are there already
+    exported  seconds that the export of FP32 took; one in INT8 is proven on more images, and a little slower
+    images    that judge each of them
+    each      seconds that FP32 takes for an image
+    """
+    return keep * INT8_OVER_FP32 * exported + (keep + floats) * (STARTED_AND_TIMED + images * each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ class Judge:
     labels   class numbers of these; None where they have none
     scores   the output that has the class scores; None where none is known to
 
-    Raises BackendError where FP32 cannot run.
+    Its `seconds` are those that FP32 takes for one of the samples. Raises BackendError where FP32 cannot run.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class Judge:
         self._step = first if isinstance(first, int) else BATCH
         self._fixed = isinstance(first, int)
         self._batches = [by_name(batch, names) for batch in regroup(samples.evaluation(), self._step)]
+        begin = time.perf_counter()
         self._expected = [self._answers(fp32, batch) for batch in self._batches]
+        self.seconds = (time.perf_counter() - begin) / max(1, self.images)
         self._scores = None if labels is None else scores
         self._labels = None if labels is None else np.asarray(labels, np.int64)
         self._right = None if self._scores is None else self._rightly(self._expected)

@@ -25,17 +25,14 @@ REPEATS = 50
 class Study:
     """The trials of one search, in a file that other processes may write to as well.
 
-    about    what the results depend on, as JSON values: source, runtime, machine, data. UsageError where the file is
-             of a study about something else.
-    choices  the plans in INT8 with nothing in float, by label, and the groups of each
+    about  what the results depend on, as JSON values: source, runtime, machine, data. UsageError where the file is of a
+           study about something else.
     """
 
-    def __init__(
-        self, folder: Path, about: Mapping[str, Any], choices: Mapping[Plan, Sequence[str]], *, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any], *, seed: int = 0) -> None:
         optuna = _library()
-        self._choices = {plan.label: plan for plan in choices}
-        self._groups = {plan.label: tuple(groups) for plan, groups in choices.items()}
+        self._choices: dict[str, Plan] = {}
+        self._groups: dict[str, tuple[str, ...]] = {}
         self._path = folder / JOURNAL
         try:
             self._study = optuna.create_study(
@@ -60,6 +57,11 @@ class Study:
                 why="; ".join(f"{key}: {known.get(key)}, now {stated.get(key)}" for key in differing),
                 fix="another folder, or --force to begin anew",
             )
+
+    def search_among(self, choices: Mapping[Plan, Sequence[str]]) -> None:
+        """What is proposed and learned from: plans in INT8 with nothing in float, and the groups of each."""
+        self._choices = {plan.label: plan for plan in choices}
+        self._groups = {plan.label: tuple(groups) for plan, groups in choices.items()}
 
     def trials(self) -> list[Trial]:
         """All that were told, by any process, in their order."""

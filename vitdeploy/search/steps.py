@@ -1,0 +1,245 @@
+"""The steps of a search, from a network and images to the bundles that nothing beats on this machine.
+
+Cheap questions come first. The forms in float are exported and timed; then INT8 is timed with ranges of no meaning, so
+that nobody waits for a calibration that cannot pay; then layers are calibrated once, and a greedy search and Optuna
+try which groups of them to leave in float. The best take turns once more and become bundles, and only what is measured
+of these counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from time import monotonic as now
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle import MODEL, Bundle
+from vitdeploy.errors import BackendError, GateError
+from vitdeploy.progress import Progress
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.runtime.backends import Backend, find_backend
+from vitdeploy.runtime.options import Options
+from vitdeploy.search.budget import Budget, closing_seconds
+from vitdeploy.search.finalists import RIVALS, is_int8, kept, rivals, timed_again
+from vitdeploy.search.greedy import greedy_plans
+from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
+from vitdeploy.search.report import OptimizeReport, Wish
+from vitdeploy.search.setting import Setting, graph_of
+from vitdeploy.search.study import Study
+from vitdeploy.statistics import Ratio
+
+if TYPE_CHECKING:
+    from vitdeploy.costs.origin import Origin
+    from vitdeploy.search.bench import Bench, Int8Bench
+
+log = logging.getLogger(__name__)
+
+GREEDY_PLANS = 8
+FEW = 64  # images that judge one group of layers alone
+HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
+UNLIMITED = 1 << 30  # plans
+
+
+class Search:
+    """The steps, one after another; what each of them finds is in the study at once."""
+
+    def __init__(self, setting: Setting, budget: Budget, wish: Wish, stack: ExitStack) -> None:
+        self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
+        self._end = now() + 60 * budget.minutes
+        self._notes: list[str] = []
+
+    def run(self) -> OptimizeReport:
+        """Everything."""
+        from vitdeploy.costs.origin import open_source
+        from vitdeploy.search.bench import Bench, Int8Bench, group_names, int8_latency
+        from vitdeploy.search.final import measured
+
+        setting = self._setting
+        kind, options = find_backend(setting.runtime), Options(threads=setting.threads)
+        asked = {"source": setting.source, "precision": INT8, "target": setting.target, **setting.network}
+        origin = open_source(setting.data, setting.options, max(setting.images, FEW), asked)
+        self._notes += origin.notes
+        # Before anything is written or read in the folder: what lies there may be of another network.
+        study = Study(setting.output, self._about(kind, origin), seed=setting.options.seed)
+        bundle = setting.export(Plan(target=setting.target))
+        fp32 = kind.open(bundle, options)
+        self._stack.callback(fp32.close)
+        bench = Bench(kind, options, fp32, *_judges(fp32, origin))
+        known = {trial.plan: trial for trial in study.trials()}
+        self._floats(bench, bundle, study, known)
+        hint = _faster_hint(study.trials())
+        self._end -= self._for_the_bundles(study, bundle, bench, origin)
+        timed = int8_latency(origin, setting.runtime, setting.threads, hint)
+        inside: dict[str, Int8Bench] = {}
+        if timed.faster:
+            wholes = [Plan(INT8, setting.target, method, compute_precision=hint) for method in self._budget.methods]
+            study.search_among({whole: group_names(timed) for whole in wholes})
+            for whole in wholes:
+                int8 = Int8Options(samples=setting.options.samples, seed=setting.options.seed, method=whole.method)
+                inside[graph_of(whole).label] = Int8Bench(whole, origin, int8, bench, timed)
+                self._greedy(inside[graph_of(whole).label], study, known)
+            if self._budget.search == OPTUNA:
+                self._optuna(inside, study)
+        else:
+            computed = "FP32" if hint is None else f"FP32 computed in {hint}"
+            self._notes.append(
+                f"INT8 is not faster than {computed} on {setting.runtime} here (x{timed.whole.value:.2f} of the time), "
+                "so nothing was calibrated"
+            )
+        best = self._best(study, inside, bench)
+        bundles = [(trial, self._bundle(trial, inside)) for trial in best]
+        labelled = origin.labels is not None
+        points, judges = measured(
+            bundles,
+            bundle,
+            setting.data,
+            setting.runtime,
+            setting.threads,
+            images=self._budget.final_images,
+            labelled=labelled,
+        )
+        images = {"trials": bench.judge.images, "bundles": judges}
+        return OptimizeReport(points, study.trials(), self._wish, fp32.describe(), images, self._notes)
+
+    def _for_the_bundles(self, study: Study, bundle: Bundle, bench: Bench, origin: Origin) -> float:
+        """Seconds that the bundles of the front will take, at most two thirds of all there are."""
+        floats = sum(not is_int8(trial) for trial in study.trials())
+        images = 0
+        if origin.labels is not None:
+            images = self._budget.final_images or len(origin.samples.data)
+        exported = sum(bundle.manifest.graph["seconds"].values())
+        needed = closing_seconds(self._budget.keep, floats, exported, images, bench.judge.seconds)
+        log.info("the bundles of the front will take about %.0f s", needed)
+        return min(needed, 60 * self._budget.minutes * 2 / 3)
+
+    def _best(self, study: Study, inside: Mapping[str, Int8Bench], bench: Bench) -> list[Trial]:
+        """What becomes a bundle, and other trials of the same bundles."""
+        found = study.trials()
+        real = [trial for trial in found if is_int8(trial) and _has_layers(trial.plan, inside)]
+        again = timed_again(
+            rivals(real, RIVALS * self._budget.keep),
+            bench.fp32,
+            lambda plan: inside[graph_of(plan).label].load(plan)[0],
+            bench.judge.inputs,
+        )
+        return kept([*(trial for trial in found if not is_int8(trial)), *again], self._budget.keep)
+
+    def _bundle(self, trial: Trial, inside: Mapping[str, Int8Bench]) -> Bundle:
+        plan = graph_of(trial.plan)
+        if not is_int8(trial):
+            return self._setting.export(plan)
+        tried = inside[plan.label]
+        return self._setting.export(plan, tried.floats(trial.plan), tried.known)
+
+    def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
+        """What the trials depend on."""
+        from vitdeploy import __version__
+        from vitdeploy.machine.hardware import read_cpu
+        from vitdeploy.quantize.calibrate import digest
+
+        setting, samples = self._setting, origin.samples
+        judges = "".join(samples.data.sha256(index) for index in samples.evaluate)
+        return {
+            "network": digest(origin.graph),
+            "runtime": [setting.runtime, kind.version(), setting.threads],
+            "processor": read_cpu().name,
+            "data": hashlib.sha256(judges.encode()).hexdigest(),
+            "samples": setting.options.samples,
+            "images": setting.images,
+            "methods": list(self._budget.methods),
+            "seed": setting.options.seed,
+            "vitdeploy": __version__,
+        }
+
+    def _floats(self, bench: Bench, bundle: Bundle, study: Study, known: dict[Plan, Trial]) -> None:
+        """FP32, FP16, and FP32 computed in less where the runtime lets one choose that."""
+        target = self._setting.target
+        plans = [Plan(target=target), Plan("fp16", target)]
+        if "compute_precision" not in bench.kind.refuses:
+            plans += [Plan(target=target, compute_precision=hint) for hint in HINTS]
+        for plan in plans:
+            if plan in known:
+                continue
+            try:
+                made = self._setting.export(graph_of(plan)) if plan.precision != "fp32" else bundle
+                options = Options(threads=self._setting.threads, compute_precision=plan.compute_precision)
+                backend = bench.kind.open(made, options)
+            except (BackendError, GateError) as error:  # the network loses too much in FP16, or the runtime has none
+                self._notes.append(f"{plan.label} was left out: {error.what}")
+                continue
+            try:
+                if plan.compute_precision is not None and _computes(backend) == _computes(bench.fp32):
+                    self._notes.append(f"{plan.label} was left out: {_computes(backend)} is computed here all the same")
+                else:
+                    study.add(bench.trial(plan, FIXED, backend, _megabytes(made)))
+            finally:
+                backend.close()
+
+    def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
+        # Times of groups that read from each other do not quite add up: all of them in INT8 may be faster.
+        proposed = [*greedy_plans(inside.whole, inside.groups, GREEDY_PLANS), inside.whole]
+        plans = [plan for plan in dict.fromkeys(proposed) if plan not in known]
+        with Progress("trying plans, greedily", len(plans)) as progress:
+            for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
+                if number and now() > self._end:
+                    return
+                study.add(inside.trial(plan, GREEDY))
+                progress.advance()
+
+    def _optuna(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
+        total = None if self._budget.trials is None else self._left(study)
+        with Progress("trying plans of Optuna", total) as progress:
+            for proposal in study.proposals():
+                if self._left(study) <= 0 or now() > self._end:
+                    proposal.give_up()
+                    return
+                try:
+                    proposal.tell(inside[graph_of(proposal.plan).label].trial(proposal.plan, OPTUNA))
+                except BaseException:
+                    proposal.give_up()
+                    raise
+                progress.advance()
+
+    def _left(self, study: Study) -> int:
+        """Plans in INT8 that may still be tried."""
+        most = UNLIMITED if self._budget.trials is None else self._budget.trials
+        return max(0, most - sum(is_int8(trial) for trial in study.trials()))
+
+
+def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
+    from vitdeploy.search.judge import Judge
+
+    few = replace(origin.samples, evaluate=origin.samples.evaluate[:FEW])
+    return Judge(fp32, origin.samples, origin.labels, origin.scores), Judge(fp32, few, None, None)
+
+
+def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
+    """Whether a plan has layers in INT8, of what was calibrated now."""
+    label = graph_of(plan).label
+    return label in inside and bool(inside[label].inside(plan))
+
+
+def _faster_hint(trials: Sequence[Trial]) -> str | None:
+    """The precision of a session in which FP32 takes certainly less time, the fastest one; None where there is none."""
+    able = [
+        trial
+        for trial in trials
+        if trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and _below_one(trial.ratio)
+    ]
+    return None if not able else min(able, key=lambda trial: trial.ratio.value).plan.compute_precision
+
+
+def _below_one(ratio: Ratio) -> bool:
+    return ratio.high is not None and ratio.high < 1
+
+
+def _computes(backend: Backend) -> Any:
+    """The precision that a session really has."""
+    return backend.describe().get("compute_precision")
+
+
+def _megabytes(bundle: Bundle) -> float:
+    return bundle.manifest.files[MODEL].bytes / 1e6
