@@ -187,6 +187,28 @@ def test_a_bundle_is_the_graph_that_was_tried_and_nothing_is_calibrated_twice(
         assert shipped in tried
 
 
+def test_bundles_are_those_of_export_from_one_capture(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitdeploy.exporter import preparation
+
+    capture, captures = preparation.captured, list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        captures.append(1)
+        return capture(*arguments)
+
+    monkeypatch.setattr(preparation, "captured", counted)
+    monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(1.2))
+    _, found = run()
+    assert len(captures) == 1
+    assert {point["precision"] for point in found["points"]} == {"fp32", "fp16"}
+    for point in found["points"]:
+        path = files / f"plain-{point['precision']}"
+        words = ["export", "net.onnx", "--precision", point["precision"], "--target", "onnxruntime"]
+        assert main([*words, "-o", str(path)]) == 0
+        shipped = Bundle.open(point["path"]).read("model.onnx")
+        assert shipped == Bundle.open(path).read("model.onnx")
+
+
 def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     monkeypatch.setattr(bench, "int8_latency", lambda *arguments: told(1.2))
 

@@ -16,7 +16,7 @@ from vitdeploy.data import DataSource
 from vitdeploy.data.slots import takes_images_alone
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.exporter.free_axes import require_free
-from vitdeploy.exporter.preparation import Clock, prepare, samples_of
+from vitdeploy.exporter.preparation import Clock, Prepared, prepare, samples_of
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.scores import show_scores
 from vitdeploy.graph.edit import sizes
@@ -36,12 +36,13 @@ log = logging.getLogger(__name__)
 class Origin:
     """An FP32 graph and what it is measured on.
 
-    name     of the network
-    graph    optimized for `target`
-    inputs   that are known to be right for it, by name
-    samples  what calibrates, and what judges
-    labels   class numbers of what judges; None where top-1 cannot be measured, and `notes` say why
-    scores   the output that has the class scores; None where none is known to
+    name      of the network
+    graph     optimized for `target`
+    inputs    that are known to be right for it, by name
+    samples   what calibrates, and what judges
+    labels    class numbers of what judges; None where top-1 cannot be measured, and `notes` say why
+    scores    the output that has the class scores; None where none is known to
+    prepared  what an export can go on from; None for a bundle
     """
 
     name: str
@@ -52,6 +53,7 @@ class Origin:
     labels: Sequence[int] | None
     scores: str | None
     notes: tuple[str, ...]
+    prepared: Prepared | None = None
 
 
 def is_bundle(source: object) -> bool:
@@ -91,12 +93,14 @@ def open_source(data: DataSource, options: Int8Options, images: int, asked: Mapp
     opened = open_calibration(data, options)
     choose = partial(samples_of, data=data, opened=opened, options=options, judges=images)
     found = prepare(request, Clock(), choose)
-    network, graph = found.reference.network, found.graph
+    network, graph = found.reference.network, found.graph.clone()
     require_free(network, graph, found.reference.inputs, found.subject.inputs)
     assert found.samples is not None, "they were asked for"
     show_scores(graph, found.reference.inputs, found.reference.outputs)
     samples, labels, notes = _labels(found.samples, found.card.labels, graph, network.scores)
-    return Origin(found.card.name, graph, request.row, found.reference.inputs, samples, labels, network.scores, notes)
+    return Origin(
+        found.card.name, graph, request.row, found.reference.inputs, samples, labels, network.scores, notes, found
+    )
 
 
 def _check(path: str | Path, manifest: Manifest, target: str | None) -> None:

@@ -17,7 +17,7 @@ from vitdeploy.exporter.free_axes import require_free
 from vitdeploy.exporter.half import half_precision
 from vitdeploy.exporter.int8 import eight_bits
 from vitdeploy.exporter.optimize import run_pass
-from vitdeploy.exporter.preparation import Clock, Reference, prepare, samples_of
+from vitdeploy.exporter.preparation import Clock, Prepared, Reference, prepare, samples_of
 from vitdeploy.exporter.request import ExportRequest
 from vitdeploy.exporter.scores import hide_scores, show_scores
 from vitdeploy.graph.edit import Array
@@ -42,18 +42,23 @@ log = logging.getLogger("vitdeploy.export")
 STANDARD_RUNTIME = "onnxruntime"
 
 
-def run(request: ExportRequest) -> Bundle:
-    """Export what `request` asks for; see `vitdeploy.export` for what is raised."""
+def run(request: ExportRequest, prepared: Prepared | None = None) -> Bundle:
+    """Export what `request` asks for; see `vitdeploy.export` for what is raised.
+
+    prepared  of a request that differs in nothing but the precision and how it is reached, with the samples of DATA
+              that INT8 needs; None where the network is yet to be opened
+    """
     from vitdeploy.exporter.diagnosis.culprit import Evidence, explained, require_right
 
     samples_for = None
-    if request.precision == "int8":
+    if request.precision == "int8" and prepared is None:
         data, options = open_calibration(request.calibration, request.quantization), request.quantization
         given = () if request.calibration is None else request.calibration
         samples_for = partial(samples_of, data=given, opened=data, options=options)
     clock = Clock()
     with BundleWriter(request.output, force=request.force) as writer, contextlib.ExitStack() as gates:
-        subject, card, samples, reference, original, nodes, graph, records = prepare(request, clock, samples_for)
+        made = _again(prepared, request) if prepared is not None else prepare(request, clock, samples_for)
+        subject, card, samples, reference, original, nodes, graph, records = made
         evidence = Evidence(
             reference.network,
             original,
@@ -89,6 +94,14 @@ def run(request: ExportRequest) -> Bundle:
         if request.platform is not None:
             _check_rules(bundle, request.platform)
         return writer.commit()
+
+
+def _again(prepared: Prepared, request: ExportRequest) -> Prepared:
+    """What was prepared, for an export that changes its graph and its records."""
+    if request.precision == "fp16":
+        prepared.reference.network.prepare_half(prepared.reference.inputs)
+    samples = prepared.samples if request.precision == "int8" else None
+    return prepared._replace(graph=prepared.graph.clone(), records=list(prepared.records), samples=samples)
 
 
 def _check_rules(bundle: Bundle, platform: Platform) -> None:

@@ -11,7 +11,7 @@ from vitdeploy.search.plan import GREEDY, OPTUNA
 
 MINUTES, IMAGES, KEEP = 15.0, 256, 4
 SEARCHES = (OPTUNA, GREEDY)
-INT8_OVER_FP32 = 1.3  # seconds of an export whose calibration is there
+INT8_OVER_FP32 = 4.0  # of writing and proving a bundle whose calibration is there
 STARTED_AND_TIMED = 6.0  # seconds for each bundle
 
 
@@ -54,7 +54,7 @@ def closing_seconds(keep: int, floats: int, exported: float, images: int, each: 
 
     keep      bundles in INT8 that will be written
     floats    bundles that are there already
-    exported  seconds that the export of FP32 took; one in INT8 is proven on more images, and a little slower
+    exported  seconds in which FP32 was written and proven; INT8 is judged, corrected and compared with it besides
     images    that judge each of them
     each      seconds that FP32 takes for an image
     """

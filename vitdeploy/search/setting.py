@@ -19,6 +19,7 @@ from vitdeploy.search.plan import INT8, Plan
 from vitdeploy.search.study import JOURNAL
 
 if TYPE_CHECKING:
+    from vitdeploy.exporter.preparation import Prepared
     from vitdeploy.quantize.calibrate import Known
 
 log = logging.getLogger(__name__)
@@ -37,22 +38,27 @@ class Setting(NamedTuple):
     images: int
     network: Mapping[str, Any]
 
-    def export(self, plan: Plan, floats: Sequence[str] = (), known: Known | None = None) -> Bundle:
+    def export(
+        self, plan: Plan, prepared: Prepared | None, floats: Sequence[str] = (), known: Known | None = None
+    ) -> Bundle:
         """The bundle of a plan; one of an earlier run is taken as it is.
 
-        floats  layers that stay in float though the plan is INT8
-        known   what was calibrated for the plan
+        prepared  the network, captured and optimized for the target, with the samples that calibrate and judge
+        floats    layers that stay in float though the plan is INT8
+        known     what was calibrated for the plan
         """
         path = self.output / folder_of(plan)
         if not path.exists():
-            self._export(plan, floats, path, known)
+            log.info("exporting %s …", path)
+            self._export(plan, prepared, floats, path, known)
         return Bundle.open(path)
 
-    def _export(self, plan: Plan, floats: Sequence[str], path: Path, known: Known | None) -> None:
+    def _export(
+        self, plan: Plan, prepared: Prepared | None, floats: Sequence[str], path: Path, known: Known | None
+    ) -> None:
         from vitdeploy.exporter.pipeline import run
         from vitdeploy.exporter.request import ExportRequest
 
-        log.info("exporting %s …", path)
         more: dict[str, Any] = {}
         if plan.precision == INT8:
             patterns = tuple(_pattern(node) for node in floats)
@@ -65,7 +71,7 @@ class Setting(NamedTuple):
             )
             more = {"calibration": self.data, "int8": options, "known": known}
         asked = {"precision": plan.precision, "target": plan.target, **self.network, **more}
-        run(ExportRequest(self.source, path, **asked))
+        run(ExportRequest(self.source, path, **asked), prepared)
 
 
 def folder_of(plan: Plan) -> str:

@@ -33,6 +33,7 @@ from vitdeploy.statistics import Ratio
 
 if TYPE_CHECKING:
     from vitdeploy.costs.origin import Origin
+    from vitdeploy.exporter.preparation import Prepared
     from vitdeploy.search.bench import Bench, Int8Bench
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Search:
         self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
         self._end = now() + 60 * budget.minutes
         self._notes: list[str] = []
+        self._prepared: Prepared | None = None
 
     def run(self) -> OptimizeReport:
         """Everything."""
@@ -64,7 +66,8 @@ class Search:
         self._notes += origin.notes
         # Before anything is written or read in the folder: what lies there may be of another network.
         study = Study(setting.output, self._about(kind, origin), seed=setting.options.seed)
-        bundle = setting.export(Plan(target=setting.target))
+        self._prepared = origin.prepared
+        bundle = setting.export(Plan(target=setting.target), self._prepared)
         fp32 = kind.open(bundle, options)
         self._stack.callback(fp32.close)
         bench = Bench(kind, options, fp32, *_judges(fp32, origin))
@@ -130,9 +133,9 @@ class Search:
     def _bundle(self, trial: Trial, inside: Mapping[str, Int8Bench]) -> Bundle:
         plan = graph_of(trial.plan)
         if not is_int8(trial):
-            return self._setting.export(plan)
+            return self._setting.export(plan, self._prepared)
         tried = inside[plan.label]
-        return self._setting.export(plan, tried.floats(trial.plan), tried.known)
+        return self._setting.export(plan, self._prepared, tried.floats(trial.plan), tried.known)
 
     def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
         """What the trials depend on."""
@@ -164,7 +167,7 @@ class Search:
             if plan in known:
                 continue
             try:
-                made = self._setting.export(graph_of(plan)) if plan.precision != "fp32" else bundle
+                made = self._setting.export(graph_of(plan), self._prepared) if plan.precision != "fp32" else bundle
                 options = Options(threads=self._setting.threads, compute_precision=plan.compute_precision)
                 backend = bench.kind.open(made, options)
             except (BackendError, GateError) as error:  # the network loses too much in FP16, or the runtime has none
