@@ -46,7 +46,8 @@ def run(request: ExportRequest, prepared: Prepared | None = None) -> Bundle:
     """Export what `request` asks for; see `vitdeploy.export` for what is raised.
 
     prepared  of a request that differs in nothing but the precision and how it is reached, with the samples of DATA
-              that INT8 needs; None where the network is yet to be opened
+              that INT8 needs; None where the network is yet to be opened. Not for FP16: a network may move its values
+              into that range before it is captured
     """
     from vitdeploy.exporter.diagnosis.culprit import Evidence, explained, require_right
 
@@ -98,8 +99,6 @@ def run(request: ExportRequest, prepared: Prepared | None = None) -> Bundle:
 
 def _again(prepared: Prepared, request: ExportRequest) -> Prepared:
     """What was prepared, for an export that changes its graph and its records."""
-    if request.precision == "fp16":
-        prepared.reference.network.prepare_half(prepared.reference.inputs)
     samples = prepared.samples if request.precision == "int8" else None
     return prepared._replace(graph=prepared.graph.clone(), records=list(prepared.records), samples=samples)
 

@@ -71,7 +71,8 @@ class Setting(NamedTuple):
             )
             more = {"calibration": self.data, "int8": options, "known": known}
         asked = {"precision": plan.precision, "target": plan.target, **self.network, **more}
-        run(ExportRequest(self.source, path, **asked), prepared)
+        # A network may move its values into the range of FP16 before it is captured.
+        run(ExportRequest(self.source, path, **asked), prepared if plan.precision != "fp16" else None)
 
 
 def folder_of(plan: Plan) -> str:
