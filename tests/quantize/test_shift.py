@@ -14,9 +14,12 @@ from tests.graph_cases import annotated, assert_same, batch, ops, parsed, run
 from vitdeploy.errors import ExportError
 from vitdeploy.graph.qdq import S8, U8, QuantParams
 from vitdeploy.preprocess import Preprocessing, normalise
+from vitdeploy.quantize.calibrate import calibrate
 from vitdeploy.quantize.insert import insert
-from vitdeploy.quantize.placement import place, tensors
-from vitdeploy.quantize.shift import obstacle, pixel_grid, shift
+from vitdeploy.quantize.options import Int8Options
+from vitdeploy.quantize.placement import place, restrict, tensors
+from vitdeploy.quantize.samples import Images
+from vitdeploy.quantize.shift import Move, Moved, obstacle, pixel_grid, put_back, shift
 from vitdeploy.targets import Int8Rules
 
 RELU = U8.params(0.0, 6.0)
@@ -56,14 +59,28 @@ def convolution(attributes: str, *, bias: bool, kernel: tuple[int, int] = (3, 3)
 
 
 def unchanged(model: ir.Model, params: QuantParams, *names: str, tolerance: float = 1e-5) -> dict[str, QuantParams]:
-    """Shift the layers, hold the outputs against those before, return the ranges."""
+    """Shift the layers and put them back, hold the outputs against those before, return the ranges of the shifted."""
     feed = {"x": batch(*(2 if not isinstance(dim, int) else dim for dim in model.graph.inputs[0].shape), seed=3)}
     before, outputs = run(model, feed), [value.name for value in model.graph.outputs]
-    ranges = shift(model, dict.fromkeys(names or (layer(model.graph),), params))
+    read = {node.name: node.inputs[0].name for node in model.graph}
+    ranges, moves = shift(model, dict.fromkeys(names or (layer(model.graph),), params))
+    returned(model, moves, read, feed, before, tolerance)
     assert_same(before, run(model, feed), tolerance)
     assert [value.name for value in model.graph.outputs] == outputs
     assert annotated(model)
     return ranges
+
+
+def returned(model, moves: list[Move], read, feed, expected, tolerance: float = 1e-5) -> None:
+    """Put some of the layers back, then the rest: each reads what it read before, and the outputs stay."""
+    again = model.clone()
+    for some in (moves[:1], moves[1:]):
+        put_back(again, some)
+        assert_same(expected, run(again, feed), tolerance)
+        assert annotated(again)
+    nodes = {node.name: node for node in again.graph}
+    assert all(nodes[move.node].inputs[0].name == read[move.node] for move in moves)
+    assert not ops(again)["Pad"]
 
 
 @given(
@@ -102,7 +119,7 @@ def test_the_integers_are_those_of_the_asymmetric_range() -> None:
     plan = place(asymmetric.graph, rules)
     expected = run(insert(asymmetric, plan, {"r": RELU}, {}, rules), feed)
     symmetric = asymmetric.clone()
-    ranges = shift(symmetric, {layer(symmetric.graph): RELU})
+    ranges = shift(symmetric, {layer(symmetric.graph): RELU}).ranges
     plan = place(symmetric.graph, replace(rules, activation=S8))
     assert set(ranges) == set(tensors(symmetric.graph, plan))
     assert all(params.scheme == S8 and params.zero_point == 0 for params in ranges.values())
@@ -112,7 +129,7 @@ def test_the_integers_are_those_of_the_asymmetric_range() -> None:
 @given(high=st.floats(0.01, 100), low=st.floats(-10, 0))
 def test_zero_stays_exact(high: float, low: float) -> None:
     model = convolution("pads=[1, 1, 1, 1]", bias=True)
-    ((name, params),) = shift(model, {layer(model.graph): U8.params(low, high)}).items()
+    ((name, params),) = shift(model, {layer(model.graph): U8.params(low, high)}).ranges.items()
     zeros = tapped(model, name, {"x": -np.ones((1, 6, 9, 10), np.float32)})
     assert np.all(zeros == zeros[0, 0, 0, 0])
     assert np.abs(params.round_trip(zeros) - zeros).max() < 1e-6 * max(high, -low)
@@ -158,7 +175,7 @@ def test_layers_that_share_an_input_share_the_sum_and_keep_shared_weights_apart(
 def test_different_ranges_of_one_input_are_kept_apart() -> None:
     text = "agraph (float[n,6,9,9] x) => (y, z) { y = Conv(x, w) z = Conv(x, w) }"
     model = named(parsed(text, w=batch(8, 6, 3, 3, seed=1)))
-    ranges = shift(model, {layer(model.graph, 0): GELU, layer(model.graph, 1): RELU})
+    ranges = shift(model, {layer(model.graph, 0): GELU, layer(model.graph, 1): RELU}).ranges
     assert sorted(params.scale for params in ranges.values()) == sorted([GELU.scale, RELU.scale])
 
 
@@ -208,9 +225,34 @@ def test_pixels_leave_the_outputs_as_they_were(recipe: Preprocessing, scheme) ->
     model = first_convolution("[1, 0, 2, 1]")
     feed = {"images": normalise(pixels(), recipe)}
     before = run(model, feed)
-    ranges = pixel_grid(model, recipe, scheme)
+    read = {node.name: node.inputs[0].name for node in model.graph}
+    ranges, moves = pixel_grid(model, recipe, scheme)
     assert_same(before, run(model, feed))
+    returned(model, moves, read, feed, before)
     assert list(ranges.values()) == [QuantParams(1.0, 0, scheme)]
+
+
+def test_only_convolutions_in_integers_read_pixels() -> None:
+    """In float a convolution reads images around zero: of pixels bfloat16 would round most of the answer away."""
+    text = """agraph (float[n,3,9,10] images) => (y) {
+        c = Conv<pads=[1, 1, 1, 1]>(images, w, b) r = Relu(c) d = Conv<pads=[1, 1, 1, 1]>(r, v) y = Relu(d) }"""
+    weights = {"w": batch(8, 3, 3, 3, seed=1), "b": batch(8, seed=2), "v": batch(8, 8, 3, 3, seed=3)}
+    model, recipe = named(parsed(text, **weights)), RECIPES[0]
+    images = normalise(pixels(), recipe)
+    rules = Int8Rules(activation=S8, min_channels=1)
+    found = calibrate(model, rules, recipe, Images([images]), Int8Options(samples=4), {})
+    expected = run(model, {"images": images})
+    first, second = (layer(model.graph, index) for index in (0, 1))
+    for inside in ((first, second), (first,), (second,), ()):
+        plan = restrict(found.plan, lambda one, inside=inside: None if one.node in inside else "float")
+        built = found.quantizer.build(plan)
+        names = {node.name: node for node in built.graph}
+        assert (names[first].inputs[0].name == "images") is (first not in inside)
+        assert ops(built)["QuantizeLinear"] == len(inside)
+        shifts = ops(built)["Pad"]
+        assert shifts == len(inside)
+        tolerance = 0.1 if inside else 1e-6
+        assert np.abs(run(built, {"images": images})[0] - expected[0]).max() < tolerance * np.abs(expected[0]).max()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -218,7 +260,7 @@ def test_pixels_leave_the_outputs_as_they_were(recipe: Preprocessing, scheme) ->
 def test_quantizing_pixels_loses_nothing(recipe: Preprocessing, scheme) -> None:
     model = first_convolution("[0, 0, 0, 0]")
     feed = {"images": normalise(pixels(), recipe)}
-    ((name, params),) = pixel_grid(model, recipe, scheme).items()
+    ((name, params),) = pixel_grid(model, recipe, scheme).ranges.items()
     values = tapped(model, name, feed)
     wanted = np.moveaxis(pixels()[..., ::-1] if recipe.channels == "BGR" else pixels(), -1, 1).astype(int) + scheme.low
     assert np.array_equal(params.quantize(values), wanted)
@@ -230,11 +272,11 @@ def test_pixels_that_may_have_more_than_8_bits_have_no_grid(channels: str) -> No
     text = "agraph (float[n,1,9,10] images) => (y) { y = Conv(images, w) }"
     model = parsed(text, w=batch(8, 1, 3, 3, seed=1))
     recipe = Preprocessing(size=(9, 10), mean=(0.5,), std=(0.5,), channels=channels, scale=10000)
-    assert pixel_grid(model, recipe) == {}
+    assert pixel_grid(model, recipe) == Moved({}, [])
     assert ops(model) == {"Conv": 1}
 
 
 def test_a_network_whose_input_no_convolution_reads_has_no_pixel_grid() -> None:
     model = parsed("agraph (float[n,3,8,8] images) => (y) { y = Relu(images) }")
-    assert pixel_grid(model, RECIPES[0]) == {}
+    assert pixel_grid(model, RECIPES[0]) == Moved({}, [])
     assert ops(model) == {"Relu": 1}

@@ -268,9 +268,9 @@ def test_a_trained_network_keeps_its_logits(
     monkeypatch.setattr(smoothing, "WORTH", 1.0)
     assert len(smooth(model, collect(model, axes, [images]))) > 10
     assert_same(before, run(model, {"images": images}), 1e-4)
-    assert pixel_grid(model, recipe)
+    assert pixel_grid(model, recipe).layers
     convolutions = [
         one.node for one in layers if one.kind == "convolution" and nodes[one.node].inputs[0].name != "images"
     ]
-    assert shift(model, dict.fromkeys(convolutions[1:], U8.params(-1, 5)))
+    assert shift(model, dict.fromkeys(convolutions[1:], U8.params(-1, 5))).layers
     assert_same(before, run(model, {"images": images}), 1e-4)

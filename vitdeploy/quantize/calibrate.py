@@ -30,7 +30,7 @@ from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.placement import CONVOLUTION, Layer, Plan, place, restrict, tensors
 from vitdeploy.quantize.ranges import TensorRange, choose_range, choose_ranges
 from vitdeploy.quantize.samples import Images
-from vitdeploy.quantize.shift import obstacle, pixel_grid, shift
+from vitdeploy.quantize.shift import Move, obstacle, pixel_grid, put_back, shift
 from vitdeploy.quantize.smoothing import smooth
 from vitdeploy.targets import Int8Rules, Target, find_target
 
@@ -50,6 +50,7 @@ class Quantizer:
     layers  the rounded weights, by node
     rules   of the target
     target  whose passes run again on what a correction changed
+    moves   layers that read another input than before, for as long as they are quantized
     """
 
     model: ir.Model
@@ -57,11 +58,13 @@ class Quantizer:
     layers: Mapping[str, RoundedLayer]
     rules: Int8Rules
     target: Target
+    moves: Sequence[Move] = ()
 
     def build(self, plan: Plan) -> ir.Model:
         """The graph whose layers of `plan` are quantized and the others not."""
         nodes = [layer.node for layer in plan if layer.quantized and layer.node in self.layers]
         corrected = correct_biases(self.model, {node: self.layers[node].mean_error for node in nodes})
+        put_back(corrected, (move for move in self.moves if move.node not in nodes))
         for kind in CORRECTED_PASSES:
             kind(self.target)(corrected)
         return insert(corrected, plan, self.params, {node: self.layers[node].weight for node in nodes}, self.rules)
@@ -134,18 +137,18 @@ def calibrate(
 
     convolutions = [layer.node for layer in plan if layer.quantized and layer.kind == CONVOLUTION]
     exact = pixel_grid(model, recipe, rules.activation, convolutions, image_inputs)
-    statistics = collect(model, _channel_axes(model, plan, but=exact), images)
+    statistics = collect(model, _channel_axes(model, plan, but=exact.ranges), images)
     calibration = {"images": images.count, "method": options.method, "sha256": images.hashes}
     one_sided = _one_sided(model, plan, statistics) if rules.activation.symmetric else ()
     smoothed = smooth(model, statistics, multiply=one_sided)  # a product costs these little: a sum stands there too
     changed = tuple(layer for layer in plan if any(layer.node in found.layers for found in smoothed))
     if changed:
-        statistics |= collect(model, _channel_axes(model, changed, but=exact), images)
+        statistics |= collect(model, _channel_axes(model, changed, but=exact.ranges), images)
     shifted = shift(model, _asymmetric(model, plan, statistics, one_sided, options.method))
-    ranges = _ranges(model, plan, statistics, rules, options.method, _known(exact, shifted))
-    repairs = [{"repair": "exact input", "tensor": name} for name in exact]
+    ranges = _ranges(model, plan, statistics, rules, options.method, _known(exact.ranges, shifted.ranges))
+    repairs = [{"repair": "exact input", "tensor": name} for name in exact.ranges]
     repairs += [found.to_dict() for found in smoothed]
-    repairs += [{"repair": "shift", "tensor": name} for name in shifted]
+    repairs += [{"repair": "shift", "tensor": name} for name in shifted.ranges]
 
     plan = _without_dead(plan, model, ranges)
     if not any(layer.quantized for layer in plan):
@@ -155,7 +158,8 @@ def calibrate(
     layers = round_layers(model, plan, params, images)
     repairs += [{"repair": "rounding", "node": node, **layer.to_dict()} for node, layer in layers.items()]
 
-    quantizer = Quantizer(model, params, layers, rules, target or find_target("portable"))
+    moves = (*exact.layers, *shifted.layers)
+    quantizer = Quantizer(model, params, layers, rules, target or find_target("portable"), moves)
     return Calibrated(quantizer, plan, statistics, ranges, calibration, repairs, latency)
 
 

@@ -5,17 +5,20 @@ A layer is linear, so it may read y = a x + c instead of x if its weights are di
     W x + b = (W / a) y + (b - sum over inputs of (W / a) c)
 
 A convolution pads with zeros, which would no longer stand for x = 0: the padding becomes a node in front of the sum.
+
+A layer that stays in float after all reads x again: y lies far from zero, so bfloat16 would round most of it away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import REPORT, ExportError
-from vitdeploy.graph.edit import Builder, attribute, constant, consumers, input_of, set_constant
+from vitdeploy.graph.edit import Builder, attribute, constant, consumers, input_of, remove_unused, set_constant
 from vitdeploy.graph.qdq import S8, Array, QScheme, QuantParams
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.layers import Window, add_to_bias, output_axis, per_input, weight_of
@@ -23,7 +26,29 @@ from vitdeploy.quantize.layers import Window, add_to_bias, output_axis, per_inpu
 _LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 
 
-def shift(model: ir.Model, ranges: Mapping[str, QuantParams]) -> dict[str, QuantParams]:
+class Move(NamedTuple):
+    """A layer that reads `factor` x + `offset` instead of x.
+
+    node    its name
+    source  name of x
+    pads    of the convolution, which a node in front of the sum does now
+    """
+
+    node: str
+    source: str
+    factor: Array | None
+    offset: Array
+    pads: tuple[int, ...]
+
+
+class Moved(NamedTuple):
+    """What was moved, and the range of every tensor that is read now, by its name; it needs no calibration."""
+
+    ranges: dict[str, QuantParams]
+    layers: list[Move]
+
+
+def shift(model: ir.Model, ranges: Mapping[str, QuantParams]) -> Moved:
     """Let layers read x - o, o a scalar, so that symmetric int8 covers a one-sided range without loss.
 
     Outputs of ReLU and GELU leave one half of a symmetric range empty, which costs 6 dB. With the o chosen here the
@@ -32,8 +57,8 @@ def shift(model: ir.Model, ranges: Mapping[str, QuantParams]) -> dict[str, Quant
 
     ranges  by name of a dense convolution or linear layer, an asymmetric 8-bit range of its first input
 
-    Returns the range, in the scheme `S8`, of every tensor that the layers read now; it needs no calibration. Layers
-    with the same input, range and padding share the sum. Raises ExportError for a layer that has an `obstacle`.
+    The ranges that are returned are in the scheme `S8`. Layers with the same input, range and padding share the sum.
+    Raises ExportError for a layer that has an `obstacle`.
     """
     shifted = _Inputs(model.graph)
     for node in list(model.graph):
@@ -42,7 +67,7 @@ def shift(model: ir.Model, ranges: Mapping[str, QuantParams]) -> dict[str, Quant
             middle = params.scheme.low + 128 - params.zero_point
             offset = np.float32(-middle * params.scale)
             shifted.replace(node, None, np.asarray(offset), QuantParams(params.scale, 0, S8))
-    return shifted.ranges
+    return shifted.found
 
 
 def pixel_grid(
@@ -51,7 +76,7 @@ def pixel_grid(
     scheme: QScheme = S8,
     layers: Collection[str] | None = None,
     images: Collection[str] | None = None,
-) -> dict[str, QuantParams]:
+) -> Moved:
     """Let the dense convolutions that read the network's input read pixels instead: whole numbers at scale 1.
 
     The input is (p / 255 - mean) / std of pixels p = 0..255, so p plus the scheme's lowest integer is an 8-bit integer
@@ -61,17 +86,34 @@ def pixel_grid(
     layers  names of the convolutions that may; None for all
     images  the inputs that are images; None where the only input is one
 
-    Returns the range of every tensor that the convolutions read now; empty where none reads the input.
+    Returns nothing where none reads the input.
     """
     if not recipe.takes_colours:
-        return {}
+        return Moved({}, [])
     sources = [value for value in model.graph.inputs if images is None or value.name in images]
     std, mean = np.asarray(recipe.std), np.asarray(recipe.mean)
     pixels = _Inputs(model.graph)
     for node in (node for source in sources for node in consumers(source)):
         if node.op_type == "Conv" and obstacle(node) is None and (layers is None or node.name in layers):
             pixels.replace(node, recipe.scale * std, recipe.scale * mean + scheme.low, QuantParams(1.0, 0, scheme))
-    return pixels.ranges
+    return pixels.found
+
+
+def put_back(model: ir.Model, layers: Iterable[Move]) -> None:
+    """Let these layers read what they read before they were moved, their outputs unchanged."""
+    nodes = {node.name: node for node in model.graph}
+    made = (value for node in model.graph for value in node.outputs)
+    values = {value.name: value for value in (*model.graph.inputs, *made)}
+    for move in layers:
+        node = nodes[move.node]
+        weight = weight_of(node).astype(np.float64)
+        add_to_bias(node, _moved(node, weight, move.offset))
+        if move.factor is not None:
+            set_constant(node, 1, (weight * per_input(node, move.factor)).astype(np.float32), "weight")
+        node.replace_input_with(0, values[move.source])
+        if move.pads:
+            node.attributes["pads"] = ir.AttrInt64s("pads", list(move.pads))
+    remove_unused(model)
 
 
 def obstacle(node: ir.Node) -> str | None:
@@ -95,14 +137,11 @@ def obstacle(node: ir.Node) -> str | None:
 
 
 class _Inputs:
-    """Replaces the inputs of layers; layers that want the same one share it.
-
-    ranges  of every tensor made
-    """
+    """Replaces the inputs of layers; layers that want the same one share it."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.ranges: dict[str, QuantParams] = {}
+        self.found = Moved({}, [])
         self._made: dict[tuple[ir.Value, tuple[int, ...], QuantParams], ir.Value] = {}
 
     def replace(self, node: ir.Node, factor: Array | None, offset: Array, params: QuantParams) -> None:
@@ -115,7 +154,8 @@ class _Inputs:
         key = (value, padding, params)
         if key not in self._made:
             self._made[key] = self._make(node, value, padding, factor, offset)
-            self.ranges[str(self._made[key].name)] = params
+            self.found.ranges[str(self._made[key].name)] = params
+        self.found.layers.append(Move(str(node.name), str(value.name), factor, offset, padding))
         node.replace_input_with(0, self._made[key])
         if padding:
             node.attributes.pop("auto_pad", None)
@@ -123,9 +163,7 @@ class _Inputs:
         if factor is not None:
             weight = (weight / per_input(node, factor)).astype(np.float32)
             set_constant(node, 1, weight, "weight")
-        others = tuple(axis for axis in range(weight.ndim) if axis != output_axis(node))
-        moved = per_input(node, offset.astype(np.float32).astype(np.float64))
-        add_to_bias(node, -(weight * moved).sum(axis=others))
+        add_to_bias(node, -_moved(node, weight, offset))
 
     def _make(
         self, node: ir.Node, value: ir.Value, padding: tuple[int, ...], factor: Array | None, offset: Array
@@ -139,6 +177,13 @@ class _Inputs:
                 shaped = number.astype(np.float32).reshape((-1, 1, 1) if number.ndim else ())
                 value = builder.op(op_type, [value, builder.constant(shaped, "shift")], value.shape)
         return value
+
+
+def _moved(node: ir.Node, weight: Array, offset: Array) -> Array:
+    """What the offset of its input adds to each channel that a layer gives, float64."""
+    others = tuple(axis for axis in range(weight.ndim) if axis != output_axis(node))
+    moved: Array = (weight * per_input(node, offset.astype(np.float32).astype(np.float64))).sum(axis=others)
+    return moved
 
 
 def _padded(value: ir.Value, padding: tuple[int, ...]) -> list[int | ir.SymbolicDim] | None:
