@@ -1,9 +1,9 @@
-"""Export against plain torch.onnx.export + onnxsim, and what comes out of both.
+"""Export against plain torch.onnx.export + onnxsim, and what a session and a start of ours cost.
 
     python benchmarks/export.py [--model lemevit_tiny] [--rounds 5] [--save]
 
 Export: wall time and peak memory of whole processes (interpreter start and imports on both sides), interleaved.
-Inference: CPU time of one thread, interleaved, as ratios within a round.
+Session: CPU time of one thread against ONNX Runtime alone, interleaved, as ratios within a round.
 `--save` writes benchmarks/results/export.json.
 """
 
@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
-import openvino
 from timing import environment, finished, interleave, process, ratio
 
 from vitdeploy import load
@@ -51,37 +49,6 @@ def export_cost(model: str, folder: Path, rounds: int) -> dict[str, Any]:
         }
         for name, found in runs.items()
     }
-
-
-def graph_cost(folder: Path, rounds: int) -> dict[str, Any]:
-    files = {"vitdeploy": folder / "fp32/model.onnx", "naive": folder / "naive.onnx"}
-    nodes = {name: len(onnx.load(path).graph.node) for name, path in files.items()}
-    inputs = {name: onnx.load(path).graph.input[0] for name, path in files.items()}
-    shape = [dim.dim_value for dim in inputs["vitdeploy"].type.tensor_type.shape.dim]
-    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    fed = {name: {entry.name: images} for name, entry in inputs.items()}
-    results: dict[str, Any] = {"nodes": nodes}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # everything runs on the calling thread, whose CPU time is what is measured
-    single = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-    sessions = {name: onnxruntime.InferenceSession(str(path), options) for name, path in files.items()}
-    compiled = {name: openvino.Core().compile_model(str(path), "CPU", single) for name, path in files.items()}
-    by_runtime: dict[str, tuple[dict[str, Any], Any]] = {
-        "onnxruntime": (
-            {name: lambda n=name, s=s: s.run(None, fed[n]) for name, s in sessions.items()},
-            time.thread_time,
-        ),
-        "openvino": ({name: lambda c=c: c([images]) for name, c in compiled.items()}, time.process_time),
-    }
-    for runtime, (candidates, clock) in by_runtime.items():
-        seconds = interleave(candidates, rounds=rounds, clock=clock)
-        ours, naive = seconds["vitdeploy"], seconds["naive"]
-        results[runtime] = {
-            "vitdeploy_cpu_ms": round(1e3 * statistics.median(ours), 3),
-            "naive_cpu_ms": round(1e3 * statistics.median(naive), 3),
-            "ratio": ratio(ours, naive),
-        }
-    return results
 
 
 def session_cost(folder: Path, rounds: int) -> dict[str, Any]:
@@ -115,7 +82,7 @@ def start_cost(rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="lemevit_tiny")
-    parser.add_argument("--rounds", type=int, default=5, help="exports of each kind; inference runs 40 times as many")
+    parser.add_argument("--rounds", type=int, default=5, help="exports of each kind; a session runs 40 times as many")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -126,7 +93,6 @@ def main() -> None:
             "start_seconds": start_cost(args.rounds * 2),
             "export": export_cost(args.model, folder, args.rounds),
             "session": session_cost(folder, 40 * args.rounds),
-            "graph": graph_cost(folder, 40 * args.rounds),
         }
     text = json.dumps(finished(report), indent=1)
     print(text)

@@ -1,11 +1,12 @@
 """FP32 bundles of every target against torch.onnx.export and onnxsim: nodes, and time in every runtime.
 
     python benchmarks/float_times.py [--network NAME] [--shape 224x1] [--rounds 60] [--save]
+    python benchmarks/float_times.py --table
 
 Both sides start from the same network with the same weights: those trained on EuroSAT, or those that timm draws, of
 which only the time means something. In each runtime the plain export, the portable bundle and the bundle for that
 runtime take turns; time is the CPU time of one thread, ratios are taken round by round, the plain export in the
-denominator. `--save` writes benchmarks/results/float_times.json after each part.
+denominator. `--save` writes benchmarks/results/float_times.json after each part, `--table` prints that as Markdown.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ NETWORKS: dict[str, list[str]] = {
 }
 SHAPES = ((64, 1), (224, 1), (64, 8), (224, 8))
 TARGETS = ("portable", "onnxruntime", "openvino")
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino f32": "OpenVINO", "openvino": "OpenVINO, bf16"}
 
 
 def network(name: str, size: int) -> nn.Module:
@@ -85,6 +87,25 @@ def times(found: dict[str, Path], shape: tuple[int, ...], rounds: int) -> dict[s
     return results
 
 
+def table(report: dict[str, Any]) -> str:
+    """Milliseconds of the plain export, and the ratios to it of the portable bundle and of that for the runtime."""
+    lines = ["| network | nodes | runtime | plain, ms | portable | for the runtime |", "| --- " * 6 + "|"]
+    for network, shapes in report["networks"].items():
+        for shape, found in shapes.items():
+            for runtime, title in TITLES.items():
+                own = runtime.split()[0]
+                nodes, times = found["nodes"], found[runtime]
+                cells = [f"{network}, {shape}", f"{nodes['naive']}: {nodes['portable']}, {nodes[own]}", title]
+                cells += [f"{times['naive']['cpu_ms']:.1f}", *(_ratio(times[name]) for name in ("portable", own))]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    median, low, high = (found["ratio"][name] for name in ("median", "q1", "q3"))
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _shape(text: str) -> tuple[int, int]:
     size, batch = map(int, text.split("x"))
     return size, batch
@@ -98,7 +119,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print what was saved")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(RESULTS.read_text())))
+        return
     report: dict[str, Any] = {
         "environment": environment(["torch", "onnx", "onnxsim", "onnxruntime", "openvino", "numpy"]),
         "networks": {},
