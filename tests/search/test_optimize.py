@@ -147,6 +147,10 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so(
     points = [point["plan"] for point in found["points"] if point["plan"]["precision"] == INT8]
     assert points
     assert {plan["compute_precision"] for plan in points} == {computed}
+    chosen = next(point for point in found["points"] if point["path"] == found["chosen"])
+    named = chosen["plan"]["compute_precision"]
+    assert ("--compute-precision" in found["verdict"]) is (named is not None)
+    assert named is None or f"{found['chosen']} with --compute-precision {named}: x" in found["verdict"]
     assert run("--runtime", "ov", "--search", "greedy", "--keep", "2")[1]["trials"] == found["trials"]
 
 

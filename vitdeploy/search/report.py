@@ -159,7 +159,9 @@ class OptimizeReport:
             return f"{chosen.path} in FP32: {why} on {self.runtime['backend']} here"
         speed = f"x{1 / chosen.ratio.value:.2f} as fast as FP32"
         drop = "" if chosen.drop is None else f", {chosen.drop:.2f} points lost{_interval(chosen)}"
-        return f"{chosen.path}: {speed}{drop}"
+        hint = chosen.plan.compute_precision
+        opened = "" if hint is None else f" with --compute-precision {hint}"
+        return f"{chosen.path}{opened}: {speed}{drop}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

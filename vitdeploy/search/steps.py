@@ -119,7 +119,7 @@ class Search:
         return min(needed, 60 * self._budget.minutes * 2 / 3)
 
     def _best(self, study: Study, inside: Mapping[str, Int8Bench], bench: Bench) -> list[Trial]:
-        """What becomes a bundle, and other trials of the same bundles."""
+        """What becomes a bundle, with the times that the best plans take in turns."""
         found = study.trials()
         real = [trial for trial in found if is_int8(trial) and _has_layers(trial.plan, inside)]
         again = timed_again(
