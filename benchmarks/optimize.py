@@ -2,6 +2,7 @@
 
     python benchmarks/optimize.py --folder FILES --peers-python peers/bin/python --olive-python olive/bin/python \\
         [--network NAME] [--size N] [--runtime NAME] [--minutes 15] [--save NAME] [--search]
+    python benchmarks/optimize.py --table NAME…
 
 All of them get the same labelled images of `eurosat_train.zip`, the same time and one thread, and may lose
 `MAX_DROP` points. The peers start from the FP32 file that `vitdeploy export` writes for any runtime. What does not end
@@ -197,7 +198,44 @@ def _dominated(rows: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def table(report: Mapping[str, Any]) -> str:
+    """What was saved, as Markdown, without points of ours that another one beats in time, points and noise."""
+    lines = []
+    for case, found in report["cases"].items():
+        lines += [f"| {case} | time to FP32 | points lost | SNR |", "| --- " * 4 + "|"]
+        rows = {name: row for name, row in found["files"].items() if name != "fp32"}
+        own = {
+            name: (row["ratio"]["median"], row["drop"], -row["snr_db"])
+            for name, row in rows.items()
+            if name.startswith("ours")
+        }
+        for name, row in rows.items():
+            if name in own and any(_beats(other, own[name]) for other in own.values()):
+                continue
+            median, low, high = (row["ratio"][key] for key in ("median", "q1", "q3"))
+            least, most = row["interval"]
+            cells = [_words(name), f"{median:.3f} ({low:.3f} to {high:.3f})"]
+            cells += [f"{row['drop']:.1f} ({least:.2f} to {most:.2f})", f"{row['snr_db']:.1f} dB"]
+            lines.append(f"| {' | '.join(cells)} |")
+        for name, search in found["searches"].items():
+            if "error" in search:
+                lines.append(f"| {name}: {search['error']} | | | |")
+        seconds = {name: search["seconds"] for name, search in found["searches"].items()}
+        lines += ["", f"Seconds: {seconds}; dominated by: {found['dominated']}", ""]
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    """`ours int8-4-in-float-85f0217d, bf16` in words."""
+    if not name.startswith("ours "):
+        return name.replace(", bf16", ", the rest in bf16")
+    file, _, hint = name.removeprefix("ours ").partition(", ")
+    precision, *more = file.split("-")
+    rest = f", {'the rest in ' if precision == 'int8' else 'in '}{hint}" if hint else ""
+    return f"`optimize`: {precision.upper()}{f', {more[0]} groups in float' if more else ''}{rest}"
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
@@ -213,10 +251,16 @@ def main() -> None:
     parser.add_argument("--searched", type=int, default=1000, help="images that the searches get")
     parser.add_argument("--images", type=int, default=1000, help="that judge in the end")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--folder", type=Path, required=True, help="for the files; those of an earlier run are used")
+    parser.add_argument("--folder", type=Path, help="for the files; those of an earlier run are used")
     parser.add_argument("--save", nargs="?", const="optimize", help="after each part, so that nothing is lost")
     parser.add_argument("--search", action="store_true", help="search only: a later run measures what was found")
+    parser.add_argument("--table", nargs="+", metavar="NAME", help="print what was saved")
     args = parser.parse_args()
+    if args.table:
+        print("\n".join(table(json.loads((HERE / f"results/{name}.json").read_text())) for name in args.table))
+        return
+    if args.folder is None:
+        parser.error("--folder is missing")
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "images.zip").exists():
         subset(args.data / "eurosat_train.zip", args.folder / "images.zip", args.searched)
