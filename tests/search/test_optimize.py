@@ -114,9 +114,12 @@ def test_a_session_in_bfloat16_is_tried_where_the_processor_has_it(run: Run) -> 
     assert len([point for point in found["points"] if point["plan"]["compute_precision"]]) == len(tried)
 
 
-@pytest.mark.parametrize(("hint", "faster_by_hint"), [("bf16", True), ("bf16", False), (None, False)])
-def test_int8_is_computed_in_less_where_fp32_is_faster_so(
-    run: Run, monkeypatch: pytest.MonkeyPatch, hint: str | None, faster_by_hint: bool
+@pytest.mark.parametrize(
+    ("hint", "faster_by_hint", "keeps_db"),
+    [("bf16", True, 44.0), ("bf16", True, 18.0), ("bf16", False, 44.0), (None, False, 44.0)],
+)
+def test_int8_is_computed_in_less_where_fp32_is_faster_so_and_right(
+    run: Run, monkeypatch: pytest.MonkeyPatch, hint: str | None, faster_by_hint: bool, keeps_db: float
 ) -> None:
     pytest.importorskip("openvino")
     asked: list[str | None] = []
@@ -133,20 +136,24 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so(
     def timed(self: Bench, plan: Plan, *rest: Any) -> Trial:
         value = 0.5 + 0.1 * len(plan.floats) if plan.precision == INT8 else 1.0
         value *= 0.8 if plan.compute_precision and faster_by_hint else 1.0
-        return replace(measured(self, plan, *rest), ratio=ratio(value))
+        found = replace(measured(self, plan, *rest), ratio=ratio(value))
+        return replace(found, snr_db=keeps_db) if plan.compute_precision and plan.precision != INT8 else found
 
     monkeypatch.setattr(Bench, "trial", timed)
     monkeypatch.setattr(steps, "timed_again", lambda trials, *rest: list(trials))
     code, found = run("--runtime", "ov", "--search", "greedy", "--keep", "2")
     assert code == 0
     tried = [trial["plan"] for trial in found["trials"] if trial["plan"]["precision"] == INT8]
-    computed = hint if faster_by_hint else None
-    assert tried
-    assert {plan["compute_precision"] for plan in tried} == {computed}
+    lossy = keeps_db < 35
+    computed = hint if faster_by_hint and not lossy else None
+    precisions = [plan["compute_precision"] for plan in tried]
+    assert set(precisions) == ({None, hint} if faster_by_hint and lossy else {computed})
+    assert precisions.count(hint) <= 2 or not lossy  # of the best plans alone
     assert asked == [computed]  # what INT8 saves is timed with the rest computed like that
     points = [point["plan"] for point in found["points"] if point["plan"]["precision"] == INT8]
     assert points
-    assert {plan["compute_precision"] for plan in points} == {computed}
+    assert {plan["compute_precision"] for plan in points} <= set(precisions)
+    assert (hint in {plan["compute_precision"] for plan in points}) is faster_by_hint or hint is None
     chosen = next(point for point in found["points"] if point["path"] == found["chosen"])
     named = chosen["plan"]["compute_precision"]
     assert ("--compute-precision" in found["verdict"]) is (named is not None)

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 GREEDY_PLANS = 8
 FEW = 64  # images that judge one group of layers alone
 HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
+LOSSY = 35.0  # dB that INT8 mostly keeps: a hint with which FP32 keeps less costs more than INT8 does
 UNLIMITED = 1 << 30  # plans
 
 
@@ -73,7 +74,9 @@ class Search:
         bench = Bench(kind, options, fp32, *_judges(fp32, origin))
         known = {trial.plan: trial for trial in study.trials()}
         self._floats(bench, bundle, study, known)
-        hint = _faster_hint(study.trials())
+        faster = _faster_by_hint(study.trials())
+        # INT8 takes the hint where that costs next to nothing; else only the best of its plans are tried in it, too.
+        hint = faster.plan.compute_precision if faster is not None and faster.snr_db >= LOSSY else None
         self._end -= self._for_the_bundles(study, bundle, bench, origin)
         timed = int8_latency(origin, setting.runtime, setting.threads, hint)
         inside: dict[str, Int8Bench] = {}
@@ -86,6 +89,8 @@ class Search:
                 self._greedy(inside[graph_of(whole).label], study, known)
             if self._budget.search == OPTUNA:
                 self._optuna(inside, study)
+            if faster is not None and hint is None:
+                self._in_less(inside, study, faster.plan.compute_precision)
         else:
             computed = "FP32" if hint is None else f"FP32 computed in {hint}"
             self._notes.append(
@@ -128,7 +133,10 @@ class Search:
             lambda plan: inside[graph_of(plan).label].load(plan)[0],
             bench.judge.inputs,
         )
-        return kept([*(trial for trial in found if not is_int8(trial)), *again], self._budget.keep)
+        best = kept([*(trial for trial in found if not is_int8(trial)), *again], self._budget.keep)
+        # What a bundle that is written anyway is computed in costs no export.
+        written, plans = {graph_of(trial.plan) for trial in best if is_int8(trial)}, {trial.plan for trial in best}
+        return [*best, *(one for one in real if graph_of(one.plan) in written and one.plan not in plans)]
 
     def _bundle(self, trial: Trial, inside: Mapping[str, Int8Bench]) -> Bundle:
         plan = graph_of(trial.plan)
@@ -206,6 +214,18 @@ class Search:
                     raise
                 progress.advance()
 
+    def _in_less(self, inside: Mapping[str, Int8Bench], study: Study, hint: str | None) -> None:
+        """The best plans in INT8, with what they leave in float computed by a hint."""
+        trials = study.trials()
+        known = {trial.plan for trial in trials}
+        best = [trial.plan for trial in kept(trials, self._budget.keep) if is_int8(trial)]
+        plans = [replace(plan, compute_precision=hint) for plan in best]
+        plans = [plan for plan in dict.fromkeys(plans) if plan not in known and graph_of(plan).label in inside]
+        with Progress(f"trying INT8 computed in {hint}", len(plans)) as progress:
+            for plan in plans[: self._left(study)]:
+                study.add(inside[graph_of(plan).label].trial(plan, GREEDY))
+                progress.advance()
+
     def _left(self, study: Study) -> int:
         """Plans in INT8 that may still be tried."""
         most = UNLIMITED if self._budget.trials is None else self._budget.trials
@@ -225,14 +245,14 @@ def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
     return label in inside and bool(inside[label].inside(plan))
 
 
-def _faster_hint(trials: Sequence[Trial]) -> str | None:
-    """The precision of a session in which FP32 takes certainly less time, the fastest one; None where there is none."""
+def _faster_by_hint(trials: Sequence[Trial]) -> Trial | None:
+    """FP32 in the precision of a session in which it takes certainly less time, the fastest; None where none is."""
     able = [
         trial
         for trial in trials
         if trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and _below_one(trial.ratio)
     ]
-    return None if not able else min(able, key=lambda trial: trial.ratio.value).plan.compute_precision
+    return min(able, key=lambda trial: trial.ratio.value, default=None)
 
 
 def _below_one(ratio: Ratio) -> bool:
