@@ -95,7 +95,7 @@ def table(report: dict[str, Any]) -> str:
             for runtime, title in TITLES.items():
                 own = runtime.split()[0]
                 nodes, times = found["nodes"], found[runtime]
-                cells = [f"{network}, {shape}", f"{nodes['naive']}: {nodes['portable']}, {nodes[own]}", title]
+                cells = [f"`{network}`, {shape}", f"{nodes['naive']}: {nodes['portable']}, {nodes[own]}", title]
                 cells += [f"{times['naive']['cpu_ms']:.1f}", *(_ratio(times[name]) for name in ("portable", own))]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+WIDE = 3  # shapes beside the accuracy
 NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO (bf16 beside INT8)",
@@ -26,7 +27,7 @@ NAMES = {
 
 
 def table(network: str, found: dict[str, Any]) -> Iterator[str]:
-    """The rows of one network, a table for each runtime."""
+    """The rows of one network, a table for each runtime, and one more for what would make them too wide."""
     shapes = list(found["latency"])
     accuracy = found.get("accuracy", {})
     for runtime, title in NAMES.items():
@@ -34,15 +35,20 @@ def table(network: str, found: dict[str, Any]) -> Iterator[str]:
         rows = accuracy.get(runtime, {}) or dict.fromkeys(timed)
         if not rows:
             continue
-        yield f"**{network}, {title}**\n"
-        yield "| file | top-1 | agreement | SNR | " + " | ".join(shapes) + " |"
-        yield "| --- " * (4 + len(shapes)) + "|"
-        for name, row in rows.items():
-            times = (found["latency"][shape].get(runtime, {}).get(name) for shape in shapes)
-            cells = [name, *(["-"] * 3 if row is None else _accuracy(row))]
-            cells += ["-" if time is None else _time(time) for time in times]
-            yield "| " + " | ".join(cells) + " |"
-        yield ""
+        for some in (shapes[:WIDE], shapes[WIDE:]):
+            if not some:
+                continue
+            first = some == shapes[:WIDE]
+            yield f"**{network}, {title}**\n" if first else f"**{network}, {title}, {', '.join(some)}**\n"
+            columns = ["file", *(["top-1", "agreement", "SNR"] if first else []), *some]
+            yield f"| {' | '.join(columns)} |"
+            yield "| --- " * len(columns) + "|"
+            for name, row in rows.items():
+                times = (found["latency"][shape].get(runtime, {}).get(name) for shape in some)
+                judged = ["-"] * 3 if row is None else _accuracy(row)
+                cells = [name, *(judged if first else []), *("-" if time is None else _time(time) for time in times)]
+                yield f"| {' | '.join(cells)} |"
+            yield ""
 
 
 def _accuracy(row: dict[str, float]) -> list[str]:
