@@ -160,8 +160,8 @@ class OptimizeReport:
         speed = f"x{1 / chosen.ratio.value:.2f} as fast as FP32"
         drop = "" if chosen.drop is None else f", {chosen.drop:.2f} points lost{_interval(chosen)}"
         hint = chosen.plan.compute_precision
-        opened = "" if hint is None else f" with --compute-precision {hint}"
-        return f"{chosen.path}{opened}: {speed}{drop}"
+        computed = "" if hint is None else f" computed in {hint}"
+        return f"{chosen.path}{computed}: {speed}{drop}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
