@@ -26,7 +26,7 @@ import onnx
 import torch
 from naive_export import naive
 from sessions import RUNTIMES
-from timing import environment, finished, interleave, ratio
+from timing import environment, finished, interleave, ratio, size_and_batch
 from torch import nn
 
 from vitdeploy import create_model
@@ -106,16 +106,15 @@ def _ratio(found: dict[str, Any]) -> str:
     return f"{median:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _shape(text: str) -> tuple[int, int]:
-    size, batch = map(int, text.split("x"))
-    return size, batch
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all of them")
     parser.add_argument(
-        "--shape", type=_shape, action="append", metavar="SIZExBATCH", help="default: 64x1, 224x1, 64x8 and 224x8"
+        "--shape",
+        type=size_and_batch,
+        action="append",
+        metavar="SIZExBATCH",
+        help="default: 64x1, 224x1, 64x8 and 224x8",
     )
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--save", action="store_true")

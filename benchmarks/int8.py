@@ -37,7 +37,7 @@ import numpy as np
 from failure import without_paths
 from int8_peers import METHODS
 from sessions import RUNTIMES, Call, open_onnxruntime
-from timing import environment, finished, interleave, process, ratio
+from timing import environment, finished, interleave, process, ratio, size_and_batch
 
 from vitdeploy import Bundle
 from vitdeploy.data import Dataset, open_data
@@ -214,16 +214,15 @@ def peers_versions(python: str, tools: Sequence[str]) -> Mapping[str, str]:
     return found
 
 
-def _shape(text: str) -> tuple[int, int]:
-    size, batch = map(int, text.split("x"))
-    return size, batch
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all of them")
     parser.add_argument(
-        "--shape", type=_shape, action="append", metavar="SIZExBATCH", help="default: 64x1, 64x8, 224x1 and 224x8"
+        "--shape",
+        type=size_and_batch,
+        action="append",
+        metavar="SIZExBATCH",
+        help="default: 64x1, 64x8, 224x1 and 224x8",
     )
     parser.add_argument("--data", type=Path, default=SHARED / "data/eurosat")
     parser.add_argument("--peers-python", default=sys.executable, help="of an environment that has the other tools")

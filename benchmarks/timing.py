@@ -49,6 +49,12 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
     return {"median": round(median, 4), "q1": round(low, 4), "q3": round(high, 4), "rounds": len(ratios)}
 
 
+def size_and_batch(text: str) -> tuple[int, int]:
+    """`224x1`, as an argument of a command: pixels on a side, and images."""
+    size, batch = map(int, text.split("x"))
+    return size, batch
+
+
 # A process hands its peak of memory down to what it starts, so a small one starts what is measured.
 LAUNCHER = """
 import json, os, sys

@@ -212,6 +212,11 @@ class Ratio(NamedTuple):
     high: float | None
     paired: bool
 
+    @property
+    def faster(self) -> bool:
+        """Whether it is below 1 with 95 % confidence."""
+        return self.high is not None and self.high < 1
+
 
 def paired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """Median of the ratios of each round, for two candidates that took turns.

@@ -56,7 +56,7 @@ class Group:
     @property
     def faster(self) -> bool:
         """Whether INT8 is faster with 95 % confidence: what is not measurably faster stays in float."""
-        return _below_one(self.ratio)
+        return self.ratio.faster
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -79,7 +79,7 @@ class LatencyReport:
     @property
     def faster(self) -> bool:
         """Whether INT8 is faster than FP32 here at all."""
-        return _below_one(self.whole) and any(group.faster for group in self.groups)
+        return self.whole.faster and any(group.faster for group in self.groups)
 
     def obstacle(self, layer: Layer) -> str | None:
         """Why a layer stays in float, for `placement.restrict`; None where it is faster in INT8."""
@@ -278,10 +278,6 @@ def _write(cache: Cache, entry: str, report: LatencyReport) -> None:
         with cache.lock(entry):
             write_atomically(cache.folder / f"{entry}.json", json.dumps(report.to_dict(), indent=1))
         cache.evict(keep=(entry,))
-
-
-def _below_one(ratio: Ratio) -> bool:
-    return ratio.high is not None and ratio.high < 1
 
 
 def _ratio(row: Mapping[str, Any]) -> Ratio:

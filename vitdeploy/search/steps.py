@@ -29,7 +29,6 @@ from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
 from vitdeploy.search.report import OptimizeReport, Wish
 from vitdeploy.search.setting import Setting, graph_of
 from vitdeploy.search.study import Study
-from vitdeploy.statistics import Ratio
 
 if TYPE_CHECKING:
     from vitdeploy.costs.origin import Origin
@@ -250,13 +249,9 @@ def _faster_by_hint(trials: Sequence[Trial]) -> Trial | None:
     able = [
         trial
         for trial in trials
-        if trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and _below_one(trial.ratio)
+        if trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and trial.ratio.faster
     ]
     return min(able, key=lambda trial: trial.ratio.value, default=None)
-
-
-def _below_one(ratio: Ratio) -> bool:
-    return ratio.high is not None and ratio.high < 1
 
 
 def _computes(backend: Backend) -> Any:
