@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import examples
@@ -56,7 +56,8 @@ def test_moments_of_a_convolution_are_those_of_its_unfolded_patches(
     expected = unfolded(values, window)
     assert (found.rows, found.images) == (len(expected), 3)
     np.testing.assert_allclose(found.mean, expected.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.second, expected.T @ expected / len(expected), atol=1e-6)
+    # Products are summed in float32, up to 512 at once.
+    np.testing.assert_allclose(found.second, expected.T @ expected / len(expected), rtol=3e-6, atol=1e-6)
 
 
 @settings(max_examples=examples(20))
@@ -139,6 +140,7 @@ def test_the_metric_is_the_damped_covariance() -> None:
 
 
 @settings(max_examples=examples(20))
+@example(offset=5793.0, spread=0.015625, seed=0)  # a square of the mean whose rounding is 1e-5 of the variance
 @given(offset=st.floats(-1e4, 1e4), spread=st.floats(1e-2, 1e2), seed=st.integers(0, 99))
 def test_the_covariance_of_what_is_far_from_zero_is_that_of_float64(offset: float, spread: float, seed: int) -> None:
     values = (offset + spread * np.random.default_rng(seed).standard_normal((3, 700, 12))).astype(np.float32)
@@ -147,8 +149,8 @@ def test_the_covariance_of_what_is_far_from_zero_is_that_of_float64(offset: floa
         found.update(image[None], 1)
     rows = values.reshape(-1, 12).astype(np.float64)
     covariance = np.cov(rows.T, bias=True)
-    central = found.second - np.outer(found.mean, found.mean)
-    np.testing.assert_allclose(central, covariance, atol=1e-5 * np.trace(covariance) / 12)
+    damping = found.metric - covariance
+    np.testing.assert_allclose(damping, np.eye(12) * damping[0, 0], atol=1e-5 * np.trace(covariance) / 12)
 
 
 @pytest.mark.parametrize("length", [64, 2048])
