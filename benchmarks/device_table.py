@@ -13,10 +13,12 @@ FOLDER = Path(__file__).resolve().parent / "devices"
 def rows(entry: dict[str, Any]) -> list[list[str]]:
     """A row for each runtime and batch of an entry."""
     network = f"{entry['model']} {entry['precision']}"
+    shapes = ", ".join("x".join(map(str, one["shape"][1:])) for one in entry["inputs"])
     return [
         [
             entry["device"],
             network,
+            shapes,
             f"{run['runtime']} {run['version']}",
             str(run["batch"]),
             f"{run['p50_ms']:.3g}",
@@ -29,7 +31,7 @@ def rows(entry: dict[str, Any]) -> list[list[str]]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    header = ["device", "bundle", "runtime", "batch", "p50, ms", "p99, ms", "images/s"]
+    header = ["device", "bundle", "an input", "runtime", "batch", "p50, ms", "p99, ms", "images/s"]
     found = [row for path in sorted(folder.glob("*.json")) for row in rows(json.loads(path.read_text()))]
     for row in [header, ["---"] * len(header), *found]:
         print(f"| {' | '.join(row)} |")

@@ -118,6 +118,7 @@ def test_this_device_is_added_to_a_table_once_for_each_bundle(
         entry, own = entries[precision], [one for one in printed["candidates"] if one["bundle"] == str(path)]
         assert problems("device", entry) == []
         assert entry["manifest_sha256"] == Bundle.open(path).manifest_sha256
+        assert entry["inputs"] == Bundle.open(path).manifest.to_dict()["inputs"]
         assert entry["device"] == (read_board() or printed["machine"]["settings"]["processor"])
         figures = [(run["batch"], run["p50_ms"], run["images_per_second"]) for run in entry["runs"]]
         assert figures == [(one["batch"], one["latency_ms"]["p50"], one["images_per_second"]) for one in own]

@@ -120,7 +120,7 @@ def test_an_entry_is_of_a_board_and_a_bundle_and_replaces_the_one_before(tmp_pat
     assert entry["runs"][0]["p99_ms"] == 3.25
     script = [sys.executable, str(BENCHMARKS / "device_table.py"), str(path.parent)]
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert "| Jetson Orin Nano | tiny fp32 | onnxruntime 1.2 | 1 | 1.5 | 3.25 | 600 |" in printed
+    assert "| Jetson Orin Nano | tiny fp32 | 3x8x8 | onnxruntime 1.2 | 1 | 1.5 | 3.25 | 600 |" in printed
 
 
 def test_every_file_of_the_table_of_devices_has_the_form_of_its_schema() -> None:

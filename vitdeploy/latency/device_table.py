@@ -76,6 +76,7 @@ def entry_of(bundle: Bundle, result: Mapping[str, Any], board: str | None) -> di
         "precision": manifest.precision,
         "target": manifest.target,
         "manifest_sha256": bundle.manifest_sha256,
+        "inputs": manifest.to_dict()["inputs"],
         "processor": processor,
         "power_mode": machine["settings"].get("power_mode"),
         "load_average": None if load is None else _number(load),
