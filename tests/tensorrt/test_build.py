@@ -53,6 +53,9 @@ def test_workarounds_are_tried_in_their_order_whatever_order_they_are_asked_in()
         {"profile": "0,1,2"},
         {"profile": "a,b,c"},
         {"dla": -1},
+        {"optimization_level": -1},
+        {"optimization_level": 6},
+        {"optimization_level": "high"},
         {"workarounds": "prayer"},
         {"colour": 1},
     ],
@@ -63,7 +66,7 @@ def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_an_options_identity_gives_the_same_options_again() -> None:
-    asked = BuildOptions.of({"workspace": "1G", "profile": "1,2,3", "dla": 1, "tf32": True})
+    asked = BuildOptions.of({"workspace": "1G", "profile": "1,2,3", "dla": 1, "tf32": True, "optimization_level": 5})
     assert BuildOptions.of(asked.identity()) == asked
     same = BuildOptions.of({**asked.identity(), "workarounds": "none", "timing_cache": "kernels"})
     assert same.identity() == asked.identity(), "what is tried, and how fast, makes no other engine"

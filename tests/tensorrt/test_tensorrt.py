@@ -20,6 +20,7 @@ from tests.tensorrt.fake_tensorrt import EIGHT, ELEVEN, PREFIX, TEN, World
 from tests.transformer import damaged_weight
 from vitdeploy import build
 from vitdeploy.bundle import MODEL, BundleWriter
+from vitdeploy.cli import main
 from vitdeploy.errors import BackendError, UsageError
 from vitdeploy.runtime.backends import find_backend
 from vitdeploy.runtime.options import Options
@@ -154,6 +155,7 @@ def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine
     timing = tmp_path / "kernels.cache"
     timing.write_bytes(b"earlier")
     asked = {"workspace": "1G", "profile": "2,4,8", "tf32": True, "timing_cache": str(timing)}
+    asked |= {"optimization_level": 5}
     assert build(bundle, **asked).passed  # type: ignore[arg-type]
     with load(bundle, runtime="tensorrt", build=asked) as session:
         described = session.describe()
@@ -161,14 +163,32 @@ def test_what_is_asked_of_the_build_reaches_the_builder_and_names_another_engine
     assert settings["memory_pool_limits"] == {world.enum("MemoryPoolType").WORKSPACE: 2**30}
     assert settings["profiles"] == [{"images": ([2, 3, 8, 8], [4, 3, 8, 8], [8, 3, 8, 8])}]
     assert settings["tf32"] is True
+    assert settings["builder_optimization_level"] == 5
     assert settings["load_timing_cache"].getvalue() == b"earlier"
     assert timing.read_bytes() == b"earlier\ntimings"
     assert described["build_options"]["workspace"] == 2**30
+    assert described["build_options"]["optimization_level"] == 5
     with pytest.raises(BackendError, match="no proven TensorRT engine"):
         load(bundle, runtime="tensorrt", build={})
     assert build(bundle).passed
     assert len(world.builds) == 2
     assert len(list(engines(tmp_path).glob("*.engine"))) == 2
+
+
+def test_optimization_levels_came_with_8_6(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    command = ["build", str(bundle.path), "--optimization-level"]
+    play(world, "8.5.2", monkeypatch)
+    assert main([*command, "4"]) == 2
+    assert "TensorRT 8.5.2 has no optimization levels" in capsys.readouterr().err
+    play(world, EIGHT, monkeypatch)
+    assert main([*command, "4"]) == 0
+    assert "builder_optimization_level" in world.api["classes"]["IBuilderConfig"]
+    assert [settings["builder_optimization_level"] for settings in world.builds] == [4]
+    assert main([*command, "6"]) == 2
+    assert "there is no optimization level 6" in capsys.readouterr().err
 
 
 def test_a_load_that_asks_for_nothing_takes_the_engine_that_was_built_last(world: World, tmp_path: Path) -> None:
@@ -418,7 +438,7 @@ def test_every_polygraphy_call_fits_the_real_signatures(capsys: pytest.CaptureFi
     from polygraphy.logger import G_LOGGER
 
     common = ("profiles", "load_timing_cache", "precision_constraints", "memory_pool_limits", "profiling_verbosity")
-    every = dict.fromkeys(("tf32", "fp16", "int8", "tactic_sources", *common))
+    every = dict.fromkeys(("tf32", "fp16", "int8", "tactic_sources", "builder_optimization_level", *common))
     inspect.signature(poly.create_config).bind("builder", "network", **every)
     assert list(poly.Profile().add("images", [1], [1], [1])) == ["images"]
     engine_build._keep_off_standard_output()

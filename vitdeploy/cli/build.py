@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="FP32 products with TF32's 10 bits, if the outputs still hold (default no)",
     )
     parser.add_argument(
+        "--optimization-level",
+        type=int,
+        metavar="N",
+        help="0 to 5: a higher one looks longer for faster kernels (default: TensorRT's own, 3)",
+    )
+    parser.add_argument(
         "--workaround",
         "--remedy",
         dest="workaround",
@@ -88,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         profile=args.profile,
         dla=args.dla,
         tf32=args.tf32,
+        optimization_level=args.optimization_level,
         workarounds=args.workaround,
         timing_cache=args.timing_cache,
         time_limit=args.time_limit,

@@ -21,6 +21,7 @@ from vitdeploy.tensorrt.timings import read_timings, save_timings
 STRONGLY_TYPED_SINCE = (10, 0)
 # The accelerator takes strongly typed networks from here on; before, it wants the precision flags.
 STRONGLY_TYPED_DLA_SINCE = (11, 0)
+LEVELS_SINCE = (8, 6)
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,14 @@ def _settings(network: Any, options: BuildOptions, version: tuple[int, int], pol
         settings["profiles"] = [profile]
     if options.workspace is not None:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
+    if options.optimization_level is not None:
+        if version < LEVELS_SINCE:
+            raise UsageError(
+                f"TensorRT {trt.__version__} has no optimization levels",
+                why="they came with 8.6",
+                fix="leave --optimization-level out",
+            )
+        settings["builder_optimization_level"] = options.optimization_level
     if version == (8, 6):
         # What 8.6 does by default for its own kernels, said aloud: engines that need neither cuBLAS nor cuDNN.
         settings["tactic_sources"] = [trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS]

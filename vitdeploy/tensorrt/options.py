@@ -19,6 +19,9 @@ BATCH_PROFILE = (1, 8, 32)
 # What may be tried, in this order, where an engine does not reproduce the reference: see workarounds.py.
 WORKAROUNDS = ("defuse", "fp32", "bf16")
 
+# Of the builder: with a higher one it tries more kernels, and takes longer.
+LEVELS = range(6)
+
 # All of INT8, and none.
 LEAST_BUILDS = 2
 
@@ -34,6 +37,7 @@ class BuildOptions:
         profile: Images a call takes where the batch is free: min, opt (what kernels are tuned for), max.
         dla: Core of the deep learning accelerator; what it cannot compute goes to the GPU.
         tf32: Whether FP32 products may be computed with the 10 bits of TF32.
+        optimization_level: How long TensorRT looks for faster kernels, 0 to 5; None means its default, 3.
         workarounds: What may be tried where the outputs are not the reference's, of WORKAROUNDS.
         timing_cache: File of kernel timings, read and brought up to date; None means the one of this device.
         sm: Compute capabilities, ten times each, that tensorrt_rtx builds for; empty means its default.
@@ -46,6 +50,7 @@ class BuildOptions:
     profile: tuple[int, int, int] = BATCH_PROFILE
     dla: int | None = None
     tf32: bool = False
+    optimization_level: int | None = None
     workarounds: tuple[str, ...] = WORKAROUNDS
     timing_cache: Path | None = None
     sm: tuple[int, ...] = ()
@@ -61,6 +66,12 @@ class BuildOptions:
             raise UsageError(f"invalid workspace {self.workspace}: at least one byte is needed", fix="--workspace 1G")
         if self.dla is not None and self.dla < 0:
             raise UsageError(f"there is no DLA core {self.dla}", fix="--dla 0")
+        if self.optimization_level is not None and self.optimization_level not in LEVELS:
+            raise UsageError(
+                f"there is no optimization level {self.optimization_level}",
+                why=f"TensorRT has {LEVELS[0]} to {LEVELS[-1]}, and takes 3",
+                fix=f"--optimization-level {LEVELS[-1]}",
+            )
         if self.time_limit is not None and not self.time_limit > 0:
             raise UsageError(f"a time limit of {self.time_limit:g} s leaves no time", fix="--time-limit 600")
         if self.max_builds is not None and not self.int8_if_faster:
@@ -120,6 +131,7 @@ class BuildOptions:
             "profile": list(self.profile),
             "dla": self.dla,
             "tf32": self.tf32,
+            **({"optimization_level": self.optimization_level} if self.optimization_level is not None else {}),
             **({"sm": list(self.sm)} if self.sm else {}),
             **({"int8_if_faster": True} if self.int8_if_faster else {}),
         }

@@ -41,6 +41,7 @@ def build(
     profile: tuple[int, int, int] | str | None = None,
     dla: int | None = None,
     tf32: bool = False,
+    optimization_level: int | None = None,
     workarounds: tuple[str, ...] | str | None = None,
     timing_cache: str | Path | None = None,
     time_limit: float | None = None,
@@ -64,6 +65,7 @@ def build(
         profile: images a call where the batch is free: min, opt (what kernels are tuned for), max.
         dla: core of the deep learning accelerator, the rest on the GPU.
         tf32: FP32 products with the mantissa of TF32; the bounds of the bundle's precision stay.
+        optimization_level: how long TensorRT looks for faster kernels, 0 to 5; by default 3, as TensorRT itself.
         workarounds: what may be tried where the outputs are not right: `auto`, `none`, or some of `defuse`, `fp32`,
             `bf16`.
         timing_cache: file of kernel timings, read and brought up to date.
@@ -89,7 +91,7 @@ def build(
     opened.check_files()
     given: dict[str, Any] = {"workspace": workspace, "profile": profile, "dla": dla, "tf32": tf32, "sm": sm}
     given |= {"workarounds": workarounds, "timing_cache": timing_cache, "time_limit": time_limit}
-    given |= {"int8_if_faster": int8_if_faster, "max_builds": max_builds}
+    given |= {"int8_if_faster": int8_if_faster, "max_builds": max_builds, "optimization_level": optimization_level}
     asked = kind.admit_build(BuildOptions.of(given))
     batch = opened.manifest.inputs[0].shape[0]
     if profile is not None and isinstance(batch, int):

@@ -281,6 +281,7 @@ def test_what_the_builder_said_is_kept(bundle: Bundle, world: RtxWorld, play: Pl
     [
         (NAME, {"dla": 0}, "with the option dla"),
         (NAME, {"timing_cache": "f"}, "with the option timing_cache"),
+        (NAME, {"optimization_level": 5}, "with the option optimization_level"),
         (NAME, {"sm": "87"}, "Orin is 87"),
         (NAME, {"time_limit": 0.0}, "leaves no time"),
         ("tensorrt", {"sm": "86"}, "with the option sm"),

@@ -101,6 +101,7 @@ class TensorRtRtxBackend(EngineBackend):
     build_refuses: ClassVar[Mapping[str, str]] = {
         "dla": "RTX GPUs have no accelerator",
         "timing_cache": "it times no kernels; the device chooses them",
+        "optimization_level": "it times no kernels; the device chooses them",
         "int8_if_faster": "it builds ahead of any device, on which INT8 could be measured",
     }
 
@@ -154,6 +155,11 @@ class TensorRtRtxBackend(EngineBackend):
         """The options, for every kind of GPU from compute capability 8.0 on where none is named."""
         asked = super().admit_build(asked)
         return asked if asked.sm else replace(asked, sm=requirements.DEFAULT_KINDS)
+
+    @classmethod
+    def target(cls) -> str:
+        """Its own."""
+        return cls.name
 
     @classmethod
     def key(cls, model: bytes, asked: BuildOptions) -> EngineKey:
