@@ -19,7 +19,7 @@ from vitdeploy.cli import main
 from vitdeploy.costs.trials import Int8Trial
 from vitdeploy.quantize import pipeline
 from vitdeploy.quantize.latency import Group, LatencyReport
-from vitdeploy.search import bench, steps
+from vitdeploy.search import bench, graphs, steps
 from vitdeploy.search.bench import Bench, Int8Bench
 from vitdeploy.search.front import dominates
 from vitdeploy.search.plan import INT8, Plan, Trial
@@ -64,7 +64,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(measured(self, plan, *rest), ratio=ratio(value))
 
     monkeypatch.setattr(Bench, "trial", timed)
-    monkeypatch.setattr(steps, "timed_again", lambda trials, *rest: list(trials))
+    monkeypatch.setattr(graphs, "timed_again", lambda trials, *rest: list(trials))
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so_and_right(
         return told(0.7)
 
     monkeypatch.setattr(bench, "int8_latency", latency)
-    monkeypatch.setattr(steps, "HINTS", () if hint is None else (hint,))
-    monkeypatch.setattr(steps, "_computes", lambda backend: object())  # whatever this processor makes of a hint
+    monkeypatch.setattr(graphs, "HINTS", () if hint is None else (hint,))
+    monkeypatch.setattr(graphs, "_computes", lambda backend: object())  # whatever this processor makes of a hint
     measured = Bench.trial
 
     def timed(self: Bench, plan: Plan, *rest: Any) -> Trial:
@@ -140,7 +140,7 @@ def test_int8_is_computed_in_less_where_fp32_is_faster_so_and_right(
         return replace(found, snr_db=keeps_db) if plan.compute_precision and plan.precision != INT8 else found
 
     monkeypatch.setattr(Bench, "trial", timed)
-    monkeypatch.setattr(steps, "timed_again", lambda trials, *rest: list(trials))
+    monkeypatch.setattr(graphs, "timed_again", lambda trials, *rest: list(trials))
     code, found = run("--runtime", "ov", "--search", "greedy", "--keep", "2")
     assert code == 0
     tried = [trial["plan"] for trial in found["trials"] if trial["plan"]["precision"] == INT8]
@@ -251,7 +251,7 @@ def test_what_takes_turns_once_more_decides_which_plan_becomes_a_bundle(
             backend.close()
         return [replace(trial, ratio=ratio(0.9 - 0.1 * len(trial.plan.floats))) for trial in trials]
 
-    monkeypatch.setattr(steps, "timed_again", again)
+    monkeypatch.setattr(graphs, "timed_again", again)
     code, found = run("--trials", "3", "--search", "greedy", "--keep", "1")
     assert code == 0
     assert loaded == ["onnxruntime"] * len(asked)
@@ -265,7 +265,8 @@ def test_the_bundles_of_the_front_are_within_the_minutes(run: Run, monkeypatch: 
     """Where they would take longer than there is, the search has a third of it."""
     monkeypatch.setattr(steps, "closing_seconds", lambda *arguments: 1e6)
     clock = [0.0]
-    monkeypatch.setattr(steps, "now", lambda: clock[0])
+    for module in (steps, graphs):
+        monkeypatch.setattr(module, "now", lambda: clock[0])
     whole = Int8Bench.trial
 
     def timed(self: Int8Bench, plan: Plan, by: str) -> Trial:
@@ -349,7 +350,8 @@ def test_the_table_names_the_front_and_what_was_chosen(files: Path, capsys: pyte
 
 BAD = {
     "an unknown runtime": (("--runtime", "nothing"), "there is no runtime called 'nothing'"),
-    "a runtime of engines": (("--runtime", "tensorrt"), "plans are not tried on tensorrt"),
+    "a runtime of engines without a GPU": (("--runtime", "tensorrt"), "there is no NVIDIA GPU"),
+    "a runtime that is a reference": (("--runtime", "torch"), "plans are not tried on torch"),
     "no data": (("--data", "nowhere"), "nowhere"),
     "no time": (("--minutes", "0"), "invalid --minutes 0"),
     "endless time": (("--minutes", "inf"), "invalid --minutes inf"),

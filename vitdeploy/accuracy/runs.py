@@ -118,6 +118,8 @@ def open_baseline(
     of another network, and GateError where PyTorch does not reproduce the reference outputs in the bundle.
     """
     exact = {name: value for name, value in options.items() if name != "compute_precision"}
+    if "build" in exact:
+        exact["build"] = _plain(exact["build"])
     if baseline is not None:
         if baseline.manifest.precision != "fp32":
             raise UsageError(
@@ -142,6 +144,14 @@ def open_baseline(
             ) from error
         log.info("PyTorch cannot be the baseline: %s; using %s", error.what, twin.path)
         return _open(twin, runtime, exact, closing)
+
+
+def _plain(build: Any) -> Any:
+    """Options of an engine for the same calls, without those that change what it computes."""
+    from vitdeploy.tensorrt.options import BuildOptions
+
+    plain = {"tf32": False, "optimization_level": None, "int8_if_faster": False, "max_builds": None}
+    return replace(BuildOptions.of(build), **plain)  # type: ignore[arg-type]
 
 
 def check_same_network(bundles: Sequence[Bundle]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.accuracy.check import Check
 from vitdeploy.accuracy.cluster import check_engine, compute_on_ray, shards_for
@@ -23,6 +23,9 @@ from vitdeploy.runtime.options import Options
 from vitdeploy.tasks.choose import Asked, Targets
 from vitdeploy.tasks.metric import Metric, MetricFunction
 from vitdeploy.tasks.task import Task
+
+if TYPE_CHECKING:
+    from vitdeploy.tensorrt.options import BuildOptions
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ def validate(
     compute_precision: str | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
+    build: BuildOptions | Mapping[str, Any] | None = None,
     untrusted: bool | None = None,
 ) -> AccuracyReport:
     """Compare bundles of one network, on one or several runtimes, with its FP32 on the same samples.
@@ -92,6 +96,7 @@ def validate(
         compute_precision: `fp32`, `bf16` or `fp16`, see `vitdeploy.load`.
         device: What computes, see `vitdeploy.load`.
         cache: Folder of compiled models, see `vitdeploy.load`.
+        build: Which engine, see `vitdeploy.load`.
         untrusted: Whether the bundles are a stranger's, see `vitdeploy.load`.
 
     Returns:
@@ -111,6 +116,7 @@ def validate(
         compute_precision=compute_precision,
         device=device,
         cache=cache,
+        build=build,
         untrusted=untrusted,
         checkpoint=checkpoint,
     )

@@ -39,7 +39,7 @@ from vitdeploy.targets import Int8Rules
 log = logging.getLogger(__name__)
 
 SMALL = 0.01  # part of the arithmetic; what less than that changes is lost in the noise of a measurement
-_RANGE = 4.0  # any range: it changes what is computed, not how long that takes
+_RANGE = 4.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def time_layers(
     """
     options = Options(threads=threads, compute_precision=compute_precision)
     race = Race(find_backend(runtime), options, model)
-    quantized = _build(model, plan, rules)
+    quantized = with_any_ranges(model, plan, rules)
     best = race.load(quantized)
     settings = {**best.describe(), "processor": read_cpu().name, "rounds": ROUNDS}
     kept, entry = Cache("latency", cache), _fingerprint(quantized, settings)
@@ -160,7 +160,7 @@ def time_layers(
     with Progress(f"measuring INT8 on {runtime}", len(wanted) + 1) as progress:
         for nodes in wanted:
             trial = _without(plan, nodes)
-            other = race.load(_build(model, trial, rules))
+            other = race.load(with_any_ranges(model, trial, rules))
             groups.append(Group(nodes, race.run(best, other)))
             if not groups[-1].faster:
                 plan, best, other = trial, other, best
@@ -205,8 +205,8 @@ def _without(plan: Plan, nodes: Sequence[str]) -> Plan:
     return restrict(plan, lambda layer: "measured without it" if layer.node in nodes else None)
 
 
-def _build(model: ir.Model, plan: Plan, rules: Int8Rules) -> ir.Model:
-    """The INT8 graph of a plan, with ranges of no meaning."""
+def with_any_ranges(model: ir.Model, plan: Plan, rules: Int8Rules) -> ir.Model:
+    """The INT8 graph of a plan, with ranges of no meaning, which change what is computed, not how long that takes."""
     schemes = {
         name: layers[0].scheme or rules.activation if layers else rules.activation
         for name, layers in tensors(model.graph, plan).items()

@@ -14,7 +14,7 @@ from vitdeploy.data import DataSource
 from vitdeploy.latency.turns import interleave, warm_up
 from vitdeploy.latency.worker import Worker
 from vitdeploy.progress import Progress
-from vitdeploy.search.plan import Trial
+from vitdeploy.search.plan import Plan, Trial
 from vitdeploy.search.report import Point
 from vitdeploy.statistics import Ratio, paired_ratio
 
@@ -61,7 +61,7 @@ def _speeds(made: Sequence[Made], runtime: str, threads: int | None) -> list[tup
         turns = []
         for trial, bundle in made:
             batch = bundle.manifest.inputs[0].shape[0]
-            options = {"threads": threads, "compute_precision": trial.plan.compute_precision}
+            options = {"threads": threads, **_opening(trial.plan)}
             worker = Worker(
                 bundle.path,
                 runtime,
@@ -87,8 +87,8 @@ def _losses(
     found: list[Loss] = [BASELINE if trial.plan.is_baseline else UNKNOWN for trial, _ in made]
     images = 0
     others = [index for index, (trial, _) in enumerate(made) if not trial.plan.is_baseline]
-    for hint in dict.fromkeys(made[index][0].plan.compute_precision for index in others):
-        some = [index for index in others if made[index][0].plan.compute_precision == hint]
+    for plan in {str(_opening(made[index][0].plan)): made[index][0].plan for index in others}.values():
+        some = [index for index in others if _opening(made[index][0].plan) == _opening(plan)]
         report = validate(
             [made[index][1] for index in some],
             data,
@@ -96,13 +96,18 @@ def _losses(
             baseline=fp32,
             samples=samples,
             threads=threads,
-            compute_precision=hint,
+            **_opening(plan),
         )
         images = len(report.images.indices)
         for index, run in zip(some, report.runs, strict=True):
             low, high = run.interval() or (None, None)
             found[index] = (run.drop, low, high, _snr_db(run.measures()))
     return found, images
+
+
+def _opening(plan: Plan) -> dict[str, Any]:
+    """How a session of the plan is opened, besides its threads."""
+    return {"compute_precision": plan.compute_precision, "build": None if plan.build is None else dict(plan.build)}
 
 
 def _snr_db(measures: Any) -> float | None:

@@ -14,7 +14,9 @@ from vitdeploy.exporter.requirements import need_all
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.quantize.options import AUTO, Int8Options
 from vitdeploy.runtime.backends import backends, find_backend, full_name
+from vitdeploy.runtime.options import Options
 from vitdeploy.search.budget import IMAGES, KEEP, MINUTES, Budget
+from vitdeploy.search.graphs import GraphSearch
 from vitdeploy.search.plan import OPTUNA
 from vitdeploy.search.report import OptimizeReport, Wish
 from vitdeploy.search.setting import Setting, folder_of_search
@@ -115,21 +117,33 @@ def optimize(
         "features": features,
     }
     options = Int8Options(samples=samples, seed=seed)
-    setting = Setting(source, data, Path(output), name, _target(name), threads, options, images, network)
+    search_kind, target = _search_on(name, threads)
+    setting = Setting(source, data, Path(output), name, target, threads, options, images, network)
     with ExitStack() as stack:
         stack.enter_context(folder_of_search(setting.output, force=force))
-        return Search(setting, budget, wish, stack).run()
+        return search_kind(setting, budget, wish, stack).run()
 
 
-def _target(runtime: str) -> str:
-    """The target in whose form the network is fastest on a runtime; UsageError for one on which nothing is tried."""
+def _search_on(runtime: str, threads: int | None) -> tuple[type[Search], str]:
+    """How plans are tried on a runtime, and the target in whose form the network is fastest there.
+
+    UsageError for a runtime on which nothing is tried, and for threads of one that has none.
+    """
+    from vitdeploy.tensorrt.backend import EngineBackend
+
     kind = find_backend(runtime)
+    if issubclass(kind, EngineBackend):
+        from vitdeploy.search.engines import EngineSearch
+
+        kind.admit(Options(threads=threads))
+        kind.require_builder()
+        return EngineSearch, find_target(kind.target()).name
     if not kind.times_layers:
-        able = [one.name for one in backends() if one.times_layers]
+        able = [one.name for one in backends() if one.times_layers or issubclass(one, EngineBackend)]
         raise UsageError(
             f"plans are not tried on {runtime}",
-            why="its engines are built and timed by vitdeploy build BUNDLE",
-            fix=f"--runtime {' or '.join(able)}",
+            why="it has one way to compute a bundle",
+            fix=f"--runtime {', '.join(able[:-1])} or {able[-1]}",
         )
     kind.require()
-    return find_target(runtime).name
+    return GraphSearch, find_target(runtime).name

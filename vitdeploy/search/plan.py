@@ -21,6 +21,7 @@ class Plan:
     method             how ranges are chosen, in INT8
     floats             groups of layers that stay in float, in INT8, in alphabetical order
     compute_precision  of the session; None for the types of the graph
+    build              options of `vitdeploy build` besides the default, by name; None where the runtime runs no engines
     """
 
     precision: str = "fp32"
@@ -28,11 +29,20 @@ class Plan:
     method: str = "auto"
     floats: tuple[str, ...] = ()
     compute_precision: str | None = None
+    build: tuple[tuple[str, bool | int], ...] | None = None
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is FP32, computed in FP32."""
-        return self.precision == "fp32" and self.compute_precision is None
+        return self.precision == "fp32" and self.compute_precision is None and not self.build
+
+    @property
+    def building(self) -> str:
+        """The options of `vitdeploy build` as they are typed."""
+        words = (
+            f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in self.build or ()
+        )
+        return " ".join(words)
 
     @property
     def label(self) -> str:
@@ -42,6 +52,8 @@ class Plan:
             words.append(self.method)
         if self.compute_precision is not None:
             words.append(f"computed in {self.compute_precision}")
+        if self.build:
+            words.append(f"built with {self.building}")
         return " ".join(words)
 
     def with_floats(self, groups: frozenset[str]) -> Plan:
@@ -50,12 +62,14 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "floats": list(self.floats)}
+        return {**asdict(self), "floats": list(self.floats), "build": None if self.build is None else dict(self.build)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Plan:
         """What `to_dict` gave."""
-        return cls(**{**document, "floats": tuple(document["floats"])})
+        build = document.get("build")  # journals from before there were engines have none
+        found = {"floats": tuple(document["floats"]), "build": None if build is None else tuple(build.items())}
+        return cls(**{**document, **found})
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ class OptimizeReport:
         drop = "" if chosen.drop is None else f", {chosen.drop:.2f} points lost{_interval(chosen)}"
         hint = chosen.plan.compute_precision
         computed = "" if hint is None else f" computed in {hint}"
-        return f"{chosen.path}{computed}: {speed}{drop}"
+        built = f" built with {chosen.plan.building}" if chosen.plan.build else ""
+        return f"{chosen.path}{computed}{built}: {speed}{drop}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

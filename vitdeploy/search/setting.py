@@ -84,8 +84,8 @@ def folder_of(plan: Plan) -> str:
 
 
 def graph_of(plan: Plan) -> Plan:
-    """The plan without what a session alone decides: the bundle is the same."""
-    return replace(plan, compute_precision=None)
+    """The plan without what a session or an engine alone decides: the bundle is the same."""
+    return replace(plan, compute_precision=None, build=None)
 
 
 @contextlib.contextmanager

@@ -1,54 +1,56 @@
-"""The steps of a search, from a network and images to the bundles that nothing beats on this machine.
-
-Cheap questions come first. The forms in float are exported and timed; then INT8 is timed with ranges of no meaning, so
-that nobody waits for a calibration that cannot pay; then layers are calibrated once, and a greedy search and Optuna
-try which groups of them to leave in float. The best take turns once more and become bundles, and only what is measured
-of these counts.
-"""
+"""What every search does: open the network and what it found before, let plans be tried, and measure their bundles."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic as now
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, GateError
-from vitdeploy.progress import Progress
-from vitdeploy.quantize.options import Int8Options
 from vitdeploy.runtime.backends import Backend, find_backend
 from vitdeploy.runtime.options import Options
 from vitdeploy.search.budget import Budget, closing_seconds
-from vitdeploy.search.finalists import RIVALS, is_int8, kept, rivals, timed_again
-from vitdeploy.search.greedy import greedy_plans
-from vitdeploy.search.plan import FIXED, GREEDY, INT8, OPTUNA, Plan, Trial
+from vitdeploy.search.plan import INT8, Plan, Trial
 from vitdeploy.search.report import OptimizeReport, Wish
-from vitdeploy.search.setting import Setting, graph_of
+from vitdeploy.search.setting import Setting
 from vitdeploy.search.study import Study
 
 if TYPE_CHECKING:
     from vitdeploy.costs.origin import Origin
     from vitdeploy.exporter.preparation import Prepared
-    from vitdeploy.search.bench import Bench, Int8Bench
+    from vitdeploy.search.bench import Bench
 
 log = logging.getLogger(__name__)
 
-GREEDY_PLANS = 8
 FEW = 64  # images that judge one group of layers alone
-HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
-LOSSY = 35.0  # dB that INT8 mostly keeps: a hint with which FP32 keeps less costs more than INT8 does
-UNLIMITED = 1 << 30  # plans
 
 
-class Search:
+@dataclass(frozen=True)
+class Ground:
+    """What a search stands on: the network with its images, what was tried, and FP32 as a bundle and on the runtime."""
+
+    origin: Origin
+    study: Study
+    bundle: Bundle
+    bench: Bench
+
+    @property
+    def known(self) -> dict[Plan, Trial]:
+        """What was tried, now or before an interruption."""
+        return {trial.plan: trial for trial in self.study.trials()}
+
+
+class Search(ABC):
     """The steps, one after another; what each of them finds is in the study at once."""
 
     def __init__(self, setting: Setting, budget: Budget, wish: Wish, stack: ExitStack) -> None:
         self._setting, self._budget, self._wish, self._stack = setting, budget, wish, stack
+        self._kind = find_backend(setting.runtime)
         self._end = now() + 60 * budget.minutes
         self._notes: list[str] = []
         self._prepared: Prepared | None = None
@@ -56,51 +58,26 @@ class Search:
     def run(self) -> OptimizeReport:
         """Everything."""
         from vitdeploy.costs.origin import open_source
-        from vitdeploy.search.bench import Bench, Int8Bench, group_names, int8_latency
+        from vitdeploy.search.bench import Bench
         from vitdeploy.search.final import measured
 
         setting = self._setting
-        kind, options = find_backend(setting.runtime), Options(threads=setting.threads)
+        options = Options(threads=setting.threads)
         asked = {"source": setting.source, "precision": INT8, "target": setting.target, **setting.network}
         origin = open_source(setting.data, setting.options, max(setting.images, FEW), asked)
         self._notes += origin.notes
         # Before anything is written or read in the folder: what lies there may be of another network.
-        study = Study(setting.output, self._about(kind, origin), seed=setting.options.seed)
+        study = Study(setting.output, self._about(origin), seed=setting.options.seed)
         self._prepared = origin.prepared
-        bundle = setting.export(Plan(target=setting.target), self._prepared)
-        fp32 = kind.open(bundle, options)
+        baseline = self._baseline
+        bundle = setting.export(baseline, self._prepared)
+        fp32 = self._opened(baseline, bundle)
         self._stack.callback(fp32.close)
-        bench = Bench(kind, options, fp32, *_judges(fp32, origin))
-        known = {trial.plan: trial for trial in study.trials()}
-        self._floats(bench, bundle, study, known)
-        faster = _faster_by_hint(study.trials())
-        # INT8 takes the hint where that costs next to nothing; else only the best of its plans are tried in it, too.
-        hint = faster.plan.compute_precision if faster is not None and faster.snr_db >= LOSSY else None
-        self._end -= self._for_the_bundles(study, bundle, bench, origin)
-        timed = int8_latency(origin, setting.runtime, setting.threads, hint)
-        inside: dict[str, Int8Bench] = {}
-        if timed.faster:
-            wholes = [Plan(INT8, setting.target, method, compute_precision=hint) for method in self._budget.methods]
-            study.search_among({whole: group_names(timed) for whole in wholes})
-            for whole in wholes:
-                int8 = Int8Options(samples=setting.options.samples, seed=setting.options.seed, method=whole.method)
-                inside[graph_of(whole).label] = Int8Bench(whole, origin, int8, bench, timed)
-                self._greedy(inside[graph_of(whole).label], study, known)
-            if self._budget.search == OPTUNA:
-                self._optuna(inside, study)
-            if faster is not None and hint is None:
-                self._in_less(inside, study, faster.plan.compute_precision)
-        else:
-            computed = "FP32" if hint is None else f"FP32 computed in {hint}"
-            self._notes.append(
-                f"INT8 is not faster than {computed} on {setting.runtime} here (x{timed.whole.value:.2f} of the time), "
-                "so nothing was calibrated"
-            )
-        best = self._best(study, inside, bench)
-        bundles = [(trial, self._bundle(trial, inside)) for trial in best]
+        ground = Ground(origin, study, bundle, Bench(self._kind, options, fp32, *_judges(fp32, origin)))
+        made = self._best(ground)
         labelled = origin.labels is not None
         points, judges = measured(
-            bundles,
+            made,
             bundle,
             setting.data,
             setting.runtime,
@@ -108,54 +85,54 @@ class Search:
             images=self._budget.final_images,
             labelled=labelled,
         )
-        images = {"trials": bench.judge.images, "bundles": judges}
-        return OptimizeReport(points, study.trials(), self._wish, fp32.describe(), images, self._notes)
+        images = {"trials": ground.bench.judge.images, "bundles": judges}
+        report = OptimizeReport(points, study.trials(), self._wish, fp32.describe(), images, self._notes)
+        self._leave(report)
+        return report
 
-    def _for_the_bundles(self, study: Study, bundle: Bundle, bench: Bench, origin: Origin) -> float:
-        """Seconds that the bundles of the front will take, at most two thirds of all there are."""
-        floats = sum(not is_int8(trial) for trial in study.trials())
+    @property
+    def _baseline(self) -> Plan:
+        """FP32, which all others are compared with."""
+        return Plan(target=self._setting.target)
+
+    @abstractmethod
+    def _opened(self, plan: Plan, bundle: Bundle) -> Backend:
+        """A plan in float on the runtime; BackendError or GateError where that cannot be."""
+
+    @abstractmethod
+    def _best(self, ground: Ground) -> Sequence[tuple[Trial, Bundle]]:
+        """Try plans; the best of them as bundles, FP32 included."""
+
+    def _leave(self, report: OptimizeReport) -> None:  # noqa: B027
+        """What is left to do for whoever uses the bundles."""
+
+    def _set_aside(self, ground: Ground, written: int, there: int) -> None:
+        """Ends the search earlier, for the bundles: so many that will be written, and so many that will be there."""
         images = 0
-        if origin.labels is not None:
-            images = self._budget.final_images or len(origin.samples.data)
-        exported = sum(bundle.manifest.graph["seconds"].values())
-        needed = closing_seconds(self._budget.keep, floats, exported, images, bench.judge.seconds)
+        if ground.origin.labels is not None:
+            images = self._budget.final_images or len(ground.origin.samples.data)
+        exported = sum(ground.bundle.manifest.graph["seconds"].values())
+        needed = closing_seconds(written, there, exported, images, ground.bench.judge.seconds)
         log.info("the bundles of the front will take about %.0f s", needed)
-        return min(needed, 60 * self._budget.minutes * 2 / 3)
+        self._end -= min(needed, 60 * self._budget.minutes * 2 / 3)
 
-    def _best(self, study: Study, inside: Mapping[str, Int8Bench], bench: Bench) -> list[Trial]:
-        """What becomes a bundle, with the times that the best plans take in turns."""
-        found = study.trials()
-        real = [trial for trial in found if is_int8(trial) and _has_layers(trial.plan, inside)]
-        again = timed_again(
-            rivals(real, RIVALS * self._budget.keep),
-            bench.fp32,
-            lambda plan: inside[graph_of(plan).label].load(plan)[0],
-            bench.judge.inputs,
-        )
-        best = kept([*(trial for trial in found if not is_int8(trial)), *again], self._budget.keep)
-        # What a bundle that is written anyway is computed in costs no export.
-        written, plans = {graph_of(trial.plan) for trial in best if is_int8(trial)}, {trial.plan for trial in best}
-        return [*best, *(one for one in real if graph_of(one.plan) in written and one.plan not in plans)]
+    def _device(self) -> str:
+        """What the times are of."""
+        from vitdeploy.machine.hardware import read_cpu
 
-    def _bundle(self, trial: Trial, inside: Mapping[str, Int8Bench]) -> Bundle:
-        plan = graph_of(trial.plan)
-        if not is_int8(trial):
-            return self._setting.export(plan, self._prepared)
-        tried = inside[plan.label]
-        return self._setting.export(plan, self._prepared, tried.floats(trial.plan), tried.known)
+        return read_cpu().name
 
-    def _about(self, kind: type[Backend], origin: Origin) -> dict[str, Any]:
+    def _about(self, origin: Origin) -> dict[str, Any]:
         """What the trials depend on."""
         from vitdeploy import __version__
-        from vitdeploy.machine.hardware import read_cpu
         from vitdeploy.quantize.calibrate import digest
 
         setting, samples = self._setting, origin.samples
         judges = "".join(samples.data.sha256(index) for index in samples.evaluate)
         return {
             "network": digest(origin.graph),
-            "runtime": [setting.runtime, kind.version(), setting.threads],
-            "processor": read_cpu().name,
+            "runtime": [setting.runtime, self._kind.version(), setting.threads],
+            "processor": self._device(),
             "data": hashlib.sha256(judges.encode()).hexdigest(),
             "samples": setting.options.samples,
             "images": setting.images,
@@ -164,71 +141,10 @@ class Search:
             "vitdeploy": __version__,
         }
 
-    def _floats(self, bench: Bench, bundle: Bundle, study: Study, known: dict[Plan, Trial]) -> None:
-        """FP32, FP16, and FP32 computed in less where the runtime lets one choose that."""
-        target = self._setting.target
-        plans = [Plan(target=target), Plan("fp16", target)]
-        if "compute_precision" not in bench.kind.refuses:
-            plans += [Plan(target=target, compute_precision=hint) for hint in HINTS]
-        for plan in plans:
-            if plan in known:
-                continue
-            try:
-                made = self._setting.export(graph_of(plan), self._prepared) if plan.precision != "fp32" else bundle
-                options = Options(threads=self._setting.threads, compute_precision=plan.compute_precision)
-                backend = bench.kind.open(made, options)
-            except (BackendError, GateError) as error:  # the network loses too much in FP16, or the runtime has none
-                self._notes.append(f"{plan.label} was left out: {error.what}")
-                continue
-            try:
-                if plan.compute_precision is not None and _computes(backend) == _computes(bench.fp32):
-                    self._notes.append(f"{plan.label} was left out: {_computes(backend)} is computed here all the same")
-                else:
-                    study.add(bench.trial(plan, FIXED, backend, _megabytes(made)))
-            finally:
-                backend.close()
 
-    def _greedy(self, inside: Int8Bench, study: Study, known: dict[Plan, Trial]) -> None:
-        # Times of groups that read from each other do not quite add up: all of them in INT8 may be faster.
-        proposed = [*greedy_plans(inside.whole, inside.groups, GREEDY_PLANS), inside.whole]
-        plans = [plan for plan in dict.fromkeys(proposed) if plan not in known]
-        with Progress("trying plans, greedily", len(plans)) as progress:
-            for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
-                if number and now() > self._end:
-                    return
-                study.add(inside.trial(plan, GREEDY))
-                progress.advance()
-
-    def _optuna(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
-        total = None if self._budget.trials is None else self._left(study)
-        with Progress("trying plans of Optuna", total) as progress:
-            for proposal in study.proposals():
-                if self._left(study) <= 0 or now() > self._end:
-                    proposal.give_up()
-                    return
-                try:
-                    proposal.tell(inside[graph_of(proposal.plan).label].trial(proposal.plan, OPTUNA))
-                except BaseException:
-                    proposal.give_up()
-                    raise
-                progress.advance()
-
-    def _in_less(self, inside: Mapping[str, Int8Bench], study: Study, hint: str | None) -> None:
-        """The best plans in INT8, with what they leave in float computed by a hint."""
-        trials = study.trials()
-        known = {trial.plan for trial in trials}
-        best = [trial.plan for trial in kept(trials, self._budget.keep) if is_int8(trial)]
-        plans = [replace(plan, compute_precision=hint) for plan in best]
-        plans = [plan for plan in dict.fromkeys(plans) if plan not in known and graph_of(plan).label in inside]
-        with Progress(f"trying INT8 computed in {hint}", len(plans)) as progress:
-            for plan in plans[: self._left(study)]:
-                study.add(inside[graph_of(plan).label].trial(plan, GREEDY))
-                progress.advance()
-
-    def _left(self, study: Study) -> int:
-        """Plans in INT8 that may still be tried."""
-        most = UNLIMITED if self._budget.trials is None else self._budget.trials
-        return max(0, most - sum(is_int8(trial) for trial in study.trials()))
+def megabytes(bundle: Bundle) -> float:
+    """Of its model."""
+    return bundle.manifest.files[MODEL].bytes / 1e6
 
 
 def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
@@ -236,28 +152,3 @@ def _judges(fp32: Backend, origin: Any) -> tuple[Any, Any]:
 
     few = replace(origin.samples, evaluate=origin.samples.evaluate[:FEW])
     return Judge(fp32, origin.samples, origin.labels, origin.scores), Judge(fp32, few, None, None)
-
-
-def _has_layers(plan: Plan, inside: Mapping[str, Int8Bench]) -> bool:
-    """Whether a plan has layers in INT8, of what was calibrated now."""
-    label = graph_of(plan).label
-    return label in inside and bool(inside[label].inside(plan))
-
-
-def _faster_by_hint(trials: Sequence[Trial]) -> Trial | None:
-    """FP32 in the precision of a session in which it takes certainly less time, the fastest; None where none is."""
-    able = [
-        trial
-        for trial in trials
-        if trial.plan.precision == "fp32" and trial.plan.compute_precision is not None and trial.ratio.faster
-    ]
-    return min(able, key=lambda trial: trial.ratio.value, default=None)
-
-
-def _computes(backend: Backend) -> Any:
-    """The precision that a session really has."""
-    return backend.describe().get("compute_precision")
-
-
-def _megabytes(bundle: Bundle) -> float:
-    return bundle.manifest.files[MODEL].bytes / 1e6

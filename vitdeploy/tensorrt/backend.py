@@ -74,6 +74,11 @@ class EngineBackend(Backend):
 
     @classmethod
     @abstractmethod
+    def target(cls) -> str:
+        """The target of the bundles that its builder here takes."""
+
+    @classmethod
+    @abstractmethod
     def build_engine(cls, model: bytes, asked: BuildOptions, timing: Path) -> Built:
         """An engine of `model`; BuildError, with what was said, where there is none."""
 
@@ -122,7 +127,7 @@ class EngineBackend(Backend):
         that was built ahead is proven now, against the reference of the bundle. Raises BackendError where there is
         none, which `vitdeploy build` makes, and GateError for one that was built ahead and gives other numbers here.
         """
-        options = cls._admit(options)
+        options = cls.admit(options)
         asked = None if options.build is None else BuildOptions.of(options.build)
         cache, model, gpu = EngineCache(options.cache), bundle.read(MODEL), cls.gpu()
         device = cls.device(gpu)
@@ -299,6 +304,11 @@ class TensorRtBackend(EngineBackend):
                 "NVIDIA's compiler",
             )
         cls.require()
+
+    @classmethod
+    def target(cls) -> str:
+        """That of the version that is installed."""
+        return f"tensorrt{cls.library_type().rules[0]}"
 
     @classmethod
     def key(cls, model: bytes, asked: BuildOptions) -> EngineKey:

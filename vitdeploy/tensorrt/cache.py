@@ -172,7 +172,7 @@ class EngineCache:
             **({"proven_on": {device: [reference]}} if reference and device else {}),
             "workaround": workaround,
             "build_seconds": round(seconds, 3),
-            "built": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "built": _now(),
         }
         kept = {**report, **files.to_dict()}
         try:
@@ -208,6 +208,13 @@ class EngineCache:
                 sidecar["proven_on"] = {**devices_of(sidecar), device: known}
             keep(self._path(key, "json"), dump(sidecar))
 
+    def prefer(self, key: EngineKey) -> None:
+        """Have a load that asks for nothing take the engine of `key`, though others were built later."""
+        with self._editing(key):
+            sidecar = self._sidecar(key)
+            if sidecar is not None:
+                keep(self._path(key, "json"), dump({**sidecar, "preferred": _now()}))
+
     def workaround(self, key: EngineKey) -> str:
         """What made the engine of `key` right; empty where nothing had to, or where there is no engine."""
         return str((self._sidecar(key) or {}).get("workaround") or "")
@@ -215,11 +222,11 @@ class EngineCache:
     def latest_options(
         self, key: EngineKey, fits: Callable[[Mapping[str, Any]], bool] = lambda options: True
     ) -> dict[str, Any] | None:
-        """The options of the engine that was built last for the same model, TensorRT and GPU, and that `fits`."""
+        """The options of the engine of the same model, TensorRT and GPU that was built or preferred last and `fits`."""
         same = {name: value for name, value in asdict(key).items() if name != "options"}
         sidecars = (read_json(path) for path in self.folder.glob("*.json") if not path.name.endswith(".report.json"))
         found = [
-            (str(sidecar.get("built")), sidecar["key"]["options"])
+            (str(sidecar.get("preferred") or sidecar.get("built")), sidecar["key"]["options"])
             for sidecar in sidecars
             if sidecar is not None
             and isinstance(sidecar.get("key"), dict)
@@ -299,3 +306,7 @@ class EngineCache:
 
     def _path(self, key: EngineKey, suffix: str) -> Path:
         return self.folder / f"{key.name}.{suffix}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

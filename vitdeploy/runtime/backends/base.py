@@ -160,7 +160,7 @@ class Backend(ABC):
     @classmethod
     def load(cls, model: bytes, weights: bytes = b"", options: Options | None = None) -> Backend:
         """A model from the contents of its file or files (`weights` only where a format keeps them apart)."""
-        options = cls._admit(options)
+        options = cls.admit(options)
         try:
             backend = cls._load(model, weights, options)
         except VitDeployError:
@@ -220,7 +220,7 @@ class Backend(ABC):
         return {"backend": self.name, **self._facts(), "num_requests": self.num_requests}
 
     @classmethod
-    def _admit(cls, options: Options | None) -> Options:
+    def admit(cls, options: Options | None) -> Options:
         """The options, once it is known that the backend is here and can follow them."""
         options = options or Options()
         for option, why in cls.refuses.items():

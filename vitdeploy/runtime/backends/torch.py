@@ -48,7 +48,7 @@ class TorchBackend(Backend):
         Raises BackendError where the network is not of the zoo, or its weights are neither seeded ones, nor packaged,
         nor in `options.checkpoint`.
         """
-        options = cls._admit(options)
+        options = cls.admit(options)
         try:
             model = rebuild(bundle.manifest.model, options.checkpoint)
             backend = cls(model, bundle, _device(options.device or "CPU"))

@@ -1,0 +1,218 @@
+"""`vitdeploy optimize --runtime tensorrt` as one would type it; TensorRT and what its engines take are played."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from tests.costs.networks import write_data, write_network
+from tests.tensorrt.fake_tensorrt import EIGHT, World
+from vitdeploy import Bundle, load
+from vitdeploy.cli import main
+from vitdeploy.latency.measurement import Turn
+from vitdeploy.machine.gpus import Gpu
+from vitdeploy.search import final
+from vitdeploy.search.plan import Plan
+
+pytest.importorskip("optuna")
+pytest.importorskip("onnxruntime")
+
+FEW = ("--samples", "20", "--images", "20", "--minutes", "5")
+FASTER = {"fp16": 0.6, "int8": 0.4, "tf32": 0.8, "5": 0.9}
+
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+class Local:
+    """A worker of a benchmark in this process, where the stand-ins are."""
+
+    def __init__(self, bundle: Path, runtime: str, batch: int, options: Mapping[str, Any]) -> None:
+        self._session = load(bundle, runtime=runtime, **options)
+        self._inputs = {name: array[:batch] for name, array in Bundle.open(bundle).reference().inputs.items()}
+
+    def turn(self, calls: int) -> Turn:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            self._session.run(self._inputs)
+        seconds = time.perf_counter() - begin
+        return Turn([seconds / calls] * calls, seconds, None)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+@pytest.fixture
+def factors(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What an engine takes, as parts of a second: by its types, and by how it was built."""
+    found = dict(FASTER)
+
+    def built(model: bytes) -> bytes:
+        """The model, with the settings of its builder noted in it."""
+        proto = onnx.load_from_string(model)
+        settings = world.builds[-1]
+        proto.producer_name = f"{settings['tf32']} {settings.get('builder_optimization_level')}"
+        return proto.SerializeToString()
+
+    def cost(model: bytes) -> float:
+        proto = onnx.load_from_string(model)
+        kinds = {node.op_type for node in proto.graph.node}
+        types = {one.data_type for one in proto.graph.initializer}
+        precision = "int8" if "QuantizeLinear" in kinds else "fp16" if TensorProto.FLOAT16 in types else ""
+        tf32, level = proto.producer_name.split()
+        return found.get(precision, 1.0) * (found["tf32"] if tf32 == "True" else 1.0) * found.get(level, 1.0)
+
+    world.miscompile, world.cost = built, cost
+    monkeypatch.setattr(time, "perf_counter", lambda: world.clock)
+    monkeypatch.setattr(final, "Worker", Local)
+    return found
+
+
+@pytest.fixture
+def run(
+    factors: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_network(tmp_path / "net.onnx", "channel")
+    write_data(tmp_path / "data.npz", 60)
+
+    def go(*words: str) -> tuple[int, dict[str, Any]]:
+        command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "trt", "-o", "front", *FEW, *words]
+        code = main([*command, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert code < 2, found
+        return code, found
+
+    return go
+
+
+def plans(found: Mapping[str, Any], of: str) -> dict[str, float]:
+    """What was tried, or what was measured at the end, with its time over that of FP32."""
+    return {Plan.from_dict(one["plan"]).label: round(one["ratio"], 3) for one in found[of]}
+
+
+def test_every_form_is_tried_and_the_fastest_are_built_again(
+    run: Run,
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, found = run()
+    assert code == 0
+    int8 = "int8 tensorrt10 built with --int8-if-faster"
+    assert plans(found, "trials") == {
+        "fp32 tensorrt10": 1.0,
+        "fp32 tensorrt10 built with --tf32": 0.8,
+        "fp16 tensorrt10": 0.6,
+        int8: 0.4,
+        f"{int8} --optimization-level 5": 0.36,
+        "fp16 tensorrt10 built with --optimization-level 5": 0.54,
+    }
+    assert found["chosen"] == "front/int8"
+    assert "built with --int8-if-faster --optimization-level 5: x2.78 as fast" in found["verdict"]
+    assert plans(found, "points")["fp32 tensorrt10"] == 1.0
+    assert {point["runtime"] for point in found["points"]} == {"tensorrt"}
+    for path in ("front/fp32", "front/fp16", "front/int8"):
+        assert main(["verify", path, "--runtime", "tensorrt"]) == 0
+    built = len(world.builds)
+    with load("front/int8", runtime="tensorrt") as session:
+        assert session.describe()["build_options"]["optimization_level"] == 5
+    capsys.readouterr()
+    _, again = run()
+    assert len(world.builds) == built, "every engine is there"
+    assert again["trials"] == found["trials"]
+    assert world.driver.leaks == 0
+
+
+def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, factors: dict[str, float]) -> None:
+    factors["int8"] = 0.6
+    code, found = run()
+    assert code == 0
+    assert not any("int8" in label for label in plans(found, "trials"))
+    note = next(note for note in found["notes"] if "calibrated" in note)
+    assert note.startswith("INT8 is not at least 1.02 times as fast as fp16 tensorrt10 on tensorrt here (x1.00")
+    assert not Path("front/int8").exists()
+    assert found["chosen"] == "front/fp16"
+
+
+def test_where_nothing_is_faster_that_is_the_answer(run: Run, factors: dict[str, float]) -> None:
+    factors.update(dict.fromkeys(factors, 1.0))
+    code, found = run()
+    assert code == 0
+    assert found["verdict"] == "front/fp32 in FP32: nothing is faster on tensorrt here"
+
+
+def test_a_gpu_without_tf32_and_a_builder_without_levels_are_not_asked_for_them(
+    run: Run,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world.gpu = Gpu("Xavier", 72, "GPU-72")
+    world.version = EIGHT
+    for name, module in world.modules().items():
+        monkeypatch.setitem(__import__("sys").modules, name, module)
+    _, found = run()
+    assert not any("--tf32" in label for label in plans(found, "trials"))
+    assert "fp32 tensorrt8" in plans(found, "trials")
+
+
+def test_an_engine_that_is_wrong_is_no_plan(run: Run, world: World, factors: dict[str, float]) -> None:
+    as_built = world.miscompile
+
+    def wrong(model: bytes) -> bytes:
+        proto = onnx.load_from_string(as_built(model))
+        if model != Path("front/fp32/model.onnx").read_bytes():  # what a workaround makes of it is wrong, too
+            for one in proto.graph.initializer:
+                one.raw_data = bytes(len(one.raw_data)) if len(one.raw_data) > 200 else one.raw_data
+        return proto.SerializeToString()
+
+    world.miscompile = wrong
+    _, found = run()
+    assert "fp16 tensorrt10" not in plans(found, "trials")
+    assert any("fp16 tensorrt10 does not reproduce the reference" in note for note in found["notes"])
+
+
+def test_what_was_asked_decides_which_engine_a_load_takes(run: Run, factors: dict[str, float]) -> None:
+    factors.update({"tf32": 0.5, "fp16": 0.7, "int8": 1.2})
+    code, found = run("--latency", "2000")
+    assert code == 0
+    assert found["chosen"] == "front/fp32"
+    with load("front/fp32", runtime="tensorrt") as session:
+        assert session.describe()["build_options"]["tf32"] is True
+    code, found = run("--latency", "1")
+    assert code == 1
+    assert found["verdict"].startswith("nothing that was tried keeps what was asked")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threads", "2"), "the tensorrt runtime does not support the option threads"),
+        (("--runtime", "torch"), "plans are not tried on torch"),
+    ],
+)
+@pytest.mark.usefixtures("run")
+def test_what_does_not_fit_is_refused_before_anything_is_done(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "trt", "-o", "front", *words]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("front").exists()
+
+
+def test_without_a_gpu_it_is_said_what_to_type(
+    run: Run,
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world.gpu = None
+    assert main(["optimize", "net.onnx", "--data", "data.npz", "--runtime", "trt", "-o", "front"]) == 2
+    assert "there is no NVIDIA GPU" in capsys.readouterr().err
+    assert not Path("front").exists()
