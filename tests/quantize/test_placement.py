@@ -49,6 +49,17 @@ def test_attention_products_are_quantized_on_both_inputs_where_the_target_gains(
     assert layers["mixed_MatMul"].quantized
 
 
+@pytest.mark.parametrize("product", ["MatMul(tokens, x)", "MatMul(x, keys)"])
+def test_a_product_with_a_constant_that_is_no_weight_stays_in_float(product: str) -> None:
+    """As of queries that are learned: a single factor in integers would bring no integer kernel."""
+    model = parsed(
+        f"agraph (float[1,2,16,16] x) => (y) {{ [one] y = {product} }}",
+        **{name: batch(1, 2, 16, 16, seed=3) for name in ("tokens", "keys") if name in product},
+    )
+    (layer,) = place(model.graph, replace(RULES["portable"], attention=S8))
+    assert "one of its factors is a constant" in str(layer.obstacle)
+
+
 def test_narrow_products_stay_in_float() -> None:
     layers = by_name(replace(RULES["portable"], min_channels=32))
     assert layers["head_Gemm"].obstacle == "fewer than 32 channels"

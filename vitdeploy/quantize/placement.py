@@ -151,6 +151,8 @@ def _restricted(layer: Layer, node: ir.Node, rules: Int8Rules) -> Layer:
     reason = None
     if layer.scheme is None:
         reason = "the target computes the products of attention faster in float"
+    elif layer.kind == ATTENTION and len(layer.activations) == 1:
+        reason = "one of its factors is a constant: of such, only the weights of linear layers become integers"
     elif layer.kind == DEPTHWISE:
         reason = "a depthwise convolution is bound by memory, not by arithmetic"
     elif layer.kind in (CONVOLUTION, DECONVOLUTION) and len(sizes(node.inputs[1]) or ()) != _OF_IMAGES:
