@@ -14,11 +14,13 @@ from onnx import TensorProto
 
 from tests.costs.networks import write_data, write_network
 from tests.tensorrt.fake_tensorrt import EIGHT, World
+from tests.tensorrt.rtx.fake_runtime import RtxWorld
 from vitdeploy import Bundle, load
 from vitdeploy.cli import main
 from vitdeploy.latency.measurement import Turn
 from vitdeploy.machine.gpus import Gpu
 from vitdeploy.search import final
+from vitdeploy.search.engines import EngineSearch
 from vitdeploy.search.plan import Plan
 
 pytest.importorskip("optuna")
@@ -188,6 +190,22 @@ def test_what_was_asked_decides_which_engine_a_load_takes(run: Run, factors: dic
     code, found = run("--latency", "1")
     assert code == 1
     assert found["verdict"].startswith("nothing that was tried keeps what was asked")
+
+
+def test_engines_of_rtx_are_tried_without_what_its_builder_cannot_do(
+    rtx_world: RtxWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(final, "Worker", Local)
+    monkeypatch.setattr(EngineSearch, "_int8_is_faster", lambda *arguments: True)
+    write_network(tmp_path / "net.onnx", "channel")
+    write_data(tmp_path / "data.npz", 60)
+    command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "tensorrt_rtx", "-o", "front", *FEW]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    forms = ["fp32 tensorrt_rtx", "fp32 tensorrt_rtx built with --tf32", "fp16 tensorrt_rtx", "int8 tensorrt_rtx"]
+    assert list(plans(found, "trials")) == forms
+    assert main(["verify", "front/fp32", "--runtime", "tensorrt_rtx"]) == 0
 
 
 @pytest.mark.parametrize(
