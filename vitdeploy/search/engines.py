@@ -11,11 +11,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from time import monotonic as now
 from typing import TYPE_CHECKING, Any, cast
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, GateError
+from vitdeploy.errors import BackendError, GateError, shell
 from vitdeploy.progress import Progress
 from vitdeploy.runtime.backends import Backend
 from vitdeploy.runtime.options import Options
@@ -60,7 +59,7 @@ class EngineSearch(Search):
             raise GateError(
                 f"the engine of {plan.label} does not reproduce the reference",
                 why="; ".join(report.to_dict()["failures"]) or None,
-                fix=f"vitdeploy build {bundle.path}, whose report names the block",
+                fix=f"vitdeploy build {shell(bundle.path)}, whose report names the block",
             )
         return self._kind.open(bundle, Options(build=asked))
 
@@ -73,7 +72,6 @@ class EngineSearch(Search):
         made: dict[Plan, Bundle] = {}
         for plan in self._floats(target):
             self._try(plan, ground, made)
-        self._set_aside(ground, len(methods), MOST)
         whole = [Plan(INT8, target, method, build=self._admitted(int8_if_faster=True)) for method in methods]
         if whole[0] in ground.known or self._int8_is_faster(ground, made):
             for plan in whole:
@@ -111,7 +109,7 @@ class EngineSearch(Search):
 
         late  only if there is time
         """
-        if late and plan not in ground.known and now() > self._end:
+        if late and plan not in ground.known and self._is_late(ground, len(self._budget.methods), MOST):
             self._notes.append(f"{plan.label} was left out: the time was up")
             return
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from time import monotonic as now
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle import Bundle
@@ -49,7 +48,6 @@ class GraphSearch(Search):
         faster = _faster_by_hint(study.trials())
         # INT8 takes the hint where that costs next to nothing; else only the best of its plans are tried in it, too.
         hint = faster.plan.compute_precision if faster is not None and faster.snr_db >= LOSSY else None
-        self._set_aside(ground, self._budget.keep, sum(not is_int8(trial) for trial in study.trials()))
         timed = int8_latency(origin, setting.runtime, setting.threads, hint)
         inside: dict[str, Int8Bench] = {}
         if timed.faster:
@@ -60,7 +58,7 @@ class GraphSearch(Search):
                 inside[graph_of(whole).label] = Int8Bench(whole, origin, int8, bench, timed)
                 self._greedy(inside[graph_of(whole).label], ground)
             if self._budget.search == OPTUNA:
-                self._optuna(inside, study)
+                self._optuna(inside, ground)
             if faster is not None and hint is None:
                 self._in_less(inside, study, faster.plan.compute_precision)
         else:
@@ -123,16 +121,17 @@ class GraphSearch(Search):
         plans = [plan for plan in dict.fromkeys(proposed) if plan not in known]
         with Progress("trying plans, greedily", len(plans)) as progress:
             for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
-                if number and now() > self._end:
+                if number and self._has_enough(ground):
                     return
                 study.add(inside.trial(plan, GREEDY))
                 progress.advance()
 
-    def _optuna(self, inside: Mapping[str, Int8Bench], study: Study) -> None:
+    def _optuna(self, inside: Mapping[str, Int8Bench], ground: Ground) -> None:
+        study = ground.study
         total = None if self._budget.trials is None else self._left(study)
         with Progress("trying plans of Optuna", total) as progress:
             for proposal in study.proposals():
-                if self._left(study) <= 0 or now() > self._end:
+                if self._left(study) <= 0 or self._has_enough(ground):
                     proposal.give_up()
                     return
                 try:
@@ -153,6 +152,12 @@ class GraphSearch(Search):
             for plan in plans[: self._left(study)]:
                 study.add(inside[graph_of(plan).label].trial(plan, GREEDY))
                 progress.advance()
+
+    def _has_enough(self, ground: Ground) -> bool:
+        """Whether there is no time for another plan, and for the bundle that it may become."""
+        trials = ground.study.trials()
+        tried = sum(map(is_int8, trials))
+        return self._is_late(ground, min(self._budget.keep, tried + 1), len(trials) - tried)
 
     def _left(self, study: Study) -> int:
         """Plans in INT8 that may still be tried."""

@@ -106,15 +106,20 @@ class Search(ABC):
     def _leave(self, report: OptimizeReport) -> None:  # noqa: B027
         """What is left to do for whoever uses the bundles."""
 
-    def _set_aside(self, ground: Ground, written: int, there: int) -> None:
-        """Ends the search earlier, for the bundles: so many that will be written, and so many that will be there."""
+    def _is_late(self, ground: Ground, written: int, there: int) -> bool:
+        """Whether there is time for nothing but the bundles: so many that will be written, and so many that are there.
+
+        Two thirds of all there is are set aside for them at most.
+        """
         images = 0
         if ground.origin.labels is not None:
             images = self._budget.final_images or len(ground.origin.samples.data)
         exported = sum(ground.bundle.manifest.graph["seconds"].values())
         needed = closing_seconds(written, there, exported, images, ground.bench.judge.seconds)
-        log.info("the bundles of the front will take about %.0f s", needed)
-        self._end -= min(needed, 60 * self._budget.minutes * 2 / 3)
+        late = now() > self._end - min(needed, 60 * self._budget.minutes * 2 / 3)
+        if late:
+            log.info("no more plans are tried: the bundles of the front will take about %.0f s", needed)
+        return late
 
     def _device(self) -> str:
         """What the times are of."""
