@@ -17,11 +17,14 @@ from tests.tensorrt.fake_tensorrt import EIGHT, World
 from tests.tensorrt.rtx.fake_runtime import RtxWorld
 from vitdeploy import Bundle, load
 from vitdeploy.cli import main
+from vitdeploy.graph.onnx_file import read_graph
 from vitdeploy.latency.measurement import Turn
 from vitdeploy.machine.gpus import Gpu
+from vitdeploy.quantize import placement
 from vitdeploy.search import final
 from vitdeploy.search.engines import EngineSearch
 from vitdeploy.search.plan import Plan
+from vitdeploy.tensorrt.int8_regions import CONVOLUTIONS, LINEAR, find_regions
 
 pytest.importorskip("optuna")
 pytest.importorskip("onnxruntime")
@@ -64,11 +67,13 @@ def factors(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     def cost(model: bytes) -> float:
         proto = onnx.load_from_string(model)
-        kinds = {node.op_type for node in proto.graph.node}
+        kinds = len(find_regions(read_graph(model).graph))  # of two
         types = {one.data_type for one in proto.graph.initializer}
-        precision = "int8" if "QuantizeLinear" in kinds else "fp16" if TensorProto.FLOAT16 in types else ""
+        time = (
+            0.6 - (0.6 - found["int8"]) * kinds / 2 if kinds else found["fp16"] if TensorProto.FLOAT16 in types else 1
+        )
         tf32, level = proto.producer_name.split()
-        return found.get(precision, 1.0) * (found["tf32"] if tf32 == "True" else 1.0) * found.get(level, 1.0)
+        return time * (found["tf32"] if tf32 == "True" else 1.0) * found.get(level, 1.0)
 
     world.miscompile, world.cost = built, cost
     monkeypatch.setattr(time, "perf_counter", lambda: world.clock)
@@ -107,17 +112,16 @@ def test_every_form_is_tried_and_the_fastest_are_built_again(
 ) -> None:
     code, found = run()
     assert code == 0
-    int8 = "int8 tensorrt10 built with --int8-if-faster"
     assert plans(found, "trials") == {
         "fp32 tensorrt10": 1.0,
         "fp32 tensorrt10 built with --tf32": 0.8,
         "fp16 tensorrt10": 0.6,
-        int8: 0.4,
-        f"{int8} --optimization-level 5": 0.36,
+        "int8 tensorrt10": 0.4,
+        "int8 tensorrt10 built with --optimization-level 5": 0.36,
         "fp16 tensorrt10 built with --optimization-level 5": 0.54,
     }
     assert found["chosen"] == "front/int8"
-    assert "built with --int8-if-faster --optimization-level 5: x2.78 as fast" in found["verdict"]
+    assert "front/int8 built with --optimization-level 5: x2.78 as fast" in found["verdict"]
     assert plans(found, "points")["fp32 tensorrt10"] == 1.0
     assert {point["runtime"] for point in found["points"]} == {"tensorrt"}
     for path in ("front/fp32", "front/fp16", "front/int8"):
@@ -141,6 +145,31 @@ def test_where_int8_is_not_faster_nothing_is_calibrated(run: Run, factors: dict[
     assert note.startswith("INT8 is not at least 1.02 times as fast as fp16 tensorrt10 on tensorrt here (x1.00")
     assert not Path("front/int8").exists()
     assert found["chosen"] == "front/fp16"
+
+
+def test_a_kind_of_layers_that_is_faster_alone_is_worth_a_calibration(
+    run: Run, world: World, factors: dict[str, float]
+) -> None:
+    plain = world.cost
+
+    def cost(model: bytes) -> float:
+        kinds = {region.name for region in find_regions(read_graph(model).graph)}
+        return 0.6 + 0.5 * (CONVOLUTIONS in kinds) - 0.2 * (LINEAR in kinds) if kinds else plain(model)
+
+    world.cost = cost
+    _, found = run()
+    assert plans(found, "trials")["int8 tensorrt10"] == 0.4
+    (floats,) = {tuple(trial["plan"]["floats"]) for trial in found["trials"] if trial["plan"]["precision"] == "int8"}
+    assert floats == (CONVOLUTIONS,)
+    shipped = read_graph(Bundle.open(found["chosen"]).read("model.onnx"))
+    assert {region.name for region in find_regions(shipped.graph)} == {LINEAR}
+
+
+def test_where_there_is_nothing_to_quantize_int8_is_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_KINDS", {})
+    _, found = run()
+    assert not any("int8" in label for label in plans(found, "trials"))
+    assert any("the network has no layer for it" in note for note in found["notes"])
 
 
 def test_where_nothing_is_faster_that_is_the_answer(run: Run, factors: dict[str, float]) -> None:
@@ -197,7 +226,7 @@ def test_engines_of_rtx_are_tried_without_what_its_builder_cannot_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(final, "Worker", Local)
-    monkeypatch.setattr(EngineSearch, "_int8_is_faster", lambda *arguments: True)
+    monkeypatch.setattr(EngineSearch, "_left_in_float", lambda *arguments: {})
     write_network(tmp_path / "net.onnx", "channel")
     write_data(tmp_path / "data.npz", 60)
     command = ["optimize", "net.onnx", "--data", "data.npz", "--runtime", "tensorrt_rtx", "-o", "front", *FEW]

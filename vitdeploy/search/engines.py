@@ -1,20 +1,21 @@
 """The search on a runtime of engines: each plan is built and proven on this device, which takes minutes.
 
 So few plans are tried, and the cheap ones first: FP32, with TF32 where the GPU has it, and FP16; INT8 with ranges of no
-meaning, so that nobody waits for a calibration that cannot pay; INT8 with each method, its Q/DQ left only where this
-device is measured to be at least 1.02 times as fast; and the fastest once more by a builder that looks longer.
+meaning, so that nobody waits for a calibration that cannot pay; INT8 with each method, of the kinds of layers alone
+that made the network at least 1.02 times as fast; and the fastest once more by a builder that looks longer.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from vitdeploy.bundle import MODEL, Bundle
 from vitdeploy.errors import BackendError, GateError, shell
+from vitdeploy.graph.onnx_file import write_graph
 from vitdeploy.progress import Progress
 from vitdeploy.runtime.backends import Backend
 from vitdeploy.runtime.options import Options
@@ -25,12 +26,15 @@ from vitdeploy.search.report import OptimizeReport
 from vitdeploy.search.setting import graph_of
 from vitdeploy.search.steps import Ground, Search, megabytes
 from vitdeploy.tensorrt.cache import EngineCache
-from vitdeploy.tensorrt.int8_choice import WORTH
+from vitdeploy.tensorrt.int8_choice import WORTH, worth
+from vitdeploy.tensorrt.int8_regions import Region, find_regions, without
 from vitdeploy.tensorrt.options import LEVELS, BuildOptions
 from vitdeploy.tensorrt.prove import build
 
 if TYPE_CHECKING:
-    from vitdeploy.statistics import Ratio
+    import onnx_ir as ir
+
+    from vitdeploy.costs.origin import Origin
     from vitdeploy.tensorrt.backend import EngineBackend
 
 log = logging.getLogger(__name__)
@@ -68,14 +72,15 @@ class EngineSearch(Search):
         return "no GPU" if gpu is None else f"{gpu.name} {gpu.uuid}".strip()
 
     def _best(self, ground: Ground) -> list[tuple[Trial, Bundle]]:
-        target, methods = self._setting.target, self._budget.methods
+        target = self._setting.target
         made: dict[Plan, Bundle] = {}
         for plan in self._floats(target):
             self._try(plan, ground, made)
-        whole = [Plan(INT8, target, method, build=self._admitted(int8_if_faster=True)) for method in methods]
-        if whole[0] in ground.known or self._int8_is_faster(ground, made):
-            for plan in whole:
-                self._try(plan, ground, made, late=True)
+        floats = self._left_in_float(ground, made)
+        if floats is not None:
+            for method in self._budget.methods:
+                plan = Plan(INT8, target, method, tuple(sorted(floats)), build=PLAIN)
+                self._try(plan, ground, made, [node for nodes in floats.values() for node in nodes], late=True)
         for trial in sorted(self._tried(ground, made), key=lambda trial: trial.values[0])[:LONGER]:
             longer = self._admitted(optimization_level=LEVELS[-1])
             if longer:
@@ -104,16 +109,19 @@ class EngineSearch(Search):
         """Of these build options the ones that the builder can follow."""
         return tuple((name, value) for name, value in options.items() if name not in self._engines.build_refuses)
 
-    def _try(self, plan: Plan, ground: Ground, made: dict[Plan, Bundle], *, late: bool = False) -> None:
+    def _try(
+        self, plan: Plan, ground: Ground, made: dict[Plan, Bundle], floats: Sequence[str] = (), *, late: bool = False
+    ) -> None:
         """Build a plan and measure it, unless that is done; where it cannot be built or is wrong, a note says so.
 
-        late  only if there is time
+        floats  layers that stay in float though the plan is INT8
+        late    only if there is time
         """
         if late and plan not in ground.known and self._is_late(ground, len(self._budget.methods), MOST):
             self._notes.append(f"{plan.label} was left out: the time was up")
             return
         try:
-            bundle = self._setting.export(graph_of(plan), self._prepared)
+            bundle = self._setting.export(graph_of(plan), self._prepared, floats)
             backend = self._opened(plan, bundle)
         except (BackendError, GateError) as error:
             self._notes.append(f"{plan.label} was left out: {error.what}")
@@ -126,41 +134,53 @@ class EngineSearch(Search):
     def _tried(self, ground: Ground, made: dict[Plan, Bundle]) -> list[Trial]:
         return [trial for trial in ground.study.trials() if trial.plan in made]
 
-    def _int8_is_faster(self, ground: Ground, made: dict[Plan, Bundle]) -> bool:
-        """Whether INT8 may be worth its calibration; a note says so where it is not."""
+    def _left_in_float(self, ground: Ground, made: dict[Plan, Bundle]) -> dict[str, tuple[str, ...]] | None:
+        """The kinds of layers that INT8 makes no faster, each with its nodes; None where INT8 is not worth calibrating.
+
+        Latency does not depend on ranges, so nothing is calibrated for it. A kind stays in INT8 where the network with
+        it is at least `WORTH` times as fast as without, the kind with the most arithmetic being asked first.
+        """
+        graph = _int8_of_no_meaning(ground.origin)
+        regions = find_regions(graph.graph)
+        for plan in ground.known:
+            if plan.precision == INT8:
+                return {region.name: region.nodes for region in regions if region.name in plan.floats}
         fastest = min(self._tried(ground, made), key=lambda trial: trial.values[0]).plan
-        with closing(self._opened(fastest, made[fastest])) as other:
-            try:
-                ratio = self._int8_time(ground, other)
-            except BackendError as error:
-                self._notes.append(f"INT8 was left out: {error.what}")
-                return False
-        if 1 / ratio.value >= WORTH and ratio.faster:
-            return True
-        self._notes.append(
-            f"INT8 is not at least {WORTH} times as fast as {fastest.label} on {self._setting.runtime} here "
-            f"(x{ratio.value:.2f} of the time), so nothing was calibrated"
-        )
-        return False
+        what = f"INT8 is not at least {WORTH} times as fast as {fastest.label} on {self._setting.runtime} here"
+        if not regions:
+            self._notes.append(f"{what}: the network has no layer for it")
+            return None
+        dropped: list[Region] = []
+        try:
+            with ExitStack() as stack, Progress("timing INT8, nothing calibrated", len(regions) + 1) as progress:
+                inputs = ground.bench.judge.inputs
+                best = self._timed(graph, stack)
+                for region in regions:
+                    other = self._timed(without(graph, [*dropped, region]), stack)
+                    if not worth(race(other, best, inputs)):
+                        dropped.append(region)
+                        best = other
+                    progress.advance()
+                ratio = race(best, stack.enter_context(closing(self._opened(fastest, made[fastest]))), inputs)
+                progress.advance()
+        except BackendError as error:
+            self._notes.append(f"INT8 was left out: {error.what}")
+            return None
+        if len(dropped) < len(regions) and ratio.faster and 1 / ratio.value >= WORTH:
+            return {region.name: region.nodes for region in dropped}
+        self._notes.append(f"{what} (x{ratio.value:.2f} of the time), so nothing was calibrated")
+        return None
 
-    def _int8_time(self, ground: Ground, other: Backend) -> Ratio:
-        """Time of the network with all of INT8, over that of an engine."""
-        with Progress("timing INT8 before anything is calibrated", 2) as progress:
-            model = _int8_of_no_meaning(ground.origin)
-            asked = self._engines.admit_build(BuildOptions())
-            timing = EngineCache().timing_file(self._engines.key(model, asked))
-            built = self._engines.build_engine(model, asked, timing)
-            progress.advance()
-            with closing(self._engines(built.engine, Options(build=asked), asked)) as int8:
-                ratio = race(int8, other, ground.bench.judge.inputs)
-            progress.advance()
-        return ratio
+    def _timed(self, graph: ir.Model, stack: ExitStack) -> Backend:
+        """An engine of a graph, which nobody proves, for its time alone."""
+        model, asked = write_graph(graph), self._engines.admit_build(BuildOptions())
+        timing = EngineCache().timing_file(self._engines.key(model, asked))
+        built = self._engines.build_engine(model, asked, timing)
+        return stack.enter_context(closing(self._engines(built.engine, Options(build=asked), asked)))
 
 
-def _int8_of_no_meaning(origin: Any) -> bytes:
+def _int8_of_no_meaning(origin: Origin) -> ir.Model:
     """The network with all of INT8, in the types that it ships in, and with ranges that nobody measured."""
-    import onnx_ir as ir
-
     from vitdeploy.exporter.half import half_precision
     from vitdeploy.exporter.half_parts import pinned
     from vitdeploy.graph.run import run
@@ -176,5 +196,4 @@ def _int8_of_no_meaning(origin: Any) -> bytes:
     if rules.half_rest:
         outputs = run(model, origin.inputs, "qdq", BATCH)
         model, _ = half_precision(model, origin.inputs, outputs, min_snr_db=float("-inf"))
-    data: bytes = ir.to_proto(model).SerializeToString()
-    return data
+    return model
