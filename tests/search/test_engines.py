@@ -69,9 +69,8 @@ def factors(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         proto = onnx.load_from_string(model)
         kinds = len(find_regions(read_graph(model).graph))  # of two
         types = {one.data_type for one in proto.graph.initializer}
-        time = (
-            0.6 - (0.6 - found["int8"]) * kinds / 2 if kinds else found["fp16"] if TensorProto.FLOAT16 in types else 1
-        )
+        halves = found["fp16"]
+        time = halves - (halves - found["int8"]) * kinds / 2 if kinds else halves if TensorProto.FLOAT16 in types else 1
         tf32, level = proto.producer_name.split()
         return time * (found["tf32"] if tf32 == "True" else 1.0) * found.get(level, 1.0)
 
