@@ -84,6 +84,7 @@ def factors(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def run(
     factors: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
+    problems = pytest.importorskip("tests.schemas.forms").problems
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_network(tmp_path / "net.onnx", "channel")
@@ -94,6 +95,7 @@ def run(
         code = main([*command, "--json"])
         found = json.loads(capsys.readouterr().out)
         assert code < 2, found
+        assert problems("optimize", found) == []
         return code, found
 
     return go
