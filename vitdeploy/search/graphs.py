@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.search.bench import Bench, Int8Bench
 
 GREEDY_PLANS = 8
+AT_LEAST = 2  # plans in INT8 that are tried even where time is short
 HINTS = ("bf16",)  # precisions of a session that may be faster than the types of the graph
 LOSSY = 35.0  # dB that INT8 mostly keeps: a hint with which FP32 keeps less costs more than INT8 does
 UNLIMITED = 1 << 30  # plans
@@ -116,12 +117,14 @@ class GraphSearch(Search):
 
     def _greedy(self, inside: Int8Bench, ground: Ground) -> None:
         study, known = ground.study, ground.known
-        # Times of groups that read from each other do not quite add up: all of them in INT8 may be faster.
-        proposed = [*greedy_plans(inside.whole, inside.groups, GREEDY_PLANS), inside.whole]
+        # Times of groups that read from each other do not quite add up: all of them in INT8 may be faster. Of the two
+        # plans that may be the fastest neither is left out for want of time.
+        greedy = greedy_plans(inside.whole, inside.groups, GREEDY_PLANS)
+        proposed = [*greedy[:1], inside.whole, *greedy[1:]]
         plans = [plan for plan in dict.fromkeys(proposed) if plan not in known]
         with Progress("trying plans, greedily", len(plans)) as progress:
             for number, plan in enumerate(plans[: min(len(plans), self._left(study))]):
-                if number and self._has_enough(ground):
+                if number >= AT_LEAST and self._has_enough(ground):
                     return
                 study.add(inside.trial(plan, GREEDY))
                 progress.advance()
