@@ -7,7 +7,6 @@ that made the network at least 1.02 times as fast; and the fastest once more by 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.costs.origin import Origin
     from vitdeploy.tensorrt.backend import EngineBackend
-
-log = logging.getLogger(__name__)
 
 PLAIN: tuple[tuple[str, bool | int], ...] = ()  # no build option but the defaults
 TF32_SINCE = 80  # compute capability, ten times
