@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -180,18 +181,21 @@ def test_where_nothing_is_faster_that_is_the_answer(run: Run, factors: dict[str,
     assert found["verdict"] == "front/fp32 in FP32: nothing is faster on tensorrt here"
 
 
-def test_a_gpu_without_tf32_and_a_builder_without_levels_are_not_asked_for_them(
-    run: Run,
-    world: World,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("version", [EIGHT, "8.5.2"])
+def test_what_a_gpu_or_a_version_does_not_have_is_left_out(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     world.gpu = Gpu("Xavier", 72, "GPU-72")
-    world.version = EIGHT
+    world.version = version
     for name, module in world.modules().items():
-        monkeypatch.setitem(__import__("sys").modules, name, module)
-    _, found = run()
-    assert not any("--tf32" in label for label in plans(found, "trials"))
-    assert "fp32 tensorrt8" in plans(found, "trials")
+        monkeypatch.setitem(sys.modules, name, module)
+    code, found = run()
+    assert code == 0
+    labels = plans(found, "trials")
+    assert "fp32 tensorrt8" in labels
+    assert not any("--tf32" in label for label in labels)
+    assert any("--optimization-level" in label for label in labels) == (version == EIGHT)
+    assert any("has no optimization levels" in note for note in found["notes"]) == (version != EIGHT)
 
 
 def test_an_engine_that_is_wrong_is_no_plan(run: Run, world: World, factors: dict[str, float]) -> None:

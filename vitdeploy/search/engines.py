@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from vitdeploy.bundle import MODEL, Bundle
-from vitdeploy.errors import BackendError, GateError, shell
+from vitdeploy.errors import BackendError, GateError, UsageError, shell
 from vitdeploy.graph.onnx_file import write_graph
 from vitdeploy.progress import Progress
 from vitdeploy.runtime.backends import Backend
@@ -120,7 +120,7 @@ class EngineSearch(Search):
         try:
             bundle = self._setting.export(graph_of(plan), self._prepared, floats)
             backend = self._opened(plan, bundle)
-        except (BackendError, GateError) as error:
+        except (BackendError, GateError, UsageError) as error:  # UsageError: this version has no such build option
             self._notes.append(f"{plan.label} was left out: {error.what}")
             return
         with closing(backend):
