@@ -24,6 +24,7 @@ import vitdeploy
 from tests.image_cases import noise
 from tests.serving.cases import LABELS, recipe, write_linear
 from vitdeploy.bundle import Bundle
+from vitdeploy.machine.hardware import Cpu
 from vitdeploy.preprocess import Preprocessing
 from vitdeploy.serving.content import one_line
 from vitdeploy.serving.cpp import _float, _text
@@ -273,6 +274,23 @@ def test_a_graph_that_takes_pixels_and_a_fixed_batch(batch: int | str, build: Bu
     if batch == "batch":
         np.testing.assert_allclose(found, logits_of(bundle, paths, "openvino"), rtol=0, atol=1e-5)
     assert "passed" in call(program, "--check")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_processor_whose_integers_overflow_is_told_to_compute_otherwise(
+    runtime: str, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_linear(tmp_path / "b", precision="int8")
+    vitdeploy.handoff(bundle, tmp_path / "out", to="cpp")
+    header = tmp_path / "out" / "overflow.hpp"
+    text = header.read_text()
+    assert text.count("return !wide && !narrow;") == 1
+    header.write_text(text.replace("return !wide && !narrow;", "return (wide || narrow) || true;"))
+    monkeypatch.setattr(Cpu, "saturates", True)
+    program, paths = build(tmp_path / "out", runtime), images(tmp_path / "images")[:9]
+    assert differs([program], bundle, paths, runtime, tmp_path).max() <= 1e-5
+    assert "the outputs are finite" in call(program, "--check")
 
 
 @pytest.mark.parametrize("version", ["8", "10"])

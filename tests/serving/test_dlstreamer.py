@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,15 @@ def test_openvinos_own_file_is_what_the_element_loads(tmp_path: Path) -> None:
     written(tmp_path / "out", write_linear(tmp_path / "b", native=True))
     assert "gvaclassify model=model.xml " in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "model.bin").exists()
+
+
+def test_the_element_computes_in_fp32_as_a_session_does(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = write_linear(tmp_path / "b")
+    written(tmp_path / "out", bundle)
+    (told,) = re.findall(r" ie-config=(\S+)", (tmp_path / "out" / "README.md").read_text())
+    settings = dict(one.split("=") for one in told.split(","))
+    compiled = openvino.Core().compile_model(tmp_path / "out" / "model.onnx", "CPU", settings)
+    images = bundle.reference().inputs["images"]
+    with vitdeploy.load(bundle, runtime="openvino") as session:
+        np.testing.assert_array_equal(compiled(images)["logits"], session(images))

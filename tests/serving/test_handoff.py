@@ -211,6 +211,28 @@ def test_damaged_and_forged_bundles_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("to", "native", "precision", "words"),
+    [
+        ("triton", False, "fp32", ["TF32"]),
+        ("triton", True, "fp32", ["bfloat16"]),
+        ("triton", False, "int8", ["TF32", "without VNNI"]),
+        ("triton", True, "int8", ["bfloat16", "without VNNI"]),
+        ("openvino-model-server", True, "int8", ["without VNNI"]),
+        ("openvino-model-server", False, "fp16", []),
+        ("dlstreamer", False, "int8", ["without VNNI"]),
+        ("cpp", False, "int8", []),
+    ],
+)
+def test_arithmetic_that_the_destination_cannot_be_told_is_said(
+    to: str, native: bool, precision: str, words: list[str], tmp_path: Path
+) -> None:
+    bundle = write_linear(tmp_path / "b", native=native, precision=precision)
+    report = vitdeploy.handoff(bundle, tmp_path / "out", to=to)
+    said = [word for word in ("TF32", "bfloat16", "without VNNI") if any(word in one for one in report.differs)]
+    assert said == words
+
+
 def test_the_command_prints_what_differs_and_ends_with_our_codes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vitdeploy
@@ -34,6 +35,18 @@ def test_the_configuration_names_the_folder_of_the_model(native: bool, baked: bo
         assert versions == ["1"]
     names = sorted(path.name for path in (out / "linear" / "1").iterdir())
     assert names == (["model.bin", "model.xml"] if native else ["model.onnx"])
+
+
+def test_the_server_computes_in_fp32_as_a_session_does(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = write_linear(tmp_path / "b")
+    vitdeploy.handoff(bundle, tmp_path / "out", to="openvino-model-server")
+    (one,) = json.loads((tmp_path / "out" / "config.json").read_text())["model_config_list"]
+    file = tmp_path / "out" / one["config"]["name"] / "1" / "model.onnx"
+    compiled = openvino.Core().compile_model(file, "CPU", one["config"]["plugin_config"])
+    images = bundle.reference().inputs["images"]
+    with vitdeploy.load(bundle, runtime="openvino") as session:
+        np.testing.assert_array_equal(compiled(images)["logits"], session(images))
 
 
 def test_kserve_gets_a_runtime_and_a_service_that_uses_it(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_an_engine_becomes_a_plan_on_the_gpu(messages: Any, tmp_path: Path) -> N
     assert word(config.instance_group[0], "kind") == "KIND_GPU"
     folder = tmp_path / "out" / "plan" / "1"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"model.plan": b"ftrt engine"}
+    assert "docker run --gpus all --rm" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_bundle_of_openvino_is_served_by_its_backend(messages: Any, tmp_path: Path) -> None:

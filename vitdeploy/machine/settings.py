@@ -15,6 +15,8 @@ from vitdeploy.machine.probe import ROOT, read_text
 
 # An entry of ONNX Runtime's session: it takes its kernels for unsigned weights, which do not overflow.
 ONNXRUNTIME_EXACT = ("session.x64quantprecision", "1")
+# A property of OpenVINO: it computes INT8 in FP32, as the file says it.
+OPENVINO_EXACT = "LP_TRANSFORMS_MODE"
 
 _VARIABLES = ("OMP_", "GOMP_", "KMP_", "TBB_", "MKL_", "CUDA_", "ORT_", "OV_")
 _JETSON_GPU = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|gb10b")

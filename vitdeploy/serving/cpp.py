@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdeploy.bundle import MODEL, TensorSpec
 from vitdeploy.errors import UsageError
-from vitdeploy.machine.settings import ONNXRUNTIME_EXACT
+from vitdeploy.machine.settings import ONNXRUNTIME_EXACT, OPENVINO_EXACT
 from vitdeploy.preprocess.recipe import GREY, Preprocessing
 from vitdeploy.proof.parity import BOUNDS
 from vitdeploy.serving.content import Content, Destination, File, Request, octal
@@ -26,6 +26,7 @@ _SOURCES = {
     "preprocess.hpp": "the recorded preprocessing",
     "preprocess.cpp": "the recorded preprocessing, bit for bit as Pillow and numpy compute it",
     "network.hpp": "what a runtime does",
+    "overflow.hpp": "whether INT8 overflows on this processor",
     "onnxruntime.cpp": "ONNX Runtime",
     "openvino.cpp": "OpenVINO, on the CPU",
     "tensorrt.cpp": "TensorRT 8.5 and newer",
@@ -45,8 +46,8 @@ def write(request: Request) -> Content:
             )
     inputs, outputs = request.reference.inputs[image.name], request.reference.outputs[logits.name]
     files = {name: File((_FOLDER / name).read_bytes(), about) for name, about in _SOURCES.items()}
-    session = f'  if (overflows()) found.AddConfigEntry("{ONNXRUNTIME_EXACT[0]}", "{ONNXRUNTIME_EXACT[1]}");'
-    files["onnxruntime.cpp"] = _filled(files["onnxruntime.cpp"], session)
+    for name, words in (("onnxruntime.cpp", ONNXRUNTIME_EXACT), ("openvino.cpp", [OPENVINO_EXACT])):
+        files[name] = _filled(files[name], ", ".join(map(_text, words)))
     files |= {
         HEADER: File(_header(request, image, logits, recipe, len(inputs)).encode("utf-8", "replace"), "the constants"),
         MODEL: File(request.model, "the bundle's model"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitdeploy.bundle import MODEL, TensorSpec
 from vitdeploy.preprocess.recipe import Preprocessing
+from vitdeploy.serving.arithmetic import OPENVINO_FP32, integers_overflow, openvino_is_told
 from vitdeploy.serving.content import Content, Destination, File, Request
 from vitdeploy.serving.edits import check_edited, takes_planes
 from vitdeploy.serving.wording import FRAME, interpolation_differs, window
@@ -51,10 +52,11 @@ def write(request: Request) -> Content:
             "gst-launch-1.0 filesrc location=video.mp4 ! decodebin3 ! \\",
             *(f"  {element} ! \\" for element in _cropping(recipe)),
             f"  gvaclassify model={path} model-proc={PROC} inference-region=full-frame \\",
-            "  pre-process-backend=opencv ! gvametaconvert ! gvametapublish ! fakesink",
+            f"  pre-process-backend=opencv ie-config={'='.join(OPENVINO_FP32)} ! \\",
+            "  gvametaconvert ! gvametapublish ! fakesink",
         ],
         baked=list(_baked(request)),
-        differs=list(_differs(recipe)),
+        differs=[*_differs(recipe), *integers_overflow(request.manifest, "the element")],
         told=list(_told(image)),
         client=False,
     )
@@ -99,6 +101,7 @@ def _cropping(recipe: Preprocessing) -> list[str]:
 
 
 def _told(image: TensorSpec) -> Iterator[str]:
+    yield openvino_is_told()
     yield "Only the backends `opencv` and `vaapi` of `pre-process-backend` normalise, and `ie` does not."
     if not isinstance(image.shape[0], int):
         yield "The batch of the model is free; where that is refused, `vitdeploy export MODEL --batch 1` fixes it."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vitdeploy.bundle import MODEL
+from vitdeploy.serving.arithmetic import OPENVINO_FP32, integers_overflow, openvino_is_told
 from vitdeploy.serving.content import Content, Destination, File, Request, label_lines
 from vitdeploy.serving.kserve import inference_service
 
@@ -62,6 +63,7 @@ def write(request: Request) -> Content:
 
 def _config(request: Request, root: str) -> File:
     one: dict[str, Any] = {"name": request.name, "base_path": f"{root}/{request.name}"}
+    one["plugin_config"] = dict([OPENVINO_FP32])
     if request.manifest.preprocessing_in_graph:
         one["layout"] = {request.manifest.inputs[0].name: "NHWC"}
     text = json.dumps({"model_config_list": [{"config": one}]}, indent=2)
@@ -74,6 +76,7 @@ def _differs(request: Request) -> Iterator[str]:
             "Images that are sent encoded (JPEG, PNG) are decoded by the server into B, G, R and resized by OpenCV; "
             "send arrays that were prepared as above."
         )
+    yield from integers_overflow(request.manifest, "the server")
 
 
 def _told(request: Request) -> Iterator[str]:
@@ -82,6 +85,7 @@ def _told(request: Request) -> Iterator[str]:
         yield "The batch is free: each request may bring another number of images, and the model is not loaded anew."
     else:
         yield f"Each request brings {first} image{'s' if first > 1 else ''}, for the batch of the model is fixed."
+    yield openvino_is_told()
     if request.manifest.labels:
         yield "The server returns logits and knows no labels: `labels.txt` is for the client."
     yield (

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.bundle import MODEL, TensorSpec
+from vitdeploy.serving.arithmetic import integers_overflow, openvino_rounds
 from vitdeploy.serving.content import Content, Destination, File, Request, label_lines, octal
 from vitdeploy.serving.kserve import inference_service
 from vitdeploy.tensorrt.options import BATCH_PROFILE
@@ -31,6 +32,11 @@ _TYPES = {
     "int64": "TYPE_INT64",
     "bool": "TYPE_BOOL",
 }
+
+_START = (
+    'docker run --rm -p 8000:8000 -p 8001:8001 -v "$PWD":/models nvcr.io/nvidia/tritonserver:VERSION-py3 \\\n'
+    "  tritonserver --model-repository=/models"
+)
 
 
 class Word(str):
@@ -57,10 +63,7 @@ def write(request: Request) -> Content:
     files["kserve.yaml"] = inference_service(request, "kserve-tritonserver", format_name)
     return Content(
         files=files,
-        start=[
-            'docker run --rm -p 8000:8000 -p 8001:8001 -v "$PWD":/models nvcr.io/nvidia/tritonserver:VERSION-py3 \\\n'
-            "  tritonserver --model-repository=/models",
-        ],
+        start=[_START if request.engine is None else _START.replace("docker run", "docker run --gpus all")],
         differs=list(_differs(request)),
         told=list(_told(request, largest)),
     )
@@ -133,6 +136,15 @@ def _has_labels(request: Request) -> bool:
 def _differs(request: Request) -> Iterator[str]:
     if request.engine is not None:
         yield "The engine was not compared with the bundle here; `vitdeploy build BUNDLE` proves it when it builds it."
+        return
+    if request.native:
+        yield openvino_rounds("The server's backend of OpenVINO")
+    else:
+        yield (
+            "On a GPU since Ampere (`docker run --gpus all`), ONNX Runtime rounds FP32 products to TF32, unless the "
+            "server is started with `NVIDIA_TF32_OVERRIDE=0` in its environment."
+        )
+    yield from integers_overflow(request.manifest, "the server")
 
 
 def _told(request: Request, largest: int) -> Iterator[str]:

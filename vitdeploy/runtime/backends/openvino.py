@@ -12,7 +12,7 @@ from vitdeploy.bundle import MODEL, Bundle, TensorSpec
 from vitdeploy.caches import Cache
 from vitdeploy.errors import BackendError, ExportError
 from vitdeploy.machine.hardware import read_cpu
-from vitdeploy.machine.settings import default_threads
+from vitdeploy.machine.settings import OPENVINO_EXACT, default_threads
 from vitdeploy.runtime.backends.base import Array, Backend, one_line
 from vitdeploy.runtime.backends.openvino_file import check_files
 from vitdeploy.runtime.executed import ExecutedGraph
@@ -21,8 +21,6 @@ from vitdeploy.runtime.options import Options
 IR_MODEL, IR_WEIGHTS = "model.xml", "model.bin"
 
 _ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-
-_INTEGERS = "LP_TRANSFORMS_MODE"
 
 # Devices that spread the work over others: docs.openvino.ai, "Inference Devices and Modes".
 _MODES = ("AUTO", "HETERO")
@@ -75,7 +73,9 @@ class OpenVinoBackend(Backend):
         """With the same settings."""
         device = (options.device or "CPU").upper()
         settings = {name: value for name, value in _settings(options, device).items() if name != "CACHE_DIR"}
-        return _STAND_ALONE.format(folding=_FOLDING if _INTEGERS in settings else "", device=device, settings=settings)
+        return _STAND_ALONE.format(
+            folding=_FOLDING if OPENVINO_EXACT in settings else "", device=device, settings=settings
+        )
 
     @classmethod
     def convert(cls, model: bytes) -> dict[str, bytes]:
@@ -190,7 +190,7 @@ def _settings(options: Options, device: str) -> dict[str, Any]:
 
 def exact_settings() -> dict[str, Any]:
     """On a CPU whose INT8 products overflow, the setting by which OpenVINO computes what the graph says, in FP32."""
-    return {_INTEGERS: False} if read_cpu().saturates else {}
+    return {OPENVINO_EXACT: False} if read_cpu().saturates else {}
 
 
 def read_model(core: Any, model: bytes, weights: bytes, settings: Mapping[str, Any]) -> Any:
@@ -200,7 +200,7 @@ def read_model(core: Any, model: bytes, weights: bytes, settings: Mapping[str, A
     1x1 convolution between two Transposes, and forgets its stride.
     """
     found = core.read_model(model, weights)
-    if _INTEGERS in settings:
+    if OPENVINO_EXACT in settings:
         from openvino.passes import ConstantFolding, Manager
 
         manager = Manager()

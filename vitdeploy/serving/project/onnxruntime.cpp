@@ -5,28 +5,14 @@
 
 #include "model.hpp"
 #include "network.hpp"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
+#include "overflow.hpp"
 
 namespace {
 
-// Whether pairs of INT8 products are added in 16 bits: on x86-64 without VNNI. With it the entry only costs time.
-bool overflows() {
-#if defined(__x86_64__)
-  unsigned int a = 0, b = 0, c = 0, d = 0;
-  const bool wide = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0;
-  const bool narrow = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-  return !wide && !narrow;
-#else
-  return false;
-#endif
-}
-
 Ort::SessionOptions options() {
   Ort::SessionOptions found;
-@EXACT@
+  // Where nothing overflows the entry only costs time.
+  if (overflows()) found.AddConfigEntry(@EXACT@);
   return found;
 }
 

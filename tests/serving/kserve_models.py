@@ -1,0 +1,49 @@
+"""Reads the documents of a file as KServe's own models, and ends with an error for a key that they do not have:
+
+python kserve_models.py kserve.yaml
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import kserve
+import kubernetes.client
+import yaml
+
+KINDS = {"InferenceService": "V1beta1InferenceService", "ServingRuntime": "V1alpha1ServingRuntime"}
+SIMPLE = {"str": str, "int": int, "bool": bool, "object": object}
+CONTAINER = re.compile(r"(list\[|dict\(str, )(.+)[\])]", re.IGNORECASE)
+
+
+def read(value: Any, kind: str, where: str) -> Any:
+    """The value as its model, which refuses what has to be there and is not; ValueError for a key of no model."""
+    if inner := CONTAINER.fullmatch(kind.replace("Dict[str", "dict(str")):
+        if inner[1].lower() == "list[":
+            return [read(one, inner[2], f"{where}[{index}]") for index, one in enumerate(value)]
+        return {key: read(one, inner[2], f"{where}.{key}") for key, one in value.items()}
+    if kind in SIMPLE:
+        if not isinstance(value, SIMPLE[kind]):
+            raise ValueError(f"{where} is {value!r}, and no {kind}")
+        return value
+    model = getattr(kserve, kind, None) or getattr(kubernetes.client, kind)
+    names = {word: name for name, word in model.attribute_map.items()}
+    if unknown := value.keys() - names.keys():
+        raise ValueError(f"{where} has no {', '.join(unknown)}")
+    words = {names[key]: (one, f"{where}.{key}") for key, one in value.items()}
+    return model(**{name: read(one, model.openapi_types[name], place) for name, (one, place) in words.items()})
+
+
+if __name__ == "__main__":
+    with Path(sys.argv[1]).open() as stream:
+        documents = list(yaml.safe_load_all(stream))
+    for document in documents:
+        model = KINDS[document["kind"]]
+        version = "v1beta1" if model.startswith("V1beta1") else "v1alpha1"
+        if document["apiVersion"] != f"{kserve.constants.KSERVE_GROUP}/{version}":
+            raise ValueError(f"{document['apiVersion']} has no {document['kind']}")
+        read(document, model, document["kind"])
+    print(*(document["kind"] for document in documents))
