@@ -16,12 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vitdeploy
 from tests.accuracy.accuracy_cases import photos, prepare
 from vitdeploy.accuracy import cluster
-from vitdeploy.accuracy.cluster import IMAGES, SHARDS, shards_for
+from vitdeploy.accuracy.cluster import IMAGES, SHARDS, TRIES, shards_for
+from vitdeploy.accuracy.sharded import ShardComputer, ShardReport
+from vitdeploy.accuracy.shards import Shard
 from vitdeploy.cli import main
 from vitdeploy.errors import BackendError, MissingDependencyError, UsageError
 
@@ -43,26 +46,31 @@ def report(**options: Any) -> str:
     return json.dumps(made.to_dict())
 
 
-class ActorError(Exception):
-    """What Ray raises for an actor that is gone."""
+class RayError(Exception):
+    """What all errors of Ray are."""
 
 
-class TaskError(Exception):
-    """What Ray raises for a task that raised `cause`."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+class Lost(BaseException):
+    """Ends the process of a worker."""
 
 
 class PlayedRay(SimpleNamespace):
-    """The part of Ray that is used, in this process. `before` is called with the number of each task."""
+    """The part of Ray and Ray Data that is used, in this process. `before` is called with the number of each task.
+
+    A task for which it raises `Lost` is tried again by a new actor, as Ray Data does it, for ever.
+    """
 
     def __init__(self, processors: int = 3) -> None:
-        super().__init__(exceptions=SimpleNamespace(RayActorError=ActorError, RayTaskError=TaskError))
+        super().__init__(exceptions=SimpleNamespace(RayError=RayError))
         self.processors, self.actors, self.tasks, self.ended = processors, [], [], 0
         self.before: Callable[[int], None] = lambda number: None
         self.initialized = False
+        self.context = SimpleNamespace(enable_progress_bars=True)
+        self.data = SimpleNamespace(
+            DataContext=SimpleNamespace(get_current=lambda: self.context),
+            ActorPoolStrategy=SimpleNamespace,
+            from_items=lambda rows, override_num_blocks: PlayedDataset(self, rows),
+        )
 
     def is_initialized(self) -> bool:
         return self.initialized
@@ -76,42 +84,49 @@ class PlayedRay(SimpleNamespace):
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": float(self.processors)}
 
-    def remote(self, **options: Any) -> Callable[[type], Any]:
-        def started(kind: type) -> Any:
-            def create(*arguments: Any) -> Any:
-                actor = kind(*arguments)
-                self.actors.append(options)
-                return SimpleNamespace(compute=SimpleNamespace(remote=lambda *words: self._task(actor, words)))
 
-            return SimpleNamespace(remote=create)
+class PlayedDataset:
+    """Rows, and what is made of them when they are read."""
 
-        return started
+    def __init__(self, ray: PlayedRay, rows: list[dict[str, Any]]) -> None:
+        self._ray, self._rows = ray, rows
 
-    def _task(self, actor: Any, words: tuple[int, int]) -> object:
-        self.tasks.append(words[0])
+    def map_batches(
+        self, kind: type, *, fn_constructor_args: tuple[Any, ...], batch_size: int, num_cpus: int, compute: Any
+    ) -> PlayedDataset:
+        assert (batch_size, compute.max_tasks_in_flight_per_actor) == (1, 1)
+        self._start = lambda: kind(*fn_constructor_args)
+        self._ray.actors += [num_cpus] * compute.size
+        self._actors = [self._start() for _ in range(compute.size)]
+        return self
 
-        def compute() -> None:
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        for place, row in reversed(list(enumerate(self._rows))):
+            made = self._try(place % len(self._actors), row["shard"])
+            yield {name: values[0] for name, values in made.items()}
+
+    def _try(self, place: int, number: int) -> dict[str, Any]:
+        while True:
+            self._ray.tasks.append(number)
             try:
-                self.before(words[0])
-                actor.compute(*words)
-            except ActorError:
-                raise
-            except Exception as error:
-                raise TaskError(error) from error
-
-        return compute
-
-    def wait(self, tasks: list[Any]) -> tuple[list[Any], list[Any]]:
-        return [tasks[-1]], tasks[:-1]
-
-    def get(self, task: Callable[[], None]) -> None:
-        task()
+                made: dict[str, Any] = self._actors[place]({"shard": np.array([number])})
+            except Lost:
+                self._actors[place] = self._start()
+            else:
+                return made
 
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
-    ray = PlayedRay()
+    ray, compute = PlayedRay(), ShardComputer.compute
+
+    def watched(self: ShardComputer, shard: Shard) -> ShardReport:
+        ray.before(shard.number)
+        return compute(self, shard)
+
+    monkeypatch.setattr(ShardComputer, "compute", watched)
     monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
     return ray
 
 
@@ -129,7 +144,7 @@ def test_the_report_of_workers_is_that_of_one_process_bit_for_bit(place: Path, p
 def test_threads_are_the_processors_of_a_worker(place: Path, played: PlayedRay) -> None:
     played.processors = 8
     report(engine="ray", logits="rows", threads=2)
-    assert [options["num_cpus"] for options in played.actors] == [2] * 4
+    assert played.actors == [2] * 4
 
 
 def test_a_cluster_that_was_started_by_others_goes_on(place: Path, played: PlayedRay) -> None:
@@ -138,21 +153,59 @@ def test_a_cluster_that_was_started_by_others_goes_on(place: Path, played: Playe
     assert played.ended == 0
 
 
-def test_what_ended_before_an_error_is_not_computed_again(place: Path, played: PlayedRay) -> None:
+def test_what_ray_prints_is_not_part_of_the_answer(
+    place: Path, played: PlayedRay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.before = lambda number: print("(raylet) A worker died")
+    command = ["validate", "int8", "fp32", "--data", "data", "--runtime", "onnxruntime", "--logits", "rows"]
+    assert main([*command, "--engine", "ray", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["runs"]
+    assert "(raylet)" in told.err
+    assert played.context.enable_progress_bars is False
+
+
+def test_a_worker_that_is_lost_again_and_again_ends_the_check_and_loses_nothing(place: Path, played: PlayedRay) -> None:
     def lost(number: int) -> None:
-        if number == 4:
-            raise ActorError("The actor died unexpectedly before finishing this task.\n\tclass_name: _Worker")
+        if number == 2:
+            raise Lost
 
     played.before = lost
-    with pytest.raises(BackendError, match="lost more than 3 times") as found:
+    with pytest.raises(BackendError, match="lost 4 times") as found:
         report(engine="ray", logits="rows")
-    assert "The actor died unexpectedly" in str(found.value.why)
+    assert "in shard 2 of 7" in str(found.value.why)
+    assert played.tasks.count(2) == TRIES + 1
     there = {path.parent.name: path.stat().st_mtime_ns for path in Path("rows").rglob("block-*.npz")}
-    assert there
+    assert len(there) == 4
+    assert not list(Path("rows").glob(".ray-*")), "the tries of one call are not those of the next"
     played.before = lambda number: None
     assert report(engine="ray", logits="rows") == report()
     after = {path.parent.name: path.stat().st_mtime_ns for path in Path("rows").rglob("block-*.npz")}
     assert there.items() <= after.items()
+
+
+def test_a_worker_that_is_lost_once_is_started_again(place: Path, played: PlayedRay) -> None:
+    left = [2, 5, 5]
+
+    def lost(number: int) -> None:
+        if number in left:
+            left.remove(number)
+            raise Lost
+
+    played.before = lost
+    assert report(engine="ray", logits="rows") == report()
+    assert not left
+
+
+def test_an_error_of_ray_itself_is_one_of_ours(place: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: PlayedDataset) -> Iterator[dict[str, Any]]:
+        raise RayError("The node died.\nSee the logs.")
+        yield
+
+    monkeypatch.setattr(PlayedDataset, "iter_rows", broken)
+    with pytest.raises(BackendError, match="ray gave up") as found:
+        report(engine="ray", logits="rows")
+    assert found.value.why == "The node died."
 
 
 @pytest.mark.parametrize(
@@ -217,7 +270,7 @@ def workers() -> Iterator[int]:
                 name = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::_Worker"):
+            if name.startswith(b"ray::MapWorker"):
                 yield int(process.name)
 
 

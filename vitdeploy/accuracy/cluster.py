@@ -1,15 +1,19 @@
-"""The shards of a check on a cluster of Ray: actors hold the sessions, and each takes one shard after another."""
+"""The shards of a check on a cluster of Ray: actors of Ray Data hold the sessions, and take one after another."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
+import os
+import pickle
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.accuracy.blocks import cannot_write
 from vitdeploy.accuracy.check import Check
 from vitdeploy.accuracy.shards import Shard
 from vitdeploy.bundle import Bundle
@@ -27,7 +31,8 @@ ENGINES = (RAY,)
 IMAGES = 1024  # of a shard at most, unless there would be more than `SHARDS`
 SHARDS = 1024
 _AGAIN = "run the same command again, which goes on where it stopped"
-RESTARTS = 3  # of a worker that is lost, and tries of the shard that it had
+TRIES = 4  # of a shard whose worker is lost
+SHARD, ERROR = "shard", "error"  # columns of the dataset
 
 
 def shards_for(images: int) -> int:
@@ -61,30 +66,33 @@ def check_engine(engine: str, *, data: Any, metric: Any, logits: Any, merge: Any
 def compute_on_ray(given: Mapping[str, Any], root: Path, shards: int, workers: int | None) -> None:
     """Compute all shards of a check into `root`; what is there already stays as it is.
 
+    The numbers of the shards are a dataset of Ray Data, and its actors hold the sessions.
+
     given    arguments of `Check.of`, which are sent to the workers
     workers  actors; None for as many as the cluster has processors for
 
-    A worker that is lost is started again, up to `RESTARTS` times, and goes on with its shard. Raises what
+    A worker that is lost is started again and goes on with its shard, which is tried `TRIES` times. Raises what
     `validate_shard` raises, BackendError where workers are lost again and again, and MissingDependencyError.
     """
     data = given["data"] if url_of(given["data"]) is not None else Path(given["data"]).absolute()
     given = {**given, "bundle": _paths(given["bundle"]), "baseline": _paths(given["baseline"]), "data": data}
-    with _connected() as ray:
+    with _connected() as ray, _counted(root) as tries:
         processors = given["options"].threads or 1
-        count = workers or int(ray.cluster_resources().get("CPU", 1)) // processors
-        kind = ray.remote(num_cpus=processors, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Worker)
-        idle = deque(kind.remote(given, root.absolute()) for _ in range(max(1, min(count, shards))))
-        left = deque(range(shards))
-        busy: dict[Any, Any] = {}
-        log.info("%d shards on %d workers of ray", shards, len(idle))
+        count = max(1, min(shards, workers or int(ray.cluster_resources().get("CPU", 1)) // processors))
+        done = ray.data.from_items(
+            [{SHARD: number} for number in range(shards)], override_num_blocks=shards
+        ).map_batches(
+            _Worker,
+            fn_constructor_args=(given, root.absolute(), shards, tries),
+            batch_size=1,
+            num_cpus=processors,
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+        )
+        log.info("%d shards on %d workers of ray", shards, count)
         with Progress("validating shards", shards) as progress:
-            while left or busy:
-                while left and idle:
-                    worker = idle.popleft()
-                    busy[worker.compute.remote(left.popleft(), shards)] = worker
-                (done, *_), _ = ray.wait(list(busy))
-                _raise_ours(ray, done)
-                idle.append(busy.pop(done))
+            for row in _rows(ray, done):
+                if row[ERROR]:
+                    raise pickle.loads(row[ERROR])
                 progress.advance()
 
 
@@ -98,45 +106,71 @@ def _paths(bundles: Any) -> Any:
 
 
 class _Worker:
-    """In a process of its own, perhaps on another machine.
+    """In a process of its own, perhaps on another machine. Sessions are loaded with the first shard."""
 
-    Sessions are loaded with the first shard: an error then is that of a task, which Ray hands on as it is.
-    """
-
-    def __init__(self, given: Mapping[str, Any], root: Path) -> None:
-        self._given, self._root = given, root
+    def __init__(self, given: Mapping[str, Any], root: Path, shards: int, tries: Path) -> None:
+        self._given, self._root, self._shards, self._tries = given, root, shards, tries
         self._closing = ExitStack()
         self._computer: ShardComputer | None = None
 
-    def compute(self, number: int, total: int) -> None:
+    def __call__(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Which shards, and of each the error as bytes: Ray wraps what is raised in texts of its own."""
+        return {SHARD: rows[SHARD], ERROR: [self._error(int(number)) for number in rows[SHARD]]}
+
+    def _error(self, number: int) -> bytes:
+        try:
+            self._compute(number)
+        except VitDeployError as error:
+            return pickle.dumps(error)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            return pickle.dumps(BackendError("a worker of ray failed", why=why, fix=_AGAIN))
+        return b""
+
+    def _compute(self, number: int) -> None:
         from vitdeploy.accuracy.sharded import ShardComputer
 
+        # Ray Data starts a lost worker again for ever.
+        with (self._tries / str(number)).open("ab") as file:
+            file.write(b".")
+            if file.tell() > TRIES:
+                why = f"each time in shard {number} of {self._shards}"
+                raise BackendError(f"a worker of ray was lost {TRIES} times", why=why, fix=_AGAIN)
         if self._computer is None:
             self._computer = ShardComputer(Check.of(**self._given), self._root, self._closing)
-        self._computer.compute(Shard(number, total))
+        self._computer.compute(Shard(number, self._shards))
 
 
-def _raise_ours(ray: Any, task: Any) -> None:
-    """Raise what a task raised, as an error of ours."""
+@contextlib.contextmanager
+def _counted(root: Path) -> Iterator[Path]:
+    """A folder beside the shards, in which the tries of this call are counted."""
+    with cannot_write(root):
+        root.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".ray-", dir=root, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name).absolute()
+
+
+def _rows(ray: Any, done: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a dataset as they are ready; BackendError where Ray gives up."""
     try:
-        ray.get(task)
-    except ray.exceptions.RayActorError as error:
+        yield from done.iter_rows()
+    except ray.exceptions.RayError as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BackendError(f"a worker of ray was lost more than {RESTARTS} times", why=why, fix=_AGAIN) from error
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VitDeployError):
-            raise error.cause from None
-        why = f"{type(error.cause).__name__}: {error.cause}"
-        raise BackendError("a worker of ray failed", why=why, fix=_AGAIN) from error
+        raise BackendError("ray gave up", why=why, fix=_AGAIN) from error
 
 
 @contextlib.contextmanager
 def _connected() -> Iterator[Any]:
     """Ray, connected to the cluster that RAY_ADDRESS names, or to one on this machine alone, which ends with it."""
+    # What Ray says of its own actors is of no use here; a variable that is set stays as it is.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
-    except ImportError:
-        raise MissingDependencyError("ray", needed_for="--engine ray", extra="ray") from None
+        import ray.data
+    except ImportError as error:
+        name = (error.name or "ray").partition(".")[0]
+        raise MissingDependencyError(name, needed_for="--engine ray", extra="ray") from None
     mine = not ray.is_initialized()
     if mine:
         try:
@@ -144,8 +178,11 @@ def _connected() -> Iterator[Any]:
         except Exception as error:  # ray raises kinds of its own, and of what is below it
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BackendError("ray does not start", why=why, fix="check RAY_ADDRESS, or unset it") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells that a worker is lost
+            yield ray
     finally:
         if mine:
             ray.shutdown()
