@@ -305,6 +305,33 @@ def test_the_source_of_tensorrt_is_one_that_a_compiler_takes(version: str, baked
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch", ["batch", 3])
+@pytest.mark.parametrize("baked", [False, True])
+def test_the_program_of_tensorrt_gives_the_logits_of_python_where_tensorrt_is_played(
+    batch: int | str, baked: bool, options: dict[str, list[str]], tmp_path: Path
+) -> None:
+    if "openvino" not in options:
+        pytest.skip("OpenVINO plays TensorRT, and is not here")
+    bundle = write_linear(tmp_path / "b", baked=baked, batch=batch)
+    vitdeploy.handoff(bundle, tmp_path / "out", to="cpp")
+    shutil.copy(tmp_path / "out" / "model.onnx", tmp_path / "out" / "model.plan")
+    sources = "main.cpp;image.cpp;preprocess.cpp;tensorrt.cpp"
+    words = [f"-DPROJECT={tmp_path / 'out'}", f"-DSOURCES={sources}", *options["openvino"]]
+    call("cmake", "-S", Path(__file__).with_name("standin"), "-B", tmp_path / "build", *words)
+    call("cmake", "--build", tmp_path / "build")
+    program, paths = tmp_path / "build" / "classify", images(tmp_path / "images")[:5]
+    assert "passed" in call(program, "--check")
+    call(program, "--logits", tmp_path / "logits.bin", *paths)
+    if batch == "batch":
+        found = np.fromfile(tmp_path / "logits.bin", "<f4").reshape(len(paths), -1)
+        np.testing.assert_allclose(found, logits_of(bundle, paths, "openvino"), rtol=0, atol=1e-5)
+    (tmp_path / "out" / "model.plan").write_bytes(b"no engine")
+    assert "TensorRT refuses the engine" in call(program, "--check", code=2)
+    (tmp_path / "out" / "model.plan").unlink()
+    assert "cannot read the engine" in call(program, "--check", code=2)
+
+
+@pytest.mark.slow
 def test_the_program_refuses_what_is_wrong_in_words(build: Build, tmp_path: Path) -> None:
     bundle = write_linear(tmp_path / "b")
     vitdeploy.handoff(bundle, tmp_path / "out", to="cpp")

@@ -1,4 +1,4 @@
-// What tensorrt.cpp asks of TensorRT 8.5 and newer, with the signatures of its NvInferRuntime.h: to compile, not to run.
+// What tensorrt.cpp asks of TensorRT 8.5 and newer, with the signatures of its NvInferRuntime.h; played.cpp does it.
 #pragma once
 
 #include <cstddef>

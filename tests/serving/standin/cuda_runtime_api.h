@@ -1,4 +1,4 @@
-// What tensorrt.cpp asks of the CUDA runtime: to compile, not to run.
+// What tensorrt.cpp asks of the CUDA runtime; played.cpp does it.
 #pragma once
 
 #include <cstddef>
