@@ -18,7 +18,7 @@ from vitdeploy.bundle import Manifest
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.run import run
 from vitdeploy.preprocess import Preprocessing, normalise
-from vitdeploy.serving.edits import check_edited, gives_probabilities, takes_planes
+from vitdeploy.serving.edits import check_edited, gives_probabilities, takes_planes, without_scalars
 
 pytest.importorskip("onnxruntime")
 
@@ -162,3 +162,24 @@ def test_a_graph_that_is_no_longer_valid_is_an_error_of_ours(manifest: Manifest)
     proto.graph.node[0].input[0] = "nowhere"
     with pytest.raises(BackendError, match="not valid ONNX"):
         takes_planes(proto.SerializeToString(), manifest)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.INT64])
+def test_an_output_that_is_a_number_gets_an_axis_and_its_readers_read_the_number(kind: int) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["x", "sum"], ["moved"]),
+            helper.make_node("Neg", ["sum"], ["sum_number"]),
+        ],
+        "sums",
+        [value("x", kind, ["n", 3])],
+        [value("sum", kind, []), value("moved", kind, ["n", 3]), value("sum_number", kind, [])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    x = np.arange(6, dtype=helper.tensor_dtype_to_np_dtype(kind)).reshape(2, 3)
+    expected, found = run(model, {"x": x}), run(without_scalars(model), {"x": x})
+    assert {name: one.shape for name, one in found.items()} == {"sum": (1,), "moved": (2, 3), "sum_number": (1,)}
+    for name, other in expected.items():
+        np.testing.assert_array_equal(found[name].reshape(other.shape), other)

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import vitdeploy
 from tests.bundles import write_tiny_bundle
 from tests.serving.cases import LABELS, write_linear
+from tests.tasks.task_cases import write_network
 from vitdeploy.bundle import Bundle
 from vitdeploy.machine.hardware import read_cpu
 from vitdeploy.preprocess import preprocess_batch
@@ -113,6 +115,28 @@ class Triton:
         self._process.wait(60)
 
 
+def write_numbers(path: Path, *, whole: str | None = None, **options: Any) -> Bundle:
+    """Images and integers in; out come a number for each sample, and integers; with `whole` one for all samples."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        "images": rng.normal(size=(6, 3, 16, 16)).astype(np.float32),
+        "ids": rng.integers(-9, 9, (6, 4)),
+        "gain": rng.normal(size=6).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["mean"]),
+        helper.make_node("Squeeze", ["mean", "axes"], ["channels"]),
+        helper.make_node("MatMul", ["channels", "weight"], ["plain"]),
+        helper.make_node("Mul", ["plain", "gain"], ["score"]),
+        helper.make_node("Add", ["ids", "ids"], ["doubled"]),
+    ]
+    if whole is not None:
+        nodes.append(helper.make_node("ReduceSum", ["score"], [whole], keepdims=0))
+    weights = {"weight": np.array([1, -2, 3], np.float32), "axes": np.array([2, 3])}
+    outputs = {"score": ("float32",), "doubled": ("int64", 4)}
+    return write_network(path, nodes, outputs, weights, inputs=inputs, whole=whole, labels=(), **options)
+
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("bundles")
@@ -124,6 +148,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         "nameless": write_linear(folder / "nameless", labels=()),
         "Name.of-a_model2": write_linear(folder / "odd", output="logits/of:it"),
         "pyramid": write_tiny_bundle(folder / "pyramid", pyramid=True),
+        "numbers": write_numbers(folder / "numbers"),
+        "numbers-3": write_numbers(folder / "numbers-3", batch=3),
+        "whole": write_numbers(folder / "whole", whole="sum"),
         **{name: vitdeploy.export(NETWORK, folder / name, **options) for name, options in EXPORTS.items()},
     }
 
@@ -145,16 +172,30 @@ def triton(servers: Path, bundles: dict[str, Bundle], tmp_path_factory: pytest.T
         server.stop()
 
 
-@pytest.mark.parametrize("name", ["free", "one", "fixed", "pixels", "nameless", "Name.of-a_model2", "pyramid"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("free", "one", "fixed", "pixels", "nameless", "Name.of-a_model2", "pyramid"),
+        *("numbers", "numbers-3", "whole"),
+    ],
+)
 def test_triton_answers_with_the_outputs_of_the_reference(
     name: str, triton: Triton, bundles: dict[str, Bundle]
 ) -> None:
     reference = bundles[name].reference()
-    rows = {"one": 1, "fixed": 2}.get(name, len(next(iter(reference.inputs.values()))))
-    found = triton.ask(name, {key: value[:rows] for key, value in reference.inputs.items()})
+    rows = {"one": 1, "fixed": 2, "numbers-3": 3}.get(name, len(next(iter(reference.inputs.values()))))
+    given = {key: value[:rows] for key, value in reference.inputs.items()}
+    if name == "numbers":
+        given["gain"] = given["gain"][:, None]
+    found = triton.ask(name, given)
     assert found.keys() == reference.outputs.keys()
     for key, value in reference.outputs.items():
-        np.testing.assert_allclose(found[key], value[:rows], rtol=0, atol=1e-5 * np.abs(value).max())
+        expected = value[:rows] if value.ndim else value
+        # A number for each sample has an axis of 1 where the server puts requests together.
+        assert found[key].shape in (expected.shape, (*expected.shape, 1))
+        np.testing.assert_allclose(
+            found[key].reshape(expected.shape), expected, rtol=0, atol=1e-5 * np.abs(value).max()
+        )
 
 
 # The backend of OpenVINO cannot be told to compute in FP32, which the page beside its files says.

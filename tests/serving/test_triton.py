@@ -12,12 +12,15 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 import vitdeploy
 from tests.bundles import write_tiny_bundle
 from tests.serving.cases import LABELS, SIZE, write_linear
 from tests.serving.record import RECORD, recorded
+from tests.tasks.task_cases import write_network
 from vitdeploy.bundle import Bundle, TensorSpec
+from vitdeploy.errors import UsageError
 from vitdeploy.serving.content import one_line
 from vitdeploy.serving.triton import _TYPES, Word, _tensor, render
 
@@ -159,7 +162,30 @@ def test_any_tensor_keeps_its_name_type_and_shape(
     assert found.name == name
     assert word(found, "data_type").lower().replace("_", "").removeprefix("type").replace("fp", "float") == dtype
     assert list(found.dims) == (expected or [1])
-    assert found.HasField("reshape") == (not expected), "a scalar, which the server gets as one value"
+    assert found.HasField("reshape") == (not expected and largest > 0), "a number for each sample"
+
+
+def test_numbers_without_an_axis_get_one_or_are_refused(messages: Any, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "weight"], ["score"]),
+        helper.make_node("ReduceSum", ["score"], ["sum"], keepdims=0),
+    ]
+    weights = {"weight": np.array([2], np.float32)}
+    whole = write_network(tmp_path / "b", nodes, {"score": ("float32",)}, weights, whole="sum", labels=())
+    config = parsed(messages, tmp_path / "out", whole)
+    assert [(one.name, list(one.dims), one.HasField("reshape")) for one in config.output] == [
+        ("score", [-1], False),
+        ("sum", [1], False),
+    ]
+    report = vitdeploy.handoff(whole, tmp_path / "again", to="triton")
+    assert any(one.startswith("sum has the shape [1]") for one in report.baked)
+    (tmp_path / "engine").write_bytes(b"ftrt engine")
+    with pytest.raises(UsageError, match="no single numbers, such as the output sum"):
+        vitdeploy.handoff(whole, tmp_path / "plan", to="triton", engine=tmp_path / "engine")
+    each = write_network(tmp_path / "c", nodes[:2], {"score": ("float32",)}, weights, labels=())
+    report = vitdeploy.handoff(each, tmp_path / "each", to="triton")
+    assert any(one.startswith("score has the shape [N, 1]") for one in report.differs)
 
 
 def test_every_kind_of_value_is_read_back(messages: Any) -> None:

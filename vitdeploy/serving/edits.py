@@ -63,6 +63,27 @@ def gives_probabilities(model: bytes) -> bytes:
     return _checked(proto, onnx)
 
 
+def without_scalars(model: bytes) -> bytes:
+    """The model with a shape of [1] for each output that is a single number."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    graph = proto.graph
+    for value in graph.output:
+        if not value.type.tensor_type.HasField("shape") or value.type.tensor_type.shape.dim:
+            continue
+        inner, one = _unused(graph, f"{value.name}_number"), _unused(graph, f"{value.name}_shape")
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), one))
+        _rename(graph, value.name, inner)
+        for node in graph.node:
+            node.output[:] = [inner if name == value.name else name for name in node.output]
+        node = onnx.helper.make_node("Reshape", [inner, one], [value.name], name=_unused(graph, "number"))
+        graph.node.append(node)
+        kind = value.type.tensor_type.elem_type
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, [1]))
+    return _checked(proto, onnx)
+
+
 def output_of(model: bytes) -> str:
     """The name of its only output."""
     import onnx

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.bundle import MODEL, TensorSpec
+from vitdeploy.errors import UsageError
 from vitdeploy.serving.arithmetic import integers_overflow, openvino_rounds
 from vitdeploy.serving.content import Content, Destination, File, Request, label_lines, octal
+from vitdeploy.serving.edits import without_scalars
 from vitdeploy.serving.kserve import inference_service
 from vitdeploy.tensorrt.options import BATCH_PROFILE
 
@@ -63,16 +65,31 @@ def write(request: Request) -> Content:
     files["kserve.yaml"] = inference_service(request, "kserve-tritonserver", format_name)
     return Content(
         files=files,
+        baked=[f"{name} has the shape [1] and not []: the server knows no scalars." for name in _numbers(request)],
         start=[_START if request.engine is None else _START.replace("docker run", "docker run --gpus all")],
-        differs=list(_differs(request)),
+        differs=list(_differs(request, largest)),
         told=list(_told(request, largest)),
     )
 
 
 def _model_files(request: Request) -> dict[str, File]:
+    numbers = _numbers(request)
+    if numbers and (request.engine is not None or request.native):
+        raise UsageError(
+            f"the server takes no single numbers, such as the output {numbers[0]}",
+            why="they have no axis, and only a model of ONNX can be given one here",
+            fix="--to triton without an engine, and with a bundle for another target than openvino",
+        )
     if request.engine is not None:
         return {"model.plan": File(request.engine, "the engine that was given")}
+    if numbers:
+        return {MODEL: File(without_scalars(request.model), "the bundle's model, with what is said below")}
     return dict(request.native) or {MODEL: File(request.model, "the bundle's model")}
+
+
+def _numbers(request: Request) -> list[str]:
+    """Outputs that are a single number, whatever the batch."""
+    return [spec.name for spec in request.manifest.outputs if not spec.shape]
 
 
 def _largest_batch(request: Request) -> int:
@@ -116,7 +133,8 @@ def _tensor(spec: TensorSpec, largest: int) -> dict[str, Any]:
     axes = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
     dims = axes[1:] if largest > 0 else axes
     found: dict[str, Any] = {"name": spec.name, "data_type": Word(_TYPES[spec.dtype]), "dims": dims or [1]}
-    return found if dims else {**found, "reshape": {}}  # the server knows no scalars
+    # The model has [batch], and whoever asks [batch, 1]; the server has no such way where it adds no batch.
+    return {**found, "reshape": {}} if not dims and largest > 0 else found
 
 
 def _sample(request: Request, spec: TensorSpec, largest: int) -> np.ndarray[Any, Any]:
@@ -133,7 +151,11 @@ def _has_labels(request: Request) -> bool:
     return bool(labels) and len(outputs) == 1 and outputs[0].shape[1:] == (len(labels),)
 
 
-def _differs(request: Request) -> Iterator[str]:
+def _differs(request: Request, largest: int) -> Iterator[str]:
+    specs = (*request.manifest.inputs, *request.manifest.outputs)
+    for spec in specs if largest > 0 else ():
+        if len(spec.shape) == 1:
+            yield f"{spec.name} has the shape [N, 1] and not [N]: the server knows no scalars."
     if request.engine is not None:
         yield "The engine was not compared with the bundle here; `vitdeploy build BUNDLE` proves it when it builds it."
         return

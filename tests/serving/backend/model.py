@@ -54,7 +54,7 @@ def _onnxruntime(file: Path) -> tuple[Any, dict[str, tuple[Any, Shape]]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file)
-    types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+    types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
     return session.run, {
         one.name: (types[one.type], [axis if isinstance(axis, int) else -1 for axis in one.shape])
         for one in (*session.get_inputs(), *session.get_outputs())
@@ -79,7 +79,8 @@ def _check(tensor: dict[str, Any], largest: int, there: dict[str, tuple[Any, Sha
     if name not in there:
         raise triton.TritonModelException(f"the model has no {name!r}, but {', '.join(there)}")
     dtype, shape = there[name]
-    told = [-1, *tensor["dims"]] if largest > 0 else tensor["dims"]
+    dims = tensor["reshape"]["shape"] if "reshape" in tensor else tensor["dims"]
+    told = [-1, *dims] if largest > 0 else dims
     if shape != told or np.dtype(triton.triton_string_to_numpy(tensor["data_type"])) != np.dtype(dtype):
         raise triton.TritonModelException(
             f"{name!r} is {dtype} {shape} in the model, and {tensor['data_type']} {told} in the configuration"
