@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vitdeploy
 from tests.serving.cases import LABELS, SIZE, recipe, write_linear
 from vitdeploy.bundle import Bundle
-from vitdeploy.preprocess import normalise
+from vitdeploy.preprocess import normalise, to_pixels
 from vitdeploy.serving.content import one_line
+from vitdeploy.serving.wording import FRAME
 
 # The page "Model-proc File", version 2.2.0; `softmax` is a method of the converter `label` in its source.
 PARAMS: dict[str, Any] = {
@@ -112,3 +116,25 @@ def test_the_element_computes_in_fp32_as_a_session_does(tmp_path: Path) -> None:
     images = bundle.reference().inputs["images"]
     with vitdeploy.load(bundle, runtime="openvino") as session:
         np.testing.assert_array_equal(compiled(images)["logits"], session(images))
+
+
+@pytest.mark.parametrize("mode", ["resize_crop", "crop_resize"])
+def test_gstreamer_crops_a_frame_as_the_recipe_does(mode: str, tmp_path: Path) -> None:
+    if shutil.which("gst-launch-1.0") is None:
+        pytest.skip("gst-launch-1.0 is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
+    given = recipe(size=(96, 128), mode=mode, crop_ratio=0.8)
+    written(tmp_path / "out", write_linear(tmp_path / "b", given))
+    page = (tmp_path / "out" / "README.md").read_text()
+    (front,) = re.findall(r"decodebin3 ! \\\n(.*?)  gvaclassify", page, re.DOTALL)
+    # A smooth frame, on which the interpolations agree.
+    rows, columns = np.mgrid[: FRAME[0], : FRAME[1]]
+    frame = np.stack([columns / 8, rows / 5, 128 + 100 * np.sin(rows / 90 + columns / 140)], axis=2).astype(np.uint8)
+    Image.fromarray(frame).save(tmp_path / "frame.png")
+    caps = "video/x-raw,format=RGB"
+    words = f"filesrc location={tmp_path}/frame.png ! pngdec ! videoconvert ! {caps} ! {front} videoconvert ! {caps}"
+    sized = f"videoscale ! {caps},width=128,height=96" if mode == "crop_resize" else "identity"
+    command = f"gst-launch-1.0 -q {words} ! {sized} ! filesink location={tmp_path}/made.raw"
+    subprocess.run(command.replace("\\\n", " ").split(), check=True, timeout=60)
+    made = np.fromfile(tmp_path / "made.raw", np.uint8).reshape(96, 128, 3)
+    expected = to_pixels(frame, given)
+    assert np.abs(made.astype(int) - expected).mean() < 1.5
