@@ -32,7 +32,11 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 NETWORK = "lemevit_tiny.eurosat"
-EXPORTS: dict[str, dict[str, Any]] = {"half": {"precision": "fp16"}, "native": {"target": "openvino"}}
+LARGEST = {"one": 1, "filled": 4}
+EXPORTS: dict[str, dict[str, Any]] = {
+    "half": {"precision": "fp16"},
+    "native": {"target": "openvino", "batch": "dynamic"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,7 @@ def write_numbers(path: Path, *, whole: str | None = None, **options: Any) -> Bu
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("bundles")
+    exported = {name: vitdeploy.export(NETWORK, folder / name, **options) for name, options in EXPORTS.items()}
     return {
         "free": write_linear(folder / "free"),
         "one": write_linear(folder / "one"),
@@ -151,7 +156,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         "numbers": write_numbers(folder / "numbers"),
         "numbers-3": write_numbers(folder / "numbers-3", batch=3),
         "whole": write_numbers(folder / "whole", whole="sum"),
-        **{name: vitdeploy.export(NETWORK, folder / name, **options) for name, options in EXPORTS.items()},
+        **exported,
+        "filled": exported["native"],
     }
 
 
@@ -160,7 +166,7 @@ def triton(servers: Path, bundles: dict[str, Bundle], tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("triton")
     repositories = [folder / f"repository-{index}" for index in range(len(bundles) + 1)]
     for (name, bundle), repository in zip(bundles.items(), repositories, strict=False):
-        vitdeploy.handoff(bundle, repository, to="triton", name=name, max_batch=1 if name == "one" else None)
+        vitdeploy.handoff(bundle, repository, to="triton", name=name, max_batch=LARGEST.get(name))
     engine = folder / "engine"
     engine.write_bytes(b"ftrt engine")
     vitdeploy.handoff(bundles["free"], repositories[-1], to="triton", name="plan", engine=engine)
@@ -199,9 +205,12 @@ def test_triton_answers_with_the_outputs_of_the_reference(
 
 
 # The backend of OpenVINO cannot be told to compute in FP32, which the page beside its files says.
+BY_DEFAULT = "bf16" if read_cpu().bf16 else "fp32"
+
+
 @pytest.mark.parametrize(
     ("name", "runtime", "precision"),
-    [("half", "onnxruntime", None), ("native", "openvino", "bf16" if read_cpu().bf16 else "fp32")],
+    [("half", "onnxruntime", None), ("native", "openvino", BY_DEFAULT), ("filled", "openvino", BY_DEFAULT)],
 )
 def test_triton_answers_for_a_photograph_as_a_session_does(
     name: str, runtime: str, precision: str | None, triton: Triton, bundles: dict[str, Bundle]

@@ -140,11 +140,40 @@ def test_an_engine_becomes_a_plan_on_the_gpu(messages: Any, tmp_path: Path) -> N
 
 
 def test_a_bundle_of_openvino_is_served_by_its_backend(messages: Any, tmp_path: Path) -> None:
-    config = parsed(messages, tmp_path / "out", write_linear(tmp_path / "b", native=True))
-    assert (config.platform, config.backend) == ("", "openvino")
-    assert config.parameters["ENABLE_BATCH_PADDING"].string_value == "YES"
+    """Which fills every call up to `max_batch_size`: a single image must not cost what 32 cost."""
+    bundle = write_linear(tmp_path / "b", native=True)
+    config = parsed(messages, tmp_path / "out", bundle)
+    assert (config.platform, config.backend, config.max_batch_size) == ("", "openvino", 0)
+    assert not config.HasField("dynamic_batching")
+    assert not config.parameters
+    assert list(config.input[0].dims) == [-1, DEPTH, *SIZE]
+    assert [(warm.batch_size, list(warm.inputs["images"].dims)) for warm in config.model_warmup] == [
+        (1, [1, DEPTH, *SIZE])
+    ]
     assert word(config.instance_group[0], "kind") == "KIND_CPU"
     assert sorted(path.name for path in (tmp_path / "out" / "linear" / "1").iterdir()) == ["model.bin", "model.xml"]
+    filled = parsed(messages, tmp_path / "filled", bundle, max_batch=4)
+    assert filled.max_batch_size == 4
+    assert filled.parameters["ENABLE_BATCH_PADDING"].string_value == "YES"
+    assert list(filled.input[0].dims) == [DEPTH, *SIZE]
+    assert "computes 4 images for each call" in (tmp_path / "filled" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("batch", "native", "labelled", "words"),
+    [
+        ("batch", False, True, "gets the labels. They"),
+        ("batch", True, True, "gets the labels, for a call of one image. They"),
+        (1, False, True, "gets the labels. They"),
+        (2, False, False, "do not ask for classes"),
+    ],
+)
+def test_classes_can_be_asked_for_where_the_server_ranks_those_of_an_image(
+    batch: int | str, native: bool, labelled: bool, words: str, messages: Any, tmp_path: Path
+) -> None:
+    config = parsed(messages, tmp_path / "out", write_linear(tmp_path / "b", batch=batch, native=native))
+    assert config.output[0].label_filename == ("labels.txt" if labelled else "")
+    assert words in " ".join((tmp_path / "out" / "README.md").read_text().split())
 
 
 @given(

@@ -93,16 +93,25 @@ def _numbers(request: Request) -> list[str]:
 
 
 def _largest_batch(request: Request) -> int:
-    """`max_batch_size`: 0 where the server must not put requests together."""
-    return (request.max_batch or MAX_BATCH) if request.batch_is_free else 0
+    """`max_batch_size`: 0 where the server must not put requests together.
+
+    The backend of OpenVINO computes that many images for every call, and so it is 0 there unless it is asked for.
+    """
+    if not request.batch_is_free:
+        return 0
+    return request.max_batch or (0 if _by_openvino(request) else MAX_BATCH)
+
+
+def _by_openvino(request: Request) -> bool:
+    return request.engine is None and bool(request.native)
 
 
 def _config(request: Request, largest: int, warmup: Mapping[str, Any]) -> dict[str, Any]:
     manifest = request.manifest
-    openvino = request.engine is None and bool(request.native)
+    openvino = _by_openvino(request)
     platform = "tensorrt_plan" if request.engine is not None else "onnxruntime_onnx"
     kind = "KIND_GPU" if request.engine is not None else "KIND_CPU" if openvino else "KIND_AUTO"
-    labels = {"label_filename": LABELS} if _has_labels(request) else {}
+    labels = {"label_filename": LABELS} if _has_labels(request) and _ranks_images(request, largest) else {}
     config: dict[str, Any] = {
         "name": request.name,
         **({"backend": "openvino"} if openvino else {"platform": platform}),
@@ -151,6 +160,11 @@ def _has_labels(request: Request) -> bool:
     return bool(labels) and len(outputs) == 1 and outputs[0].shape[1:] == (len(labels),)
 
 
+def _ranks_images(request: Request, largest: int) -> bool:
+    """Whether the server can rank the classes of an image; where it adds no batch it ranks all of a call."""
+    return largest > 0 or request.manifest.inputs[0].shape[0] == 1 or request.batch_is_free
+
+
 def _differs(request: Request, largest: int) -> Iterator[str]:
     specs = (*request.manifest.inputs, *request.manifest.outputs)
     for spec in specs if largest > 0 else ():
@@ -159,7 +173,7 @@ def _differs(request: Request, largest: int) -> Iterator[str]:
     if request.engine is not None:
         yield "The engine was not compared with the bundle here; `vitdeploy build BUNDLE` proves it when it builds it."
         return
-    if request.native:
+    if _by_openvino(request):
         yield openvino_rounds("The server's backend of OpenVINO")
     else:
         yield (
@@ -171,20 +185,32 @@ def _differs(request: Request, largest: int) -> Iterator[str]:
 
 def _told(request: Request, largest: int) -> Iterator[str]:
     yield "Replace `VERSION` by a release of the server whose image has the backend."
-    if largest > 0:
+    together = f"The server puts requests together, up to {largest} images a call."
+    if largest > 0 and _by_openvino(request):
+        yield f"{together} Its backend of OpenVINO computes {largest} images for each call, however few were sent."
+    elif largest > 0:
+        yield together
+    elif request.batch_is_free:
         yield (
-            f"The server puts requests together, up to {largest} images a call. A client sends the batch in front: "
-            f"[1, …] for one image."
+            "The server does not put requests together, and each may bring another number of images. With --max-batch "
+            "N it would, but its backend of OpenVINO computes N images for each call then, however few were sent."
         )
     else:
         yield "The batch of the model is fixed, so that the server does not put requests together."
+    yield "A client sends the batch in front, such as [1, …] for one image."
     if request.engine is not None:
         yield (
             "The engine runs on the GPU and with the version of TensorRT that it was built for. The batch must lie "
             "within the profile of the engine: the one of `vitdeploy build BUNDLE` reaches 32 by default."
         )
-    if _has_labels(request):
-        yield "A client that asks for classes (`class_count`) gets the labels. They are ranked by logits."
+    if _has_labels(request) and not _ranks_images(request, largest):
+        yield (
+            "Take the logits, and do not ask for classes (`class_count`): the server ranks those of all images of a "
+            "call together. `labels.txt` is for the client."
+        )
+    elif _has_labels(request):
+        alone = "" if largest > 0 or not request.batch_is_free else ", for a call of one image"
+        yield f"A client that asks for classes (`class_count`) gets the labels{alone}. They are ranked by logits."
     yield (
         "`kserve.yaml` serves the same folder under KServe, from a volume claim `models` that holds it. It was not "
         "tried in a cluster."
