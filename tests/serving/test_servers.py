@@ -1,4 +1,4 @@
-"""What is handed off, before the programs that read it: Triton's server and client, and KServe's models."""
+"""What others read, before them: Triton's server and client, and the models of KServe and Kubernetes."""
 
 from __future__ import annotations
 
@@ -250,5 +250,12 @@ def test_triton_loads_every_configuration_and_says_nothing_against_it(
 @pytest.mark.parametrize(("to", "kinds"), [("triton", 1), ("openvino-model-server", 2)])
 def test_kserve_reads_the_documents_as_its_models(to: str, kinds: int, servers: Path, tmp_path: Path) -> None:
     vitdeploy.handoff(write_linear(tmp_path / "b"), tmp_path / "out", to=to, name="LeMe_ViT.x")
-    found = program(servers, "kserve_models.py", tmp_path / "out" / "kserve.yaml").split()
+    found = program(servers, "kubernetes_models.py", tmp_path / "out" / "kserve.yaml").split()
     assert found == ["ServingRuntime", "InferenceService"][-kinds:]
+
+
+def test_kubernetes_reads_the_job_of_the_page_as_its_model(servers: Path, tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "many-images.md").read_text()
+    (job,) = re.findall(r"```yaml\n(apiVersion: batch.*?)```", page, re.DOTALL)
+    (tmp_path / "job.yaml").write_text(job)
+    assert program(servers, "kubernetes_models.py", tmp_path / "job.yaml") == "Job"

@@ -1,6 +1,6 @@
-"""Reads the documents of a file as KServe's own models, and ends with an error for a key that they do not have:
+"""Reads documents as the models of Kubernetes and KServe; a key that these do not have ends it with an error:
 
-python kserve_models.py kserve.yaml
+python kubernetes_models.py kserve.yaml
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import kserve
 import kubernetes.client
 import yaml
 
-KINDS = {"InferenceService": "V1beta1InferenceService", "ServingRuntime": "V1alpha1ServingRuntime"}
+KINDS = {
+    ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
+    ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
+    ("batch/v1", "Job"): "V1Job",
+}
 SIMPLE = {"str": str, "int": int, "bool": bool, "object": object}
 CONTAINER = re.compile(r"(list\[|dict\(str, )(.+)[\])]", re.IGNORECASE)
 
@@ -41,9 +45,5 @@ if __name__ == "__main__":
     with Path(sys.argv[1]).open() as stream:
         documents = list(yaml.safe_load_all(stream))
     for document in documents:
-        model = KINDS[document["kind"]]
-        version = "v1beta1" if model.startswith("V1beta1") else "v1alpha1"
-        if document["apiVersion"] != f"{kserve.constants.KSERVE_GROUP}/{version}":
-            raise ValueError(f"{document['apiVersion']} has no {document['kind']}")
-        read(document, model, document["kind"])
+        read(document, KINDS[document["apiVersion"], document["kind"]], document["kind"])
     print(*(document["kind"] for document in documents))
