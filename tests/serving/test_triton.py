@@ -207,6 +207,7 @@ def test_numbers_without_an_axis_get_one_or_are_refused(messages: Any, tmp_path:
         ("score", [-1], False),
         ("sum", [1], False),
     ]
+    assert "have not all one batch in front" in (tmp_path / "out" / "README.md").read_text()
     report = vitdeploy.handoff(whole, tmp_path / "again", to="triton")
     assert any(one.startswith("sum has the shape [1]") for one in report.baked)
     (tmp_path / "engine").write_bytes(b"ftrt engine")

@@ -195,8 +195,10 @@ def _told(request: Request, largest: int) -> Iterator[str]:
             "The server does not put requests together, and each may bring another number of images. With --max-batch "
             "N it would, but its backend of OpenVINO computes N images for each call then, however few were sent."
         )
-    else:
+    elif isinstance(request.manifest.inputs[0].shape[0], int):
         yield "The batch of the model is fixed, so that the server does not put requests together."
+    else:
+        yield "The server does not put requests together, for inputs and outputs have not all one batch in front."
     yield "A client sends the batch in front, such as [1, …] for one image."
     if request.engine is not None:
         yield (
