@@ -1,9 +1,9 @@
 """Records the messages of Triton's model configuration, from the client package itself, into model_config.json here.
 
-    pip install 'tritonclient[grpc]' && python record.py
+    python record.py
 
 The package asks for older versions of protobuf and ml-dtypes than other packages bring, so that it is recorded in an
-environment of its own, and the tests read the record. Where it is installed, a test holds the record against it.
+environment of its own, that of servers.sh, and the tests read the record. A test of the servers holds it against them.
 """
 
 from __future__ import annotations

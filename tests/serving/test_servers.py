@@ -60,6 +60,7 @@ class Triton:
     def __init__(self, servers: Path, repositories: list[Path], folder: Path) -> None:
         self._servers, self._folder = servers, folder
         self.log = folder / "server.log"
+        self.configurations = sorted(path for root in repositories for path in root.glob("*/config.pbtxt"))
         site = next((servers / "lib").glob("python*/site-packages"))
         backends = self._backends(site / "pytriton" / "tritonserver")
         with contextlib.ExitStack() as stack:
@@ -225,6 +226,18 @@ def test_triton_answers_for_a_photograph_as_a_session_does(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     (best,) = triton.ask(name, {"images": images}, classes=1)["logits"].ravel()
     assert best.decode().split(":")[1:] == [str(expected.argmax()), bundle.manifest.labels[expected.argmax()]]
+
+
+def test_the_client_of_triton_parses_every_configuration(
+    triton: Triton, servers: Path, bundles: dict[str, Bundle]
+) -> None:
+    """By `model_config_pb2` and `text_format`; and the record that other tests read is what the client says."""
+    found = dict(line.split() for line in program(servers, "triton_config.py", *triton.configurations).splitlines())
+    assert found.keys() == {*bundles, "plan"}
+    assert {name: found[name] for name in ("free", "one", "fixed", "native", "filled")} == {
+        **{"free": "32", "one": "1", "fixed": "0"},
+        **{"native": "0", "filled": "4"},
+    }
 
 
 def test_triton_names_the_classes(triton: Triton, bundles: dict[str, Bundle]) -> None:

@@ -17,7 +17,7 @@ from onnx import helper
 import vitdeploy
 from tests.bundles import write_tiny_bundle
 from tests.serving.cases import LABELS, SIZE, write_linear
-from tests.serving.record import RECORD, recorded
+from tests.serving.record import RECORD
 from tests.tasks.task_cases import write_network
 from vitdeploy.bundle import Bundle, TensorSpec
 from vitdeploy.errors import UsageError
@@ -36,28 +36,6 @@ def messages() -> Any:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(description)
     return lambda name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}"))
-
-
-def test_the_record_is_what_the_client_package_says() -> None:
-    pytest.importorskip(
-        "tritonclient.grpc", reason="tritonclient asks for an older protobuf: an environment of its own"
-    )
-    found, record = recorded(), json.loads(RECORD.read_text())
-    if found["tritonclient"] != record["tritonclient"]:
-        pytest.skip(f"the record is of {record['tritonclient']}")
-    assert found == record
-
-
-def test_the_client_package_parses_the_configuration(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "tritonclient.grpc", reason="tritonclient asks for an older protobuf: an environment of its own"
-    )
-    from tritonclient.grpc import model_config_pb2
-
-    vitdeploy.handoff(write_linear(tmp_path / "b"), tmp_path / "out", to="triton")
-    text = (tmp_path / "out" / "linear" / "config.pbtxt").read_text()
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert (config.name, config.max_batch_size) == ("linear", 32)
 
 
 def parsed(messages: Any, folder: Path, bundle: Bundle, **options: Any) -> Any:
