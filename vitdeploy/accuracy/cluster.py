@@ -178,11 +178,15 @@ def _connected() -> Iterator[Any]:
         except Exception as error:  # ray raises kinds of its own, and of what is below it
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BackendError("ray does not start", why=why, fix="check RAY_ADDRESS, or unset it") from error
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Ray tells that a worker is lost
             yield ray
     finally:
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
         if mine:
             ray.shutdown()

@@ -2,7 +2,9 @@
 
 Keys and their meaning: `model_config.proto` of triton-inference-server/common and the page "Model Configuration" of the
 server's user guide. With `max_batch_size` above 0 the shapes leave out the batch, which the server puts in front of
-them; with 0 they are those of the model.
+them; with 0 they are those of the model. What its backends do and can be told: their sources, openvino_backend (read in
+2026, that of OpenVINO 2024) and onnxruntime_backend of triton-inference-server; TF32: `use_tf32` of ONNX Runtime's page
+on its CUDA execution provider.
 """
 
 from __future__ import annotations
